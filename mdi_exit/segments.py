@@ -1,0 +1,79 @@
+"""What a model looks like to the core, and which segments a set of spans makes possible.
+
+A **segment** is what a node runs in one go: from the layer at which a task enters, through its
+span, up to and including the first exit, or to the span's end where no exit comes before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mdi_exit.span import LayerSpan
+
+__all__ = ["ModelPlan", "SegmentKey", "needed_segments", "segment_stop"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SegmentKey:
+    """Layers ``entry`` to ``stop - 1``, with or without the exit head at the end of the last of them."""
+
+    entry: int
+    stop: int
+    head: bool
+
+    @property
+    def file(self) -> str:
+        """The name under which the composed graph travels: ``segment-4-5-head``."""
+        return f"segment-{self.entry}-{self.stop - 1}-{'head' if self.head else 'body'}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """The little that decisions need to know of a model.
+
+    ``exit_layers``: layers that end in an exit, rising; the last layer is always one.
+    ``feature_bytes``: for each layer, bytes of the float32 tensor that enters it.
+    """
+
+    digest: str
+    layer_count: int
+    exit_layers: tuple[int, ...]
+    feature_bytes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.layer_count < 1 or len(self.feature_bytes) != self.layer_count:
+            raise ValueError(f"expected feature_bytes for {self.layer_count} layers, got {len(self.feature_bytes)}")
+        if tuple(sorted(set(self.exit_layers))) != self.exit_layers or self.exit_layers[-1:] != (self.layer_count - 1,):
+            raise ValueError(f"expected rising exit layers that end at {self.layer_count - 1}, got {self.exit_layers}")
+
+    def exit_index(self, layer: int) -> int:
+        """The exit number (0…K-1) at the end of ``layer``."""
+        return self.exit_layers.index(layer)
+
+    def segment(self, entry: int, span: LayerSpan, *, early_exits: bool) -> SegmentKey:
+        """The segment that a node of ``span`` runs for a task that enters at ``entry``.
+
+        Without ``early_exits`` only the last layer keeps its head: the baseline must not pay for heads.
+        """
+        stop = segment_stop(entry, span, self.exit_layers)
+        ends_network = stop == self.layer_count
+        return SegmentKey(entry, stop, head=ends_network or (early_exits and stop - 1 in self.exit_layers))
+
+
+def segment_stop(entry: int, span: LayerSpan, exit_layers: Iterable[int]) -> int:
+    """One past the last layer of the segment that starts at ``entry``. Raises ``ValueError`` outside the span."""
+    if entry not in span:
+        raise ValueError(f"expected an entry in {span}, got {entry}")
+    return min([span.stop, *(layer + 1 for layer in exit_layers if layer >= entry)])
+
+
+def needed_segments(plan: ModelPlan, span: LayerSpan, all_spans: Iterable[LayerSpan]) -> frozenset[SegmentKey]:
+    """Segments that a node of ``span`` may be asked to run while the spans in force are ``all_spans``.
+
+    A task enters at layer 0, after an exit, or where some span ends (its own excepted: a task leaves there).
+    """
+    entries = {0, *(layer + 1 for layer in plan.exit_layers), *(other.stop for other in all_spans)}
+    return frozenset(
+        plan.segment(entry, span, early_exits=early) for entry in entries if entry in span for early in (True, False)
+    )
