@@ -1,0 +1,135 @@
+"""All topics on one screen: topic, message type, QoS, retain.
+
+``mdi/{deployment}/`` comes first in each; names match ``[A-Za-z0-9_-]{1,40}``. QoS 0 with the
+application's own credits and acknowledgements for features; QoS 1 for control and results.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mdi_exit.errors import UsageError, WireError
+from mdi_exit.span import LayerSpan
+
+__all__ = [
+    "AGENTS",
+    "CHUNK",
+    "CONTROL",
+    "LAYERS",
+    "LINKS",
+    "MANIFEST",
+    "RESULTS",
+    "TELEMETRY",
+    "Route",
+    "TopicKind",
+    "Topics",
+    "checked_name",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TopicKind:
+    """One row of the table: a template, the wire message that it carries, QoS and retain flag."""
+
+    template: str
+    message: str
+    qos: int
+    retain: bool
+
+
+# fmt: off
+LAYERS    = TopicKind("layers/{span}/{node}",             "Features",  0, retain=False)
+RESULTS   = TopicKind("results/{node}",                   "Results",   1, retain=False)
+TELEMETRY = TopicKind("telemetry/{node}",                 "Telemetry", 0, retain=False)
+AGENTS    = TopicKind("agents/{node}",                    "Status",    1, retain=True)
+LINKS     = TopicKind("links/{node}/{sender}",            "Link",      0, retain=False)
+CONTROL   = TopicKind("control",                          "Control",   1, retain=True)
+MANIFEST  = TopicKind("model/manifest",                   "Manifest",  1, retain=True)
+CHUNK     = TopicKind("model/{digest}/{file}/{chunk}",    "Chunk",     1, retain=True)
+# fmt: on
+
+NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+_FIELD = {
+    "span": r"(?P<span>\d{1,5}-\d{1,5})",
+    "node": r"(?P<node>[A-Za-z0-9_-]{1,40})",
+    "sender": r"(?P<sender>[A-Za-z0-9_-]{1,40})",
+    "digest": r"(?P<digest>[0-9a-f]{8,64})",
+    "file": r"(?P<file>[A-Za-z0-9_.-]{1,80})",
+    "chunk": r"(?P<chunk>\d{1,6})",
+}
+
+
+def _pattern(kind: TopicKind) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\{(\w+)\}", lambda match: _FIELD[match[1]], kind.template))
+
+
+_KINDS = [(kind, _pattern(kind)) for kind in (LAYERS, RESULTS, TELEMETRY, AGENTS, LINKS, CONTROL, MANIFEST, CHUNK)]
+
+
+def checked_name(name: str, what: str = "name") -> str:
+    """``name`` if it may stand in a topic; else ``UsageError``."""
+    if not NAME.fullmatch(name):
+        raise UsageError(what, "1 to 40 letters, digits, - or _", repr(name))
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A parsed topic: its kind and the fields that it names."""
+
+    kind: TopicKind
+    node: str = ""
+    sender: str = ""
+    span: str = ""
+    digest: str = ""
+    file: str = ""
+    chunk: int = 0
+
+
+class Topics:
+    """The topics of one deployment."""
+
+    __slots__ = ("_prefix", "deployment")
+
+    def __init__(self, deployment: str) -> None:
+        self.deployment = checked_name(deployment, "deployment")
+        self._prefix = f"mdi/{deployment}/"
+
+    def layers(self, span: LayerSpan, node: str) -> str:
+        return f"{self._prefix}layers/{span.first}-{span.last}/{node}"
+
+    def results(self, node: str) -> str:
+        return f"{self._prefix}results/{node}"
+
+    def telemetry(self, node: str) -> str:
+        return f"{self._prefix}telemetry/{node}"
+
+    def agents(self, node: str) -> str:
+        return f"{self._prefix}agents/{node}"
+
+    def links(self, to: str, sender: str) -> str:
+        return f"{self._prefix}links/{to}/{sender}"
+
+    @property
+    def control(self) -> str:
+        return f"{self._prefix}control"
+
+    @property
+    def manifest(self) -> str:
+        return f"{self._prefix}model/manifest"
+
+    def chunk(self, digest: str, file: str, chunk: int | str) -> str:
+        return f"{self._prefix}model/{digest}/{file}/{chunk}"
+
+    def parse(self, topic: str) -> Route:
+        """The route of ``topic``. Raises ``WireError``: reason ``deployment`` or ``topic``."""
+        if not topic.startswith(self._prefix):
+            raise WireError("deployment", f"expected a topic under {self._prefix}, got {topic[:120]!r}")
+        rest = topic[len(self._prefix) :]
+        for kind, pattern in _KINDS:
+            if match := pattern.fullmatch(rest):
+                fields: dict[str, str] = match.groupdict()
+                chunk = int(fields.pop("chunk", "0"))
+                return Route(kind, chunk=chunk, **fields)
+        raise WireError("topic", f"expected a known topic, got {topic[:120]!r}")

@@ -1,0 +1,281 @@
+"""All messages in one file: a version byte, a small typed msgpack header, raw payload bytes.
+
+A frame is ``version (1 byte) | header length (4 bytes, little-endian) | header | payload``. The header
+is a tagged msgpack array: fields are only ever appended, with a default, so that an older reader meets a
+newer writer's message with extra fields and ignores them. Nothing is ever unpickled, and nothing in a
+message names code. This module sees bytes only; tensors are made of them one floor up.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from mdi_exit.errors import WireError
+
+__all__ = [
+    "MAX_HEADER_BYTES",
+    "MAX_PAYLOAD_BYTES",
+    "VERSION",
+    "Ack",
+    "Best",
+    "Chunk",
+    "Control",
+    "Features",
+    "Manifest",
+    "Message",
+    "Moved",
+    "Probe",
+    "ResultRow",
+    "Results",
+    "SegmentFile",
+    "Status",
+    "Telemetry",
+    "decode",
+    "encode",
+]
+
+VERSION: Final = 1
+MAX_HEADER_BYTES: Final = 64 * 1024
+MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024
+_PREFIX_BYTES: Final = 5
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
+Path = Annotated[tuple[Name, ...], Meta(max_length=64)]
+UInt = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Layer = Annotated[int, Meta(ge=0, le=65535)]
+Dim = Annotated[int, Meta(ge=1, le=2**24)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Score = Annotated[float, Meta(ge=0, le=1)]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{8,64}$")]
+Text = Annotated[str, Meta(max_length=400)]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,80}$")]
+Span = tuple[Layer, Layer]  # half-open
+
+
+class Best(Struct, frozen=True, array_like=True):
+    """The surest exit that a task has passed: exit number, class index, score."""
+
+    exit: Layer
+    label: UInt
+    score: Score
+
+
+class Features(Struct, frozen=True, array_like=True, tag="features"):
+    """A task on its way: the tensor that enters ``next_layer``. Payload: the encoded tensor, without batch.
+
+    ``incarnation`` and ``seq`` are the sender's, for credits and loss detection on this one link;
+    ``times`` are seconds spent so far: computing, waiting in queues.
+    """
+
+    run: UInt
+    sender: Name
+    incarnation: UInt
+    seq: UInt
+    item: UInt
+    attempt: UInt
+    epoch: UInt
+    model: Digest
+    next_layer: Layer
+    codec: Annotated[str, Meta(max_length=20)]
+    shape: Annotated[tuple[Dim, ...], Meta(min_length=1, max_length=8)]
+    crc: UInt
+    path: Path = ()
+    dtype: Annotated[str, Meta(max_length=20)] = "float32"
+    deadline_s: float | None = None
+    best: Best | None = None
+    exit_state: Annotated[tuple[float, ...], Meta(max_length=16)] = ()
+    times: tuple[Seconds, Seconds] = (0.0, 0.0)
+
+
+class ResultRow(Struct, frozen=True, array_like=True):
+    """The end of one attempt at one item: a label from an exit, or an error that says why there is none.
+
+    ``refused`` marks an attempt given back unfinished (a full or leaving node): the source tries again.
+    """
+
+    item: UInt
+    attempt: UInt
+    path: Path
+    exit: Layer = 0
+    label: UInt | None = None
+    score: Score = 0.0
+    error: Text | None = None
+    refused: bool = False
+    times: tuple[Seconds, Seconds] = (0.0, 0.0)
+
+
+class Moved(Struct, frozen=True, array_like=True):
+    """An attempt that this node has handed to ``to``, so that the source knows whom to blame for its loss."""
+
+    item: UInt
+    attempt: UInt
+    to: Name
+
+
+class Results(Struct, frozen=True, array_like=True, tag="results"):
+    """Exit results, refusals and hand-overs of one agent since its last message."""
+
+    run: UInt
+    incarnation: UInt
+    rows: Annotated[tuple[ResultRow, ...], Meta(max_length=4096)] = ()
+    moved: Annotated[tuple[Moved, ...], Meta(max_length=4096)] = ()
+
+
+class Telemetry(Struct, frozen=True, array_like=True, tag="telemetry"):
+    """Load of one node. Dictionaries by layer hold only layers of its span; ``received`` is by sender.
+
+    ``inputs`` and ``outputs`` are I_n and O_n; ``backlog_s`` is the sum of the expected seconds of what waits
+    in I_n, the running task's remainder included; ``speed_s`` is expected seconds a task by entry layer.
+    """
+
+    run: UInt
+    incarnation: UInt
+    node: Name
+    inputs: UInt
+    outputs: UInt
+    backlog_s: Seconds
+    backlog_by_layer_s: dict[Layer, Seconds] = {}
+    speed_s: dict[Layer, Seconds] = {}
+    free_slots: dict[Layer, UInt] = {}
+    received: dict[Name, UInt] = {}
+    counters: dict[Annotated[str, Meta(max_length=40)], UInt] = {}
+    exits: dict[Layer, UInt] = {}
+    stranded: dict[Layer, UInt] = {}
+    sent_bytes: UInt = 0
+    cpu_percent: Annotated[float, Meta(ge=0, le=1e5)] = 0.0
+
+
+class Status(Struct, frozen=True, array_like=True, tag="status"):
+    """Who a node is. Retained; the last will says ``online=False`` with the same incarnation.
+
+    ``entries``: layers at which it takes tasks now. ``window``: tasks that each sender may have waiting there
+    for each entry layer.
+    """
+
+    node: Name
+    incarnation: UInt
+    online: bool
+    role: Annotated[str, Meta(pattern="^(agent|source)$")] = "agent"
+    state: Annotated[str, Meta(max_length=40)] = "offline"
+    span: Span | None = None
+    entries: Annotated[tuple[Layer, ...], Meta(max_length=4096)] = ()
+    window: UInt = 0
+    engine: Annotated[str, Meta(max_length=60)] = ""
+    emulated: Annotated[str, Meta(max_length=60)] = ""
+    version: Annotated[str, Meta(max_length=40)] = ""
+
+
+class Ack(Struct, frozen=True, array_like=True, tag="ack"):
+    """Flow control of one link, from its receiver to its sender; every number but ``hold_s`` is cumulative.
+
+    ``seq``: the highest sequence number received; ``hold_s``: how long ago that was, on the receiver's clock;
+    ``released``: tasks that have left the sender's slots, by layer; ``missing``: recent numbers never received;
+    ``probe``: the probe that this answers.
+    """
+
+    incarnation: UInt
+    to_incarnation: UInt
+    seq: UInt
+    hold_s: Seconds
+    released: dict[Layer, UInt] = {}
+    missing: Annotated[tuple[UInt, ...], Meta(max_length=1024)] = ()
+    inputs: UInt = 0
+    backlog_s: Seconds = 0.0
+    probe: UInt | None = None
+
+
+class Probe(Struct, frozen=True, array_like=True, tag="probe"):
+    """Asks for an acknowledgement: to measure the delay, or because one is overdue. ``last_seq``: last sent."""
+
+    incarnation: UInt
+    number: UInt
+    last_seq: UInt
+
+
+class Control(Struct, frozen=True, array_like=True, tag="control"):
+    """The state that the source wants, written by the source only. ``model``: digest of the artifact."""
+
+    run: UInt
+    incarnation: UInt
+    source: Name
+    epoch: UInt
+    model: Digest
+    threshold: Score
+    paused: bool = False
+
+
+class SegmentFile(Struct, frozen=True, array_like=True):
+    """A composed graph that the source offers: layers ``entry`` to ``stop - 1``."""
+
+    entry: Layer
+    stop: Layer
+    head: bool
+    bytes: Annotated[int, Meta(ge=1, le=2**31)]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    chunks: Annotated[int, Meta(ge=1, le=100_000)]
+
+
+class Manifest(Struct, frozen=True, array_like=True, tag="manifest"):
+    """The model in force: payload is the artifact's ``model.json``; ``segments`` are those on offer."""
+
+    run: UInt
+    source: Name
+    model: Digest
+    crc: UInt
+    segments: Annotated[tuple[SegmentFile, ...], Meta(max_length=4096)] = ()
+
+
+class Chunk(Struct, frozen=True, array_like=True, tag="chunk"):
+    """A piece (at most 256 KiB) of a model file. Payload: its bytes."""
+
+    model: Digest
+    file: FileName
+    index: UInt
+    count: Annotated[int, Meta(ge=1, le=100_000)]
+    crc: UInt
+
+
+Message = Features | Results | Telemetry | Status | Ack | Probe | Control | Manifest | Chunk
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message, payload: bytes | bytearray | memoryview = b"") -> bytes:
+    """One frame. A message with a ``crc`` field must already carry ``zlib.crc32(payload)``."""
+    header = _encoder.encode(message)
+    if len(header) > MAX_HEADER_BYTES:
+        raise WireError("header-size", f"expected at most {MAX_HEADER_BYTES} header bytes, got {len(header)}")
+    return b"".join((bytes((VERSION,)), len(header).to_bytes(4, "little"), header, payload))
+
+
+def decode(frame: bytes) -> tuple[Message, memoryview]:
+    """The message and its payload. Raises ``WireError`` with a short reason; never anything else."""
+    if len(frame) < _PREFIX_BYTES:
+        raise WireError("truncated", f"expected at least {_PREFIX_BYTES} bytes, got {len(frame)}")
+    if frame[0] != VERSION:
+        raise WireError("version", f"expected wire version {VERSION}, got {frame[0]}")
+    size = int.from_bytes(frame[1:_PREFIX_BYTES], "little")
+    if size > MAX_HEADER_BYTES:
+        raise WireError("header-size", f"expected at most {MAX_HEADER_BYTES} header bytes, got {size}")
+    stop = _PREFIX_BYTES + size
+    if len(frame) < stop:
+        raise WireError("truncated", f"expected {stop} bytes of header, got {len(frame)}")
+    if len(frame) - stop > MAX_PAYLOAD_BYTES:
+        raise WireError("payload-size", f"expected at most {MAX_PAYLOAD_BYTES} bytes, got {len(frame) - stop}")
+    view = memoryview(frame)
+    try:
+        message = _decoder.decode(view[_PREFIX_BYTES:stop])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError("header", str(error)) from None
+    payload = view[stop:]
+    expected = getattr(message, "crc", None)
+    if expected is not None and zlib.crc32(payload) != expected:
+        raise WireError("crc", f"expected CRC-32 {expected:08x} of the payload, got {zlib.crc32(payload):08x}")
+    if expected is None and payload:
+        raise WireError("payload-size", f"expected no payload, got {len(payload)} bytes")
+    return message, payload
