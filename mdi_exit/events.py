@@ -1,0 +1,349 @@
+"""What happens to a node (events) and what it wants done (commands): the whole surface of the pure core.
+
+``handle(now, event)`` takes one event and returns commands; the live driver, the simulator and the tests are the only
+callers. ``payload`` is opaque here: a tensor live, nothing in the simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mdi_exit.segments import ModelPlan, SegmentKey
+from mdi_exit.span import LayerSpan
+from mdi_exit.wire import Ack, Best, Control, Moved, Probe, ResultRow, Results, Status, Telemetry
+
+__all__ = [
+    "AckReceived",
+    "Command",
+    "ControlReceived",
+    "Drain",
+    "Drained",
+    "DrawInput",
+    "Event",
+    "GiveUp",
+    "Inject",
+    "InputEnded",
+    "InputOffered",
+    "ModelKnown",
+    "Notice",
+    "Outcome",
+    "ProbeReceived",
+    "Record",
+    "ResultsReceived",
+    "RunSegment",
+    "SegmentDone",
+    "SegmentFailed",
+    "SegmentsReady",
+    "SendAck",
+    "SendControl",
+    "SendFailed",
+    "SendProbe",
+    "SendResults",
+    "SendStatus",
+    "SendTask",
+    "SendTelemetry",
+    "SetAdmission",
+    "StatusReceived",
+    "Task",
+    "TaskReceived",
+    "TelemetryReceived",
+    "Tick",
+    "TransportDown",
+    "TransportUp",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One attempt at one item, about to enter ``next_layer`` with ``payload``.
+
+    ``since``: when it began to wait where it is; ``compute_s`` and ``wait_s``: seconds spent so far, all nodes.
+    """
+
+    run: int
+    item: int
+    attempt: int
+    next_layer: int
+    payload: object
+    size_bytes: int
+    path: tuple[str, ...] = ()
+    best: Best | None = None
+    exit_state: tuple[float, ...] = ()
+    deadline_at: float | None = None
+    compute_s: float = 0.0
+    wait_s: float = 0.0
+    since: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one task's segment gave: class and score if a head ran, and the features unless the network ended."""
+
+    label: int | None
+    score: float
+    payload: object
+    size_bytes: int
+
+
+# --- events of every node
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has come to look at the clock (``next_wakeup``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportUp:
+    """Connected; whatever was on the way before may be lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportDown:
+    """Not connected: nothing can be sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKnown:
+    """The model in force, from the manifest."""
+
+    plan: ModelPlan
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentsReady:
+    """The engine can run these segments; ``seconds`` is one warm run of each at batch 1."""
+
+    seconds: Mapping[SegmentKey, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReceived:
+    sender: str
+    incarnation: int
+    seq: int
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentDone:
+    batch: int
+    seconds: float
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFailed:
+    batch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReceived:
+    """``retained``: the broker's memory, which may be of a node long gone."""
+
+    status: Status
+    retained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryReceived:
+    telemetry: Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class AckReceived:
+    sender: str
+    ack: Ack
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReceived:
+    sender: str
+    probe: Probe
+
+
+@dataclass(frozen=True, slots=True)
+class ControlReceived:
+    control: Control
+
+
+@dataclass(frozen=True, slots=True)
+class Inject:
+    """A task that the source hands to its own worker: an admission or a retry."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Finish what is here, take nothing new."""
+
+
+# --- events of the source only
+
+
+@dataclass(frozen=True, slots=True)
+class InputOffered:
+    """A sample is there: admit or refuse it. ``size_bytes``: of the float32 tensor that enters layer 0."""
+
+    sample: str
+    payload: object
+    size_bytes: int
+    truth: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InputEnded:
+    """No further sample will come."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsReceived:
+    sender: str
+    results: Results
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Every pending item ends with this error now."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetAdmission:
+    """A change from outside: items a second (None: as fast as admission allows), or a threshold."""
+
+    rate_per_s: float | None = None
+    threshold: float | None = None
+
+
+# --- commands
+
+
+@dataclass(frozen=True, slots=True)
+class RunSegment:
+    """Run ``tasks`` through the segment as one batch; answer with SegmentDone or SegmentFailed."""
+
+    batch: int
+    key: SegmentKey
+    tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendTask:
+    to: str
+    span: LayerSpan
+    seq: int
+    epoch: int
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class SendResults:
+    rows: tuple[ResultRow, ...]
+    moved: tuple[Moved, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendFailed:
+    """An event: the transport did not take this command; nothing of it was sent."""
+
+    command: SendTask | SendResults
+
+
+@dataclass(frozen=True, slots=True)
+class SendTelemetry:
+    telemetry: Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class SendStatus:
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class SendAck:
+    to: str
+    ack: Ack
+
+
+@dataclass(frozen=True, slots=True)
+class SendProbe:
+    to: str
+    probe: Probe
+
+
+@dataclass(frozen=True, slots=True)
+class SendControl:
+    control: Control
+
+
+@dataclass(frozen=True, slots=True)
+class DrawInput:
+    """The next sample is due: answer with InputOffered or InputEnded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The one result of an item: ``row.label`` or ``row.error``; ``latency_s`` since admission."""
+
+    sample: str
+    truth: int | None
+    row: ResultRow
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A line for people: joins, deaths, gaps, drops. ``kind`` is a short label fit for a metric."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """After Drain: nothing is left here."""
+
+
+Command = (
+    RunSegment
+    | SendTask
+    | SendResults
+    | SendTelemetry
+    | SendStatus
+    | SendAck
+    | SendProbe
+    | SendControl
+    | DrawInput
+    | Record
+    | Notice
+    | Drained
+)
+
+Event = (
+    Tick
+    | TransportUp
+    | TransportDown
+    | ModelKnown
+    | SegmentsReady
+    | TaskReceived
+    | SegmentDone
+    | SegmentFailed
+    | SendFailed
+    | StatusReceived
+    | TelemetryReceived
+    | AckReceived
+    | ProbeReceived
+    | ControlReceived
+    | Inject
+    | Drain
+    | GiveUp
+    | InputOffered
+    | InputEnded
+    | ResultsReceived
+    | SetAdmission
+)

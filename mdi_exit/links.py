@@ -1,0 +1,210 @@
+"""One directed link between two nodes: credits, loss detection, delay, and the correction of stale reports.
+
+The receiver grants each sender ``window`` slots for each entry layer and says, cumulatively, how many of the tasks sent
+have left their slots; a lost acknowledgement costs nothing, since the next one repeats it. Features of one sender arrive
+in order, so a jump in the sequence numbers is a loss; a loss at the tail is found by a probe. All on the sender's clock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from mdi_exit.wire import Ack
+
+__all__ = ["DelayModel", "Inbound", "Outbound", "Sent"]
+
+_FORGET: Final = 0.98
+_MISSING_KEPT: Final = 256
+
+
+@dataclass(slots=True)
+class DelayModel:
+    """D(b) = a + b/B seconds for b bytes, fitted to round trips less the receiver's hold time.
+
+    A sample is one message of b bytes there and one small acknowledgement back, so its intercept holds both
+    directions; half of it is a. That the two directions are alike is an assumption, and its error is half of their
+    difference. Old samples are forgotten exponentially.
+    """
+
+    initial_s: float = 0.002
+    _n: float = 0.0
+    _b: float = 0.0
+    _bb: float = 0.0
+    _y: float = 0.0
+    _by: float = 0.0
+
+    def add(self, size_bytes: int, round_trip_s: float) -> None:
+        """One measured round trip, seconds, of a message of ``size_bytes``."""
+        b, y = size_bytes / 1e6, max(round_trip_s, 0.0)
+        self._n, self._b, self._bb = self._n * _FORGET + 1, self._b * _FORGET + b, self._bb * _FORGET + b * b
+        self._y, self._by = self._y * _FORGET + y, self._by * _FORGET + b * y
+
+    def _line(self) -> tuple[float, float]:
+        """Intercept (s) and slope (s per megabyte), both at least 0."""
+        if self._n == 0:
+            return 2 * self.initial_s, 0.0
+        mean_b, mean_y = self._b / self._n, self._y / self._n
+        spread = self._bb / self._n - mean_b**2
+        if spread < 1e-12:
+            return mean_y, 0.0
+        slope = max((self._by / self._n - mean_b * mean_y) / spread, 0.0)
+        intercept = mean_y - slope * mean_b
+        return (intercept, slope) if intercept >= 0 else (0.0, mean_y / mean_b)
+
+    def delay_s(self, size_bytes: int) -> float:
+        """Expected one-way seconds for ``size_bytes``."""
+        intercept, slope = self._line()
+        return intercept / 2 + slope * size_bytes / 1e6
+
+    @property
+    def round_trip_s(self) -> float:
+        """Mean of the recent samples, whatever their size."""
+        return self._y / self._n if self._n else 2 * self.initial_s
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A task on its way, until the receiver says that it has it."""
+
+    seq: int
+    layer: int
+    item: int
+    size_bytes: int
+    at: float
+
+
+@dataclass(slots=True)
+class Outbound:
+    """The sender's view of a link to one incarnation of a neighbour."""
+
+    incarnation: int
+    window: int
+    delay: DelayModel = field(default_factory=DelayModel)
+    seq: int = 0
+    used: Counter[int] = field(default_factory=Counter)
+    unacknowledged: deque[Sent] = field(default_factory=deque)
+    probe_number: int = 0
+    probe_at: float | None = None
+    probe_seq: int = 0
+    inputs: int = 0
+    backlog_s: float = 0.0
+    reported_at: float = 0.0
+    reported_seq: int = 0
+    lost: int = 0
+    _released: dict[int, int] = field(default_factory=dict)
+
+    def room(self, layer: int) -> int:
+        """Tasks that may be sent now for entry ``layer``."""
+        return self.window - self.used[layer]
+
+    def sent(self, now: float, layer: int, item: int, size_bytes: int) -> int:
+        """Record a send; returns its sequence number."""
+        self.seq += 1
+        self.used[layer] += 1
+        self.unacknowledged.append(Sent(self.seq, layer, item, size_bytes, now))
+        return self.seq
+
+    def unsent(self, seq: int) -> None:
+        """The transport did not take message ``seq``: give the credit back. The gap in the numbers does no harm."""
+        for entry in self.unacknowledged:
+            if entry.seq == seq:
+                self.unacknowledged.remove(entry)
+                self.used[entry.layer] -= 1
+                return
+
+    def acknowledged(self, now: float, ack: Ack) -> None:
+        """Take in an acknowledgement: credits, losses, delay and load of the receiver."""
+        missing = frozenset(ack.missing)
+        answered = ack.probe is not None and ack.probe == self.probe_number and self.probe_at is not None
+        newest: Sent | None = None
+        while self.unacknowledged and self.unacknowledged[0].seq <= ack.seq:
+            entry = self.unacknowledged.popleft()
+            if entry.seq in missing:
+                self._lose(entry)
+            else:
+                newest = entry
+        if newest is not None and newest.seq == ack.seq and not answered:
+            self.delay.add(newest.size_bytes, now - newest.at - ack.hold_s)
+        if answered and self.probe_at is not None:
+            self.delay.add(0, now - self.probe_at)
+            while self.unacknowledged and self.unacknowledged[0].seq <= self.probe_seq:
+                self._lose(self.unacknowledged.popleft())
+            self.probe_at = None
+        for layer, total in ack.released.items():
+            freed = total - self._released.get(layer, 0)
+            if freed > 0:
+                self._released[layer] = total
+                self.used[layer] = max(self.used[layer] - freed, 0)
+        self.reported(now, ack.inputs, ack.backlog_s, ack.seq)
+
+    def _lose(self, entry: Sent) -> None:
+        self.lost += 1
+        self.used[entry.layer] = max(self.used[entry.layer] - 1, 0)
+
+    def reported(self, now: float, inputs: int, backlog_s: float, seq: int) -> None:
+        """The receiver's own word on its input queue (tasks) and backlog (seconds), having seen up to ``seq``."""
+        self.inputs, self.backlog_s, self.reported_at, self.reported_seq = inputs, backlog_s, now, seq
+
+    def load(self, now: float, speed_s: dict[int, float], fallback_s: float) -> tuple[float, float]:
+        """(I_m, I_m Γ_m) now: the last report, run down by the time since, plus what was sent and not yet seen."""
+        left = max(self.backlog_s - (now - self.reported_at), 0.0)
+        share = left / self.backlog_s if self.backlog_s > 0 else 0.0
+        unseen = [entry for entry in self.unacknowledged if entry.seq > self.reported_seq]
+        on_the_way = sum(speed_s.get(entry.layer, fallback_s) for entry in unseen)
+        return self.inputs * share + len(unseen), left + on_the_way
+
+    def probe(self, now: float) -> int:
+        """Start a probe; returns its number."""
+        self.probe_number += 1
+        self.probe_at, self.probe_seq = now, self.seq
+        return self.probe_number
+
+
+@dataclass(slots=True)
+class Inbound:
+    """The receiver's view of a link from one incarnation of a sender."""
+
+    incarnation: int
+    seq: int = 0
+    received_at: float = 0.0
+    released: Counter[int] = field(default_factory=Counter)
+    missing: deque[int] = field(default_factory=lambda: deque(maxlen=_MISSING_KEPT))
+    unreported: int = 0
+    due_at: float | None = None
+    probe: int | None = None
+
+    def receive(self, now: float, seq: int) -> bool:
+        """Note message ``seq``; False if it was seen before."""
+        if seq <= self.seq:
+            if seq not in self.missing:
+                return False
+            self.missing.remove(seq)
+            return True
+        self.missing.extend(range(max(self.seq + 1, seq - _MISSING_KEPT), seq))
+        self.seq, self.received_at = seq, now
+        return True
+
+    def owe(self, now: float, delay_s: float) -> None:
+        """Something to report: an acknowledgement is due within ``delay_s``."""
+        self.unreported += 1
+        if self.due_at is None:
+            self.due_at = now + delay_s
+
+    def ack(self, now: float, incarnation: int, inputs: int, backlog_s: float) -> Ack:
+        """The acknowledgement that is due; clears the debt."""
+        self.unreported, self.due_at = 0, None
+        probe, self.probe = self.probe, None
+        hold_s = now - self.received_at if self.seq else 0.0
+        return Ack(
+            incarnation=incarnation,
+            to_incarnation=self.incarnation,
+            seq=self.seq,
+            hold_s=max(hold_s, 0.0),
+            released=dict(self.released),
+            missing=tuple(self.missing),
+            inputs=inputs,
+            backlog_s=backlog_s,
+            probe=probe,
+        )

@@ -1,0 +1,135 @@
+"""Who is there: statuses, signs of life and links of the other nodes.
+
+A node's name is unique in a deployment; every start has an incarnation number, so that a late will, or a status that the
+broker remembers of a node long gone, is recognised. A remembered status counts only after a live sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from mdi_exit.links import Inbound, Outbound
+from mdi_exit.span import LayerSpan
+from mdi_exit.wire import Status, Telemetry
+
+__all__ = ["Change", "Members", "Peer"]
+
+
+class Change(StrEnum):
+    """What a message said about a node."""
+
+    NONE = "none"
+    JOINED = "joined"
+    LEFT = "left"
+    UPDATED = "updated"
+
+
+@dataclass(slots=True)
+class Peer:
+    """One other node, in its present incarnation. ``alive``: it has given a live sign and is not silent since."""
+
+    status: Status
+    heard_at: float
+    out: Outbound
+    alive: bool
+    telemetry: Telemetry | None = None
+    probed_at: float = float("-inf")
+
+    @property
+    def name(self) -> str:
+        return self.status.node
+
+    @property
+    def span(self) -> LayerSpan | None:
+        span = self.status.span
+        return LayerSpan(*span) if span is not None and span[0] < span[1] else None
+
+    @property
+    def ready(self) -> bool:
+        """It takes tasks now."""
+        return self.alive and self.status.online and self.status.state == "ready" and self.span is not None
+
+    def takes(self, layer: int) -> bool:
+        return self.ready and layer in self.status.entries
+
+
+@dataclass(slots=True)
+class Members:
+    """All other nodes of the deployment that this node has heard of. ``name`` is its own."""
+
+    name: str
+    dead_after_s: float
+    peers: dict[str, Peer] = field(default_factory=dict)
+    inbounds: dict[str, Inbound] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(self.peers.values())
+
+    def get(self, name: str) -> Peer | None:
+        return self.peers.get(name)
+
+    def status(self, now: float, status: Status, *, retained: bool) -> Change:
+        """Take in a status message; a will of another incarnation than the known one changes nothing."""
+        known = self.peers.get(status.node)
+        if known is None or known.status.incarnation != status.incarnation:
+            if not status.online:
+                return Change.NONE
+            link = Outbound(status.incarnation, status.window)
+            self.peers[status.node] = Peer(status, now, link, alive=not retained)
+            return Change.NONE if retained else Change.JOINED
+        was_alive = known.alive and known.status.online
+        known.status = status
+        known.out.window = status.window
+        if not retained:
+            known.alive, known.heard_at = status.online, now
+        if was_alive and not status.online:
+            known.alive = False
+            return Change.LEFT
+        return Change.JOINED if known.alive and not was_alive else Change.UPDATED
+
+    def telemetry(self, now: float, telemetry: Telemetry) -> Change:
+        """Take in a load report; one of an unknown incarnation is dropped."""
+        peer = self.peers.get(telemetry.node)
+        if peer is None or peer.status.incarnation != telemetry.incarnation:
+            return Change.NONE
+        peer.telemetry = telemetry
+        peer.out.reported(now, telemetry.inputs, telemetry.backlog_s, telemetry.received.get(self.name, 0))
+        return self.heard(now, telemetry.node, telemetry.incarnation)
+
+    def heard(self, now: float, name: str, incarnation: int) -> Change:
+        """Any message of a node is a live sign."""
+        peer = self.peers.get(name)
+        if peer is None or peer.status.incarnation != incarnation or not peer.status.online:
+            return Change.NONE
+        peer.heard_at = now
+        if peer.alive:
+            return Change.NONE
+        peer.alive = True
+        return Change.JOINED
+
+    def silent(self, now: float) -> list[Peer]:
+        """Nodes that have just been silent for too long; they are not alive until heard again."""
+        gone = [peer for peer in self if peer.alive and now - peer.heard_at > self.dead_after_s]
+        for peer in gone:
+            peer.alive = False
+        return gone
+
+    def inbound(self, sender: str, incarnation: int) -> Inbound | None:
+        """The receiving side of the link from ``sender``; None for a start of it that is known to be over."""
+        peer = self.peers.get(sender)
+        if peer is not None and peer.status.incarnation != incarnation:
+            return None
+        inbound = self.inbounds.get(sender)
+        if inbound is None or inbound.incarnation != incarnation:
+            inbound = self.inbounds[sender] = Inbound(incarnation)
+        return inbound
+
+    def announced_spans(self) -> list[LayerSpan]:
+        """Spans of the nodes that are online, ready or not."""
+        return [peer.span for peer in self if peer.status.online and peer.span is not None]
+
+    def spans(self) -> list[LayerSpan]:
+        """Spans of the nodes that take tasks now."""
+        return [peer.span for peer in self if peer.ready and peer.span is not None]

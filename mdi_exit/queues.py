@@ -1,0 +1,155 @@
+"""The tasks that a node holds: I_n and O_n by next layer, with reserved slots for each layer.
+
+Deadlock is excluded by construction: a task that is to be produced for a layer takes one of that layer's own slots before
+its segment starts, later layers go first, and no layer's slots can be used up by another's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from mdi_exit.events import Task
+
+__all__ = ["Held", "Origin", "TaskStore"]
+
+
+class Origin(StrEnum):
+    """How a task came to be here, hence whose slot it takes: a sender's, the node's own, or none (admission's bound)."""
+
+    RECEIVED = "received"
+    PRODUCED = "produced"
+    INJECTED = "injected"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A task in a queue. ``sender`` is set for received tasks."""
+
+    task: Task
+    origin: Origin
+    sender: str = ""
+
+
+class _Side:
+    """One of the two queues: a FIFO for each next layer."""
+
+    __slots__ = ("by_layer", "length")
+
+    def __init__(self) -> None:
+        self.by_layer: dict[int, deque[Held]] = {}
+        self.length = 0
+
+    def put(self, held: Held, *, front: bool = False) -> None:
+        queue = self.by_layer.setdefault(held.task.next_layer, deque())
+        (queue.appendleft if front else queue.append)(held)
+        self.length += 1
+
+    def take(self, layer: int, count: int = 1) -> tuple[Held, ...]:
+        queue = self.by_layer[layer]
+        taken = tuple(queue.popleft() for _ in range(count))
+        self.length -= count
+        return taken
+
+    def waiting(self, layer: int) -> int:
+        return len(self.by_layer.get(layer, ()))
+
+    def latest_first(self) -> list[int]:
+        """Layers for which something waits, the latest first."""
+        return sorted((layer for layer, queue in self.by_layer.items() if queue), reverse=True)
+
+    def __iter__(self) -> Iterator[Held]:
+        for queue in self.by_layer.values():
+            yield from queue
+
+
+class TaskStore:
+    """I_n (``inputs``), O_n (``outputs``), and the slots of what this node has produced or is producing."""
+
+    __slots__ = ("_from_sender", "_keys", "_produced", "inputs", "outputs", "slots")
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.inputs = _Side()
+        self.outputs = _Side()
+        self._produced: Counter[int] = Counter()
+        self._from_sender: Counter[tuple[str, int]] = Counter()
+        self._keys: Counter[tuple[int, int]] = Counter()
+
+    def room(self, layer: int) -> int:
+        """Free slots of this node's own for tasks whose next layer is ``layer``."""
+        return self.slots - self._produced[layer]
+
+    def reserve(self, layer: int, count: int) -> None:
+        """Take slots for tasks about to be produced."""
+        self._produced[layer] += count
+
+    def release(self, layer: int, count: int = 1) -> None:
+        self._produced[layer] -= count
+
+    def holds(self, item: int, attempt: int) -> bool:
+        return self._keys[item, attempt] > 0
+
+    def held_for(self, sender: str, layer: int) -> int:
+        """Slots that ``sender`` has in use here for ``layer``."""
+        return self._from_sender[sender, layer]
+
+    def add(self, held: Held, *, output: bool = False, front: bool = False) -> None:
+        """Put a task in a queue. A produced one must have its slot already (``reserve``)."""
+        task = held.task
+        if held.origin is Origin.RECEIVED:
+            self._from_sender[held.sender, task.next_layer] += 1
+        self._keys[task.item, task.attempt] += 1
+        (self.outputs if output else self.inputs).put(held, front=front)
+
+    def take(self, layer: int, count: int = 1, *, output: bool = False) -> tuple[Held, ...]:
+        """Take the oldest tasks for ``layer`` out of a queue; their slots become free."""
+        taken = (self.outputs if output else self.inputs).take(layer, count)
+        for held in taken:
+            self._forget(held)
+            if held.origin is Origin.PRODUCED:
+                self.release(layer)
+        return taken
+
+    def reclaim(self, layer: int) -> None:
+        """Move the head of O_n for ``layer`` to I_n; its slot stays taken."""
+        self.inputs.put(*self.outputs.take(layer))
+
+    def _forget(self, held: Held) -> None:
+        key = held.task.item, held.task.attempt
+        self._keys[key] -= 1
+        if self._keys[key] <= 0:
+            del self._keys[key]
+        if held.origin is Origin.RECEIVED:
+            self._from_sender[held.sender, held.task.next_layer] -= 1
+
+    def clear(self) -> tuple[Held, ...]:
+        """Take everything out; slots reserved for a running segment stay."""
+        dropped = [
+            held
+            for output, side in ((False, self.inputs), (True, self.outputs))
+            for layer in side.latest_first()
+            for held in self.take(layer, side.waiting(layer), output=output)
+        ]
+        return tuple(dropped)
+
+    def problems(self, running_for: Counter[int]) -> list[str]:
+        """Broken invariants, in words; ``running_for``: slots reserved by the running segment, by layer."""
+        found = []
+        for side_name, side in (("inputs", self.inputs), ("outputs", self.outputs)):
+            if side.length != sum(1 for _ in side):
+                found.append(f"{side_name}: length {side.length} but holds {sum(1 for _ in side)}")
+        everything = [*self.inputs, *self.outputs]
+        produced = Counter(held.task.next_layer for held in everything if held.origin is Origin.PRODUCED) + running_for
+        if +self._produced != produced:
+            found.append(f"slots taken {dict(+self._produced)} but produced or running {dict(produced)}")
+        if any(count > self.slots for count in self._produced.values()):
+            found.append(f"more than {self.slots} slots taken: {dict(self._produced)}")
+        senders = Counter((h.sender, h.task.next_layer) for h in everything if h.origin is Origin.RECEIVED)
+        if +self._from_sender != senders:
+            found.append(f"slots of senders {dict(+self._from_sender)} but holds {dict(senders)}")
+        if self._keys != Counter((held.task.item, held.task.attempt) for held in everything):
+            found.append("the index of held attempts does not match the queues")
+        return found
