@@ -1,0 +1,65 @@
+"""Segments on ONNX Runtime: CPU, CUDA or TensorRT, picked at start."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime
+
+from mdi_exit.engine.base import Array, SegmentOutput
+from mdi_exit.errors import EngineError
+from mdi_exit.segments import SegmentKey
+
+__all__ = ["OnnxEngine"]
+
+_PREFERRED: Final = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+_ERRORS_ONLY: Final = 3
+
+
+class OnnxEngine:
+    """``threads``: intra-operator threads of each segment."""
+
+    def __init__(self, threads: int = 1) -> None:
+        available = onnxruntime.get_available_providers()
+        self._providers = [name for name in _PREFERRED if name in available]
+        self._threads = threads
+        self._sessions: dict[SegmentKey, tuple[Any, list[str], tuple[int, ...]]] = {}
+
+    @property
+    def description(self) -> str:
+        return f"onnxruntime {self._providers[0].removesuffix('ExecutionProvider')}"
+
+    def load(self, key: SegmentKey, graph: bytes) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = False  # many small sessions: an arena each would cost more than it saves
+        options.log_severity_level = _ERRORS_ONLY
+        try:
+            session = onnxruntime.InferenceSession(graph, options, providers=self._providers)
+        except Exception as error:  # noqa: BLE001 - the runtime's errors share no base; this is their boundary
+            raise EngineError(f"{key.file}: {_first_line(error)}") from None
+        (source,) = session.get_inputs()
+        names = [output.name for output in session.get_outputs()]
+        expected = {"logits"} if key.head and "features" not in names else {"features", *(["logits"] * key.head)}
+        if source.name != "x" or set(names) != expected:
+            raise EngineError(f"{key.file}: expected outputs {sorted(expected)} of x, got {names} of {source.name}")
+        self._sessions[key] = session, names, tuple(source.shape[1:])
+
+    def run(self, key: SegmentKey, x: Array) -> SegmentOutput:
+        loaded = self._sessions.get(key)
+        if loaded is None:
+            raise EngineError(f"{key.file}: expected a loaded segment, got none")
+        session, names, shape = loaded
+        if x.dtype != np.float32 or x.shape[1:] != shape or len(x) < 1:
+            raise EngineError(f"{key.file}: expected float32 (N, {shape}), got {x.dtype} {x.shape}")
+        try:
+            outputs = dict(zip(names, session.run(names, {"x": x}), strict=True))
+        except Exception as error:  # noqa: BLE001 - as above
+            raise EngineError(f"{key.file}: {_first_line(error)}") from None
+        return SegmentOutput(outputs.get("features"), outputs.get("logits"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,1 @@
+"""Models: multi-exit networks, their export, and the artifact that carries them."""

@@ -1,0 +1,71 @@
+"""The artifact: a folder with ``model.json``, one ONNX graph per layer, one per exit head, and the weights for torch.
+
+Opening one needs neither torch nor onnx. A file is read, and its size and SHA-256 checked, when it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from mdi_exit.errors import ArtifactError
+from mdi_exit.model.manifest import GraphFile, Manifest, parse_manifest
+
+__all__ = ["DEFAULT_MODEL", "Artifact", "shipped_models"]
+
+MANIFEST_FILE: Final = "model.json"
+DEFAULT_MODEL: Final = "fashion-mnist-mobilenetv2"
+
+
+def _assets() -> Path:
+    return Path(str(resources.files("mdi_exit"))) / "assets"
+
+
+def shipped_models() -> tuple[str, ...]:
+    """Names of the artifacts that come with the package."""
+    return tuple(sorted(path.parent.name for path in _assets().glob(f"*/{MANIFEST_FILE}")))
+
+
+class Artifact:
+    """An opened artifact: ``folder`` and the checked ``manifest``."""
+
+    __slots__ = ("folder", "manifest", "manifest_bytes")
+
+    def __init__(self, folder: Path, manifest: Manifest, manifest_bytes: bytes) -> None:
+        self.folder, self.manifest, self.manifest_bytes = folder, manifest, manifest_bytes
+
+    @classmethod
+    def open(cls, name_or_path: str | Path) -> Artifact:
+        """An artifact in a folder, or one that comes with the package, by name. Raises ``ArtifactError``."""
+        folder = Path(name_or_path)
+        if not folder.is_dir() and str(name_or_path) in shipped_models():
+            folder = _assets() / str(name_or_path)
+        path = folder / MANIFEST_FILE
+        if not path.is_file():
+            expected = f"a folder with {MANIFEST_FILE}, or one of {', '.join(shipped_models()) or 'none shipped'}"
+            raise ArtifactError("model", expected, repr(str(name_or_path)))
+        raw = path.read_bytes()
+        artifact = cls(folder, parse_manifest(raw, str(path)), raw)
+        for graph in artifact.files():
+            artifact.read(graph)
+        return artifact
+
+    def files(self) -> list[GraphFile]:
+        manifest = self.manifest
+        graphs = [*(layer.graph for layer in manifest.layers), *(spec.graph for spec in manifest.exits)]
+        return graphs if manifest.weights is None else [*graphs, manifest.weights]
+
+    def read(self, graph: GraphFile) -> bytes:
+        """The bytes of one file, checked against the manifest. Raises ``ArtifactError``."""
+        path = self.folder / graph.file
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"model file {path}", "a readable file", error.strerror or error) from None
+        if len(raw) != graph.bytes:
+            raise ArtifactError(f"model file {path}: size", f"{graph.bytes} bytes", len(raw))
+        if (digest := hashlib.sha256(raw).hexdigest()) != graph.sha256:
+            raise ArtifactError(f"model file {path}: SHA-256", graph.sha256, digest)
+        return raw

@@ -1,0 +1,128 @@
+"""Segments composed from layer and head graphs, so that the runtime optimises across layers.
+
+ONNX Runtime computes every output of a graph whatever is fetched, so a segment without its head is a graph of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+from onnx import ModelProto, TensorProto
+
+from mdi_exit.errors import ArtifactError
+from mdi_exit.model.artifact import Artifact
+from mdi_exit.segments import SegmentKey
+
+__all__ = ["FEATURES", "INPUT", "LOGITS", "Composer", "checked_graph"]
+
+INPUT = "x"
+FEATURES = "features"
+LOGITS = "logits"
+_OPERATOR_SETS = frozenset({"", "ai.onnx"})
+
+
+def checked_graph(raw: bytes, what: str, in_shape: tuple[int, ...]) -> ModelProto:
+    """A layer's or head's graph: one input of ``in_shape``, one output, no external data, standard operators only.
+
+    Raises ``ArtifactError``.
+    """
+    try:
+        model = onnx.load_from_string(raw)
+        onnx.checker.check_model(model)
+    except Exception as error:  # noqa: BLE001 - protobuf and onnx raise many kinds for the one fault: not a graph
+        raise ArtifactError(what, "a valid ONNX graph", str(error).splitlines()[0][:200] or "none") from None
+    graph = model.graph
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model)):
+        raise ArtifactError(what, "all weights inside the file", "a reference to external data")
+    if foreign := {entry.domain for entry in model.opset_import} - _OPERATOR_SETS:
+        raise ArtifactError(what, "standard operators only", f"operators of {', '.join(sorted(foreign))}")
+    if len(graph.input) != 1 or len(graph.output) != 1:
+        raise ArtifactError(what, "one input and one output", f"{len(graph.input)} and {len(graph.output)}")
+    dims = graph.input[0].type.tensor_type.shape.dim
+    shape = tuple(dim.dim_value for dim in dims[1:])
+    if shape != in_shape or dims[0].HasField("dim_value"):
+        raise ArtifactError(f"{what}: input shape", f"(N, {', '.join(map(str, in_shape))})", f"(?, {shape})")
+    return model
+
+
+def _tensors(model: ModelProto) -> Iterable[TensorProto]:
+    yield from model.graph.initializer
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+
+
+class Composer:
+    """Composes segments of one artifact, each once."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self._made: dict[SegmentKey, bytes] = {}
+
+    def segment(self, key: SegmentKey) -> bytes:
+        """The ONNX graph of a segment: input ``x``; outputs ``features`` (unless the network ends) and ``logits``."""
+        if key not in self._made:
+            self._made[key] = self._compose(key).SerializeToString(deterministic=True)
+        return self._made[key]
+
+    def _compose(self, key: SegmentKey) -> ModelProto:
+        manifest = self.artifact.manifest
+        parts = [self._layer(i) for i in range(key.entry, key.stop)]
+        model = _renamed(parts[0], f"l{key.entry}_", INPUT, _between(key.entry + 1))
+        for index, part in enumerate(parts[1:], key.entry + 1):
+            following = _renamed(part, f"l{index}_", f"in{index}", _between(index + 1))
+            model = onnx.compose.merge_models(model, following, io_map=[(_between(index), f"in{index}")])
+        end = _between(key.stop)
+        if key.head:
+            model = self._with_head(model, key, end)
+        if key.stop < len(manifest.layers):
+            _rename_output(model, end, FEATURES)
+        model.graph.name = key.file
+        onnx.checker.check_model(model)
+        return model
+
+    def _layer(self, layer: int) -> ModelProto:
+        spec = self.artifact.manifest.layers[layer]
+        return checked_graph(self.artifact.read(spec.graph), f"{self.artifact.folder}: layer {layer}", spec.in_shape)
+
+    def _with_head(self, model: ModelProto, key: SegmentKey, end: str) -> ModelProto:
+        manifest = self.artifact.manifest
+        last = key.stop - 1
+        spec = next(spec for spec in manifest.exits if spec.layer == last)
+        what = f"{self.artifact.folder}: exit at layer {last}"
+        raw = checked_graph(self.artifact.read(spec.graph), what, manifest.layers[last].out_shape)
+        head = _renamed(raw, "head_", "head_in", LOGITS)
+        keep = [LOGITS] if key.stop == len(manifest.layers) else [end, LOGITS]
+        return onnx.compose.merge_models(model, head, io_map=[(end, "head_in")], outputs=keep)
+
+
+def _between(layer: int) -> str:
+    return f"into_{layer}"
+
+
+def _renamed(model: ModelProto, prefix: str, source: str, target: str) -> ModelProto:
+    """A copy whose names all carry ``prefix``, but for its input and output."""
+    old_in, old_out = model.graph.input[0].name, model.graph.output[0].name
+    copy = onnx.compose.add_prefix(model, prefix)
+    renames = {prefix + old_in: source, prefix + old_out: target}
+    for node in copy.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = renames.get(name, name)
+    copy.graph.input[0].name = source
+    copy.graph.output[0].name = target
+    return copy
+
+
+def _rename_output(model: ModelProto, old: str, new: str) -> None:
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+    for output in model.graph.output:
+        if output.name == old:
+            output.name = new
