@@ -1,0 +1,349 @@
+"""MQTT 3.1.1 through aiomqtt; the one file that imports it.
+
+aiomqtt connects, authenticates, subscribes, pings and says goodbye. What it leaves to its user is done here: reconnecting
+with full-jitter back-off and restoring subscriptions. The messages themselves go past it (``Stream``): its way through
+futures, queues and a task per message costs ten times what the rest of a hop does, and drops messages when its queue is full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+import ssl
+import time
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import aiomqtt
+
+from mdi_exit import values
+from mdi_exit.errors import StartError, TransportError
+from mdi_exit.transport.base import (
+    MAX_PACKET_BYTES,
+    Handler,
+    TransportCounters,
+    Will,
+    checked_size,
+    delivered,
+    told,
+)
+from mdi_exit.transport.frames import Acknowledged, Arrived, TooLarge, puback, publish_head
+from mdi_exit.transport.stream import Stream
+
+__all__ = ["MqttTransport"]
+
+_BACKOFF_FIRST_S: Final = 0.1
+_BACKOFF_MOST_S: Final = 5.0
+_ANSWER_S: Final = 5.0
+_GOODBYE_S: Final = 2.0
+_MAX_PENDING_BYTES: Final = 32 * 1024 * 1024
+_FIRST_PACKET_ID: Final = 32768  # below are paho's, which needs few: it sends no message of ours
+_LAST_PACKET_ID: Final = 65535
+_SUBSCRIBE_FAILED: Final = 128
+_NEEDED: Final = (
+    "_sock", "_last_bytes_received", "loop_read", "loop_write", "disconnect", "disable_logger",
+    "on_socket_register_write", "on_socket_unregister_write",
+)  # fmt: skip
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class MqttTransport:
+    """A client of the broker at ``url`` (``mqtt[s]://HOST[:PORT]``); QoS 0 and 1, clean session.
+
+    ``client_id`` must be new at every start: a client that takes over its own session fires its old will.
+    ``max_pending_bytes``: how much may wait for a slow connection before ``publish`` says False.
+    Raises ``UsageError`` for a malformed ``url``.
+    """
+
+    def __init__(
+        self,
+        url: str | values.BrokerAddress,
+        *,
+        client_id: str,
+        handler: Handler,
+        will: Will | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        keepalive_s: int = 5,
+        max_packet_bytes: int = MAX_PACKET_BYTES,
+        max_pending_bytes: int = _MAX_PENDING_BYTES,
+    ) -> None:
+        address = url if isinstance(url, values.BrokerAddress) else values.broker_address(url)
+        self.counters = TransportCounters()
+        self._handler, self._address = handler, address
+        self._max_packet_bytes, self._max_pending_bytes = max_packet_bytes, max_pending_bytes
+        self._subscriptions: dict[str, int] = {}
+        self._client: aiomqtt.Client | None = None
+        self._stream: Stream | None = None
+        self._is_connected = False
+        self._ended: asyncio.Task[None] | None = None
+        self._unconfirmed: dict[int, asyncio.Future[bool] | None] = {}
+        self._packet_id = _FIRST_PACKET_ID
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._options: dict[str, Any] = {
+            "hostname": address.host,
+            "port": address.port,
+            "identifier": client_id,
+            "username": username,
+            "password": password,
+            "tls_context": (tls or ssl.create_default_context()) if address.tls else None,
+            "keepalive": keepalive_s,
+            "will": aiomqtt.Will(will.topic, will.payload, will.qos, will.retain) if will else None,
+            "protocol": aiomqtt.ProtocolVersion.V311,
+            "clean_session": True,
+            "timeout": _ANSWER_S,
+        }
+
+    @property
+    def connected(self) -> bool:
+        return self._is_connected
+
+    @property
+    def socket(self) -> socket.socket | None:
+        """The connected socket, for a look at its options."""
+        return self._stream.raw if self._stream is not None else None
+
+    def pending_bytes(self) -> int:
+        return self._stream.pending if self._stream is not None else 0
+
+    async def __aenter__(self) -> Self:
+        self._stopping.clear()
+        self._task = asyncio.create_task(self._keep_connected(), name=f"mqtt {self._options['identifier']}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Send what was accepted, say goodbye (no will is published), close. An attempt to connect is seen through."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        self._stopping.set()
+        await task
+
+    async def _keep_connected(self) -> None:
+        attempt, said = 0, ""
+        while not self._stopping.is_set():
+            connects = self.counters.connects
+            reason = f"broker {self._address}: {await self._one_connection()}"
+            if self._stopping.is_set():
+                return
+            was_connected = self.counters.connects > connects
+            if was_connected:
+                attempt = 0
+            if was_connected or reason != said:
+                told(self.counters, lambda reason=reason: self._handler.on_disconnected(reason))  # type: ignore[misc]
+            said = reason
+            most_s = min(_BACKOFF_FIRST_S * 2.0**attempt, _BACKOFF_MOST_S)
+            attempt = min(attempt + 1, 10)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), random.uniform(0.01, most_s))
+
+    async def _one_connection(self) -> str:
+        """Connect, and stay until it ends; returns why it did."""
+        client = aiomqtt.Client(**self._options)
+        try:
+            await client.__aenter__()
+        except Exception as error:  # noqa: BLE001 - name resolution, refusal, TLS, a broker that is none: all are reasons
+            _abandon(client)
+            return _reason(error)
+        stream = self._take_over(client)
+        self._ended = asyncio.create_task(_until_lost(client), name="mqtt connection")
+        try:
+            if await self._restore(client):
+                self._client, self._is_connected = client, True
+                self.counters.connects += 1
+                told(self.counters, self._handler.on_connected)
+                await self._until_ended()
+            reason = _lost_because(stream)
+        finally:
+            self._client, self._is_connected = None, False
+            await self._let_go(client, stream, self._ended)
+        return reason
+
+    def _take_over(self, client: aiomqtt.Client) -> Stream:
+        """Put a ``Stream`` in the place of the socket inside paho inside aiomqtt.
+
+        The one place that reaches behind aiomqtt's surface; another layout inside stops the program with a clear line.
+        """
+        paho = _paho_of(client)
+
+        def read_other() -> None:
+            paho.loop_read()
+
+        def write_now(*_: object) -> None:  # the stream takes everything, and sends it in order with the messages
+            paho.loop_write()
+
+        def on_packet(packet: Arrived | Acknowledged | TooLarge) -> None:
+            self._on_packet(packet, stream)
+
+        raw = paho._sock
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stream = Stream(raw, limit=self._max_packet_bytes, on_packet=on_packet, on_other=read_other)
+        paho.disable_logger()
+        paho.on_socket_register_write, paho.on_socket_unregister_write = write_now, None
+        paho._sock = stream
+        self._stream = stream
+        return stream
+
+    async def _restore(self, client: aiomqtt.Client) -> bool:
+        """Subscribe to everything wanted, also what comes to be wanted meanwhile; False if the connection was lost."""
+        restored: dict[str, int] = {}
+        while missing := [item for item in self._subscriptions.items() if item not in restored.items()]:
+            if await self._unless_ended(client.subscribe(missing)) is None:
+                return False
+            restored.update(missing)
+        return True
+
+    async def _until_ended(self) -> None:
+        stopping = asyncio.create_task(self._stopping.wait(), name="mqtt stopping")
+        try:
+            if self._ended is not None:
+                await asyncio.wait({self._ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+
+    async def _unless_ended(self, call: Coroutine[Any, Any, T]) -> T | None:
+        """The result of ``call``, or None if the broker did not answer or the connection ended first."""
+        task = asyncio.ensure_future(call)
+        try:
+            await asyncio.wait({task, *((self._ended,) if self._ended else ())}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            task.cancel()
+        await asyncio.wait({task})
+        if task.cancelled() or isinstance(task.exception(), aiomqtt.MqttError):
+            return None
+        return task.result()
+
+    async def _let_go(self, client: aiomqtt.Client, stream: Stream, ended: asyncio.Task[None]) -> None:
+        deadline = time.monotonic() + _GOODBYE_S
+        while (stream.pending or self._unconfirmed) and not ended.done() and time.monotonic() < deadline:  # noqa: ASYNC110 - twice a life
+            await asyncio.sleep(0.002)
+        for waiting in self._unconfirmed.values():
+            if waiting is not None and not waiting.done():
+                waiting.set_result(False)
+        self._unconfirmed.clear()
+        with contextlib.suppress(Exception):  # saying goodbye over a connection that is dying
+            await client.__aexit__(None, None, None)
+        ended.cancel()
+        await asyncio.wait({ended})
+        stream.close()
+        await stream.closed
+        self._stream = self._ended = None
+
+    async def subscribe(self, pattern: str, qos: int = 0) -> None:
+        if qos not in (0, 1):
+            raise TransportError(f"subscription to {pattern}: expected QoS 0 or 1, got {qos}")
+        self._subscriptions[pattern] = qos
+        client = self._client
+        if client is not None:  # otherwise, or if this connection ends first: with the next one
+            refused = await self._unless_ended(client.subscribe(pattern, qos))
+            codes = [code if isinstance(code, int) else code.value for code in refused or ()]
+            if any(code >= _SUBSCRIBE_FAILED for code in codes):
+                log.warning("broker %s: expected a subscription to %s, got a refusal", self._address, pattern)
+
+    async def unsubscribe(self, pattern: str) -> None:
+        self._subscriptions.pop(pattern, None)
+        if self._client is not None:
+            await self._unless_ended(self._client.unsubscribe(pattern))
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool:
+        return self._publish(topic, payload, qos, retain, None)
+
+    async def publish_confirmed(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, timeout_s: float = 5.0
+    ) -> bool:
+        confirmed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if not self._publish(topic, payload, max(qos, 1), retain, confirmed):
+            return False
+        try:
+            return await asyncio.wait_for(confirmed, timeout_s)
+        except TimeoutError:
+            return False
+
+    def _publish(
+        self, topic: str, payload: bytes, qos: int, retain: bool, confirmed: asyncio.Future[bool] | None
+    ) -> bool:
+        checked_size(self.counters, topic, payload, self._max_packet_bytes)
+        stream = self._stream
+        is_full = stream is not None and 0 < stream.pending > self._max_pending_bytes - len(payload)
+        packet_id = self._free_packet_id() if qos else 0
+        if stream is None or not self._is_connected or is_full or packet_id is None:
+            self.counters.refused += 1
+            return False
+        head = publish_head(topic, len(payload), packet_id, retain=retain)
+        if packet_id:
+            self._unconfirmed[packet_id] = confirmed
+        stream.write(head, payload)
+        self.counters.messages_out += 1
+        self.counters.bytes_out += len(payload)
+        return True
+
+    def _free_packet_id(self) -> int | None:
+        """None when as many messages wait for their acknowledgement as there are identifiers."""
+        if len(self._unconfirmed) > _LAST_PACKET_ID - _FIRST_PACKET_ID:
+            return None
+        while True:
+            self._packet_id = self._packet_id + 1 if self._packet_id < _LAST_PACKET_ID else _FIRST_PACKET_ID
+            if self._packet_id not in self._unconfirmed:
+                return self._packet_id
+
+    def _on_packet(self, packet: Arrived | Acknowledged | TooLarge, stream: Stream) -> None:
+        if isinstance(packet, Acknowledged):
+            confirmed = self._unconfirmed.pop(packet.packet_id, None)
+            if confirmed is not None and not confirmed.done():
+                confirmed.set_result(True)
+            return
+        topic = packet.topic.decode(errors="replace")
+        if isinstance(packet, Arrived):
+            delivered(self._handler, self.counters, topic, packet.payload, retained=packet.retained)
+        else:
+            self.counters.oversize += 1
+            log.warning("message on %s: expected %d bytes, got %d", topic[:120], self._max_packet_bytes, packet.size)
+        if packet.packet_id:
+            stream.write(puback(packet.packet_id))
+
+
+async def _until_lost(client: aiomqtt.Client) -> None:
+    with contextlib.suppress(aiomqtt.MqttError):
+        async for _ in client.messages:  # none comes this way; it ends with the connection
+            pass
+
+
+def _paho_of(client: aiomqtt.Client) -> Any:
+    paho: Any = getattr(client, "_client", None)
+    missing = [name for name in _NEEDED if not hasattr(paho, name)]
+    if missing:
+        raise StartError(f"aiomqtt: expected a version in 2.5 to 3 on paho-mqtt 2, got one without {missing[0]}")
+    return paho
+
+
+def _abandon(client: aiomqtt.Client) -> None:
+    """aiomqtt leaves the socket of an attempt that was not answered open, and reads it on."""
+    paho = _paho_of(client)
+    paho.on_socket_register_write = None  # then paho writes at once
+    with contextlib.suppress(Exception):
+        paho.disconnect()
+
+
+def _reason(error: Exception) -> str:
+    """Why an attempt to connect failed, in one line."""
+    if isinstance(error, aiomqtt.MqttCodeError):
+        return f"refused: {error}"
+    text = str(error).strip() or type(error).__name__
+    if text == "Operation timed out":
+        return f"connected, but got no MQTT answer within {_ANSWER_S:g} s"
+    return text.splitlines()[0]
+
+
+def _lost_because(stream: Stream) -> str:
+    return str(stream.error) if stream.error is not None else "no answer within the keepalive interval"
