@@ -1,0 +1,142 @@
+"""The agent: puts state, engine, model and transport together and serves until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from random import Random
+from typing import Any
+
+from edge_agent.config import AgentSettings
+from mdi_exit import __version__
+from mdi_exit import topics as kinds
+from mdi_exit.driver import NodeDriver, new_incarnation
+from mdi_exit.engine import make_engine
+from mdi_exit.engine.profile import parse_profile
+from mdi_exit.events import Event, ModelKnown, Notice
+from mdi_exit.exchange import LocalModel, ModelClient
+from mdi_exit.executor import Executor
+from mdi_exit.program import joined, stop_requested
+from mdi_exit.topics import Route, Topics
+from mdi_exit.transport import Transport
+from mdi_exit.wire import Chunk, Control, Manifest, Message, Status
+from mdi_exit.worker_state import WorkerConfig, WorkerState
+
+__all__ = ["AgentDriver", "serve"]
+
+log = logging.getLogger(__name__)
+
+
+class AgentDriver(NodeDriver):
+    """A node driver that fetches its model, or reads a local one."""
+
+    client: ModelClient | None = None
+    local: LocalModel | None = None
+    _told_state = ""
+
+    def subscriptions(self) -> list[tuple[str, int]]:
+        model = [(self.topics.manifest, 1)] if self.local is None else []
+        return [*super().subscriptions(), *model, (self.topics.control, 1)]
+
+    def use_local(self, local: LocalModel) -> None:
+        """Run the segments of an artifact on this machine."""
+        self.local = local
+        self.manifest = local.composer.artifact.manifest
+        self.feed(ModelKnown(self.manifest.plan))
+        local.spans_changed([local.span])
+
+    def other_message(self, route: Route, message: Message, body: memoryview) -> None:
+        match message:
+            case Manifest() if self.client is not None:
+                self.client.manifest_received(message, body)
+            case Chunk() if self.client is not None:
+                self.client.chunk_received(route, message, body)
+            case Manifest() | Chunk():
+                return
+            case _:
+                super().other_message(route, message, body)
+
+    def feed(self, event: Event) -> None:
+        super().feed(event)
+        if self.local is not None:
+            self.local.spans_changed([self.local.span, *self.worker.members.announced_spans()])
+
+    def _received(self, route: Route, message: Message, body: memoryview, *, retained: bool) -> None:
+        if isinstance(message, Control) and self.local is not None and self.manifest is not None:
+            mine = self.manifest.plan.digest
+            if message.model != mine and route.kind is kinds.CONTROL:
+                log.warning("the source runs model %s, the local one is %s: waiting", message.model[:12], mine[:12])
+        super()._received(route, message, body, retained=retained)
+
+    def notice(self, notice: Notice) -> None:
+        if notice.kind != "gap":
+            super().notice(notice)
+
+    def status_changed(self, status: Status) -> None:
+        if status.state == self._told_state:
+            return
+        self._told_state = status.state
+        text = {
+            "waiting for source": "connected; waiting for a source and its model",
+            "loading segments": f"waiting for the segments of layers {self.worker.config.span}",
+            "ready": f"ready: layers {self.worker.config.span} on {status.engine}",
+            "draining": "draining",
+        }.get(status.state)
+        if text:
+            log.info("%s", text)
+
+
+async def serve(settings: AgentSettings) -> int:
+    """Run one agent until SIGINT or SIGTERM. Raises ``MdiExitError``."""
+    stop = stop_requested()
+    profile = parse_profile(settings.profile) if settings.profile else None
+    model = str(settings.model) if settings.model else None
+    engine = make_engine(settings.engine, threads=settings.threads, model=model)
+    config = WorkerConfig(
+        name=settings.name,
+        incarnation=new_incarnation(),
+        span=settings.layers,
+        neighbours=None if settings.neighbours is None else frozenset(settings.neighbours),
+        window=settings.window,
+        telemetry_period_s=settings.telemetry_period,
+        dead_after_s=max(2.5, 5 * settings.telemetry_period),
+        engine=engine.description,
+        emulated=profile.name if profile else "",
+        version=__version__,
+    )
+    worker = WorkerState(config, Random(config.incarnation))
+    driver = AgentDriver(worker, worker, Topics(settings.deployment), Executor(engine, profile))
+    log.info("%s: layers %s, deployment %s, broker %s", config.name, config.span, settings.deployment, settings.broker)
+    async with joined(driver, settings) as transport:
+        await _until_stopped(driver, transport, settings, stop)
+        log.info("%s: stopped", config.name)
+    return 0
+
+
+async def _until_stopped(
+    driver: AgentDriver, transport: Transport, settings: AgentSettings, stop: asyncio.Event
+) -> None:
+    if settings.model is not None:
+        from mdi_exit.model.artifact import Artifact
+        from mdi_exit.model.compose import Composer
+
+        driver.use_local(LocalModel(driver, Composer(Artifact.open(settings.model)), settings.layers))
+    else:
+        driver.client = ModelClient(driver, transport, settings.layers)
+    start = asyncio.create_task(driver.start(transport), name="start")
+    stopped = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await _first(start, stopped)
+        if start.done():
+            await start
+            await _first(driver.fatal, stopped)
+    finally:
+        start.cancel()
+        stopped.cancel()
+    if driver.fatal.done():
+        raise driver.fatal.result()
+    await driver.finish()
+
+
+async def _first(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)

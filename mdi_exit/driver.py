@@ -1,0 +1,418 @@
+"""The live driver of a node: messages, timers and finished segments become events of the core, its commands are carried out.
+
+Everything runs in one event loop; ``feed`` is synchronous, so the core sees one event at a time. A bad message is counted by
+reason, logged once per sender and minute, put aside, and stops nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import zlib
+from collections import Counter
+from functools import lru_cache
+from typing import Final, Protocol
+
+import msgspec
+import numpy as np
+import psutil
+
+from mdi_exit import topics as kinds
+from mdi_exit.errors import MdiExitError, StartError, TransportError, WireError
+from mdi_exit.events import (
+    AckReceived,
+    Command,
+    ControlReceived,
+    Drain,
+    Drained,
+    Event,
+    Notice,
+    ProbeReceived,
+    RunSegment,
+    SegmentsReady,
+    SendAck,
+    SendFailed,
+    SendProbe,
+    SendResults,
+    SendStatus,
+    SendTask,
+    SendTelemetry,
+    StatusReceived,
+    Task,
+    TaskReceived,
+    TelemetryReceived,
+    Tick,
+    TransportDown,
+    TransportUp,
+)
+from mdi_exit.executor import Encoded, Executor, tensor_of
+from mdi_exit.logs import Throttle
+from mdi_exit.model.manifest import Manifest
+from mdi_exit.segments import SegmentKey
+from mdi_exit.tensors import encode_tensor, encoded_size
+from mdi_exit.topics import Route, Topics
+from mdi_exit.transport import Transport, Will
+from mdi_exit.wire import Ack, Control, Features, Message, Probe, Results, Status, Telemetry, decode, encode
+from mdi_exit.worker_state import WorkerState
+
+__all__ = ["NodeDriver", "State", "new_incarnation"]
+
+log = logging.getLogger(__name__)
+
+_DRAIN_S: Final = 5.0
+_STATUS_S: Final = 0.25
+_LIFE_S: Final = 2.0
+
+
+def new_incarnation() -> int:
+    """The number of this start."""
+    return time.time_ns() // 1000
+
+
+class State(Protocol):
+    """What a driver drives: ``WorkerState`` or ``SourceState``."""
+
+    def handle(self, now: float, event: Event) -> list[Command]: ...
+
+    def next_wakeup(self) -> float: ...
+
+
+class NodeDriver:
+    """Drives ``state``, whose node is ``worker`` (the same object on an agent).
+
+    ``codec``: of the features that this node sends.
+    """
+
+    def __init__(
+        self, state: State, worker: WorkerState, topics: Topics, executor: Executor, *, codec: str = "float32"
+    ) -> None:
+        self.state, self.worker, self.topics, self.executor, self.codec = state, worker, topics, executor, codec
+        self.manifest: Manifest | None = None
+        self.bad: Counter[str] = Counter()
+        self.sent_bytes = 0
+        self.fatal: asyncio.Future[MdiExitError] = asyncio.get_running_loop().create_future()
+        self.drained = asyncio.Event()
+        self.connected_once = asyncio.Event()
+        self._transport: Transport | None = None
+        self._claimed = False
+        self._own_status: asyncio.Future[Status] | None = None
+        self._own_life: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._throttle = Throttle(60.0)
+        self._process = psutil.Process()
+        self._route = lru_cache(4096)(topics.parse)
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        return self.worker.name
+
+    def will(self) -> Will:
+        """The last will: offline, with this start's number."""
+        return Will(self.topics.agents(self.name), encode(self._offline()))
+
+    def _offline(self) -> Status:
+        config = self.worker.config
+        return Status(node=self.name, incarnation=config.incarnation, online=False, role=config.role)
+
+    def subscriptions(self) -> list[tuple[str, int]]:
+        """Patterns and QoS of what every node listens to."""
+        config = self.worker.config
+        heard = ["+"] if config.neighbours is None or config.role == "source" else sorted(config.neighbours)
+        patterns = [(self.topics.agents("+"), 1), (self.topics.links(self.name, "+"), 0)]
+        patterns += [(self.topics.telemetry(node), 0) for node in heard]
+        if config.span is not None:
+            patterns.append((self.topics.layers(config.span, self.name), 0))
+        return patterns
+
+    # --- life
+
+    async def start(self, transport: Transport) -> None:
+        """Claim the name, once connected, and take part. Raises ``StartError`` if a live node has the name."""
+        self._transport = transport
+        self._own_status, self._own_life = self._loop.create_future(), self._loop.create_future()
+        await transport.subscribe(self.topics.agents(self.name), 1)
+        await transport.subscribe(self.topics.telemetry(self.name), 0)
+        await self.connected_once.wait()
+        with contextlib.suppress(asyncio.TimeoutError):
+            status = await asyncio.wait_for(self._own_status, _STATUS_S)
+            log.info("the broker remembers a node %s: waiting for a sign of life of it", status.node)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._own_life, _LIFE_S)
+                raise StartError(f"name {self.name}: expected one that no live node has, got one in use (--name)")
+        self._own_status = self._own_life = None
+        self._claimed = True
+        await transport.unsubscribe(self.topics.telemetry(self.name))
+        for pattern, qos in self.subscriptions():
+            await transport.subscribe(pattern, qos)
+        if transport.connected:
+            self.feed(TransportUp())
+
+    async def finish(self) -> None:
+        """Finish what is here, say goodbye, stop."""
+        if self._claimed and self._transport is not None:
+            self.feed(Drain())
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.drained.wait(), _DRAIN_S if self._transport.connected else 0.0)
+            topic = self.topics.agents(self.name)
+            await self._transport.publish_confirmed(topic, encode(self._offline()), qos=1, retain=True, timeout_s=2.0)
+        self.close()
+
+    def close(self) -> None:
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        self.executor.close()
+
+    def spawn(self, name: str, work: object) -> None:
+        """Run a coroutine beside the loop; its failure is fatal to the node."""
+        task: asyncio.Task[None] = self._loop.create_task(work, name=name)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """End the program with this error."""
+        if not self.fatal.done():
+            if not isinstance(error, MdiExitError):
+                log.error("%s failed", self.name, exc_info=error)
+                error = MdiExitError(f"{type(error).__name__}: {error}")
+            self.fatal.set_result(error)
+
+    def segments_ready(self, seconds: dict[SegmentKey, float]) -> None:
+        self.feed(SegmentsReady(seconds))
+
+    # --- events in
+
+    def feed(self, event: Event) -> None:
+        """Give the core an event and carry out what it wants."""
+        if self._closed:
+            return
+        try:
+            for command in self.state.handle(self._loop.time(), event):
+                self.carry_out(command)
+        except Exception as error:  # noqa: BLE001 - a defect of the core ends the node, with its story
+            self.fail(error)
+            return
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        at = max(self.state.next_wakeup(), self._loop.time() + 0.0005)
+        self._timer = self._loop.call_at(at, self.feed, Tick())
+
+    def on_connected(self) -> None:
+        self.connected_once.set()
+        if self._claimed:
+            self.feed(TransportUp())
+
+    def on_disconnected(self, reason: str) -> None:
+        log.warning("%s; trying again", reason)
+        if self._claimed:
+            self.feed(TransportDown())
+
+    def on_message(self, topic: str, payload: bytes, retained: bool) -> None:
+        try:
+            route = self._route(topic)
+            if not payload and route.kind.retain:
+                return  # a retained message was deleted
+            message, body = decode(payload)
+            if type(message).__name__ not in (route.kind.message, *_SHARED.get(route.kind.message, ())):
+                raise WireError("type", f"expected {route.kind.message} on {topic}, got {type(message).__name__}")
+            self._received(route, message, body, retained=retained)
+        except WireError as error:
+            self.count_bad(error, topic)
+
+    def count_bad(self, error: WireError, topic: str) -> None:
+        """Count a bad message by reason; say so once per sender and minute."""
+        self.bad[error.reason] += 1
+        sender = topic.rsplit("/", 1)[-1][:40]
+        suppressed = self._throttle.allow(f"{sender} {error.reason}", self._loop.time())
+        if suppressed is not None:
+            log.warning("bad message on %s: %s (%d more like it before)", topic[:80], error, suppressed)
+
+    def _received(self, route: Route, message: Message, body: memoryview, *, retained: bool) -> None:
+        if not self._claimed:
+            self._before_claim(message)
+            return
+        match message:
+            case Features():
+                self.feed(self._task(route, message, body))
+            case Ack():
+                self.feed(AckReceived(route.sender, message))
+            case Probe():
+                self.feed(ProbeReceived(route.sender, message))
+            case Telemetry():
+                self._same_node(route, message.node)
+                self.feed(TelemetryReceived(message))
+            case Status():
+                self._same_node(route, message.node)
+                if message.node != self.name:
+                    self.feed(StatusReceived(message, retained))
+                elif message.incarnation != self.worker.config.incarnation:
+                    self._namesake(message, retained=retained)
+            case Control():
+                self.feed(ControlReceived(message))
+            case _:
+                self.other_message(route, message, body)
+
+    def other_message(self, route: Route, message: Message, body: memoryview) -> None:
+        """Messages that only some nodes understand."""
+        raise WireError("type", f"expected a message for {self.name}, got {type(message).__name__}")
+
+    def _same_node(self, route: Route, node: str) -> None:
+        if route.node != node:
+            raise WireError("identity", f"expected the message of {route.node}, got one of {node}")
+
+    def _before_claim(self, message: Message) -> None:
+        """Is there a live node of this name already?"""
+        if isinstance(message, Status) and message.node == self.name and message.online:
+            if self._own_status is not None and not self._own_status.done():
+                self._own_status.set_result(message)
+        elif isinstance(message, Telemetry) and message.node == self.name:
+            for future, value in ((self._own_status, None), (self._own_life, None)):
+                if future is not None and not future.done():
+                    future.set_result(value if future is self._own_life else _status_of(message))  # type: ignore[arg-type]
+
+    def _namesake(self, status: Status, *, retained: bool) -> None:
+        """A status of another start of this name: an old will is overwritten; of two that start at once one yields."""
+        mine = self.worker.config.incarnation
+        if status.online and not retained and status.incarnation < mine:
+            self.fail(StartError(f"name {self.name}: expected one that no live node has, got one in use (--name)"))
+        elif not status.online:
+            self.feed(TransportUp())
+
+    def _task(self, route: Route, message: Features, body: memoryview) -> TaskReceived:
+        manifest = self.manifest
+        if manifest is None or message.model != manifest.plan.digest:
+            raise WireError("model", f"expected features of the model in force, got {message.model[:12]}")
+        if message.next_layer >= len(manifest.layers) or message.shape != manifest.in_shape(message.next_layer):
+            raise WireError("shape", f"got {message.shape} for layer {message.next_layer}")
+        if message.dtype != "float32":
+            raise WireError("dtype", f"expected float32, got {message.dtype[:20]!r}")
+        size = encoded_size(message.codec, message.shape)
+        if len(body) != size:
+            raise WireError("payload-size", f"expected {size} bytes, got {len(body)}")
+        deadline_s = message.deadline_s
+        task = Task(
+            run=message.run,
+            item=message.item,
+            attempt=message.attempt,
+            next_layer=message.next_layer,
+            payload=Encoded(message.codec, message.shape, body),
+            size_bytes=len(body),
+            path=message.path,
+            best=message.best,
+            exit_state=message.exit_state,
+            deadline_at=None if deadline_s is None else self._loop.time() + deadline_s,
+            compute_s=message.times[0],
+            wait_s=message.times[1],
+        )
+        return TaskReceived(message.sender, message.incarnation, message.seq, task)
+
+    # --- commands out
+
+    def carry_out(self, command: Command) -> None:
+        """Do what the core wants."""
+        match command:
+            case RunSegment():
+                self.spawn(f"segment {command.batch}", self._run(command))
+            case SendTask():
+                self._send_task(command)
+            case SendResults():
+                message = Results(self.worker.run or 0, self.worker.config.incarnation, command.rows, command.moved)
+                if not self.publish(kinds.RESULTS, self.topics.results(self.name), encode(message)):
+                    self._loop.call_soon(self.feed, SendFailed(command))
+            case SendTelemetry(telemetry):
+                full = msgspec.structs.replace(
+                    telemetry, sent_bytes=self.sent_bytes, cpu_percent=max(self._process.cpu_percent(None), 0.0)
+                )
+                self.publish(kinds.TELEMETRY, self.topics.telemetry(self.name), encode(full))
+            case SendStatus(status):
+                self.publish(kinds.AGENTS, self.topics.agents(self.name), encode(status))
+                self.status_changed(status)
+            case SendAck(to, ack):
+                self.publish(kinds.LINKS, self.topics.links(to, self.name), encode(ack))
+            case SendProbe(to, probe):
+                self.publish(kinds.LINKS, self.topics.links(to, self.name), encode(probe))
+            case Notice(kind, text):
+                if kind == "stale-run":
+                    self.count_bad(WireError("run", text), text)
+                else:
+                    self.notice(command)
+            case Drained():
+                self.drained.set()
+            case _:
+                raise TypeError(f"expected a command of a node, got {type(command).__name__}")
+
+    def notice(self, notice: Notice) -> None:
+        """A line for people."""
+        log.log(logging.DEBUG if notice.kind == "state" else logging.INFO, "%s", notice.text)
+
+    def status_changed(self, status: Status) -> None:
+        """The node's own status, as just published."""
+
+    async def _run(self, command: RunSegment) -> None:
+        self.feed(await self.executor.run(command))
+
+    def _send_task(self, command: SendTask) -> None:
+        task = command.task
+        body, codec, shape = self._encoded(task.payload)
+        message = Features(
+            run=task.run,
+            sender=self.name,
+            incarnation=self.worker.config.incarnation,
+            seq=command.seq,
+            item=task.item,
+            attempt=task.attempt,
+            epoch=command.epoch,
+            model=self.manifest.plan.digest if self.manifest else "",
+            next_layer=task.next_layer,
+            codec=codec,
+            shape=shape,
+            crc=zlib.crc32(body),
+            path=task.path,
+            deadline_s=None if task.deadline_at is None else task.deadline_at - self._loop.time(),
+            best=task.best,
+            exit_state=task.exit_state,
+            times=(task.compute_s, task.wait_s),
+        )
+        if not self.publish(kinds.LAYERS, self.topics.layers(command.span, command.to), encode(message, body)):
+            self._loop.call_soon(self.feed, SendFailed(command))
+
+    def _encoded(self, payload: object) -> tuple[bytes | memoryview, str, tuple[int, ...]]:
+        """A tensor for the wire; one that only passes through keeps its bytes."""
+        if isinstance(payload, Encoded):
+            return payload.payload, payload.codec, payload.shape
+        array = np.asarray(tensor_of(payload), np.float32)
+        return encode_tensor(self.codec, array), self.codec, array.shape
+
+    def publish(self, kind: kinds.TopicKind, topic: str, frame: bytes) -> bool:
+        """Publish as the topic table says; False if the transport did not take it."""
+        if self._transport is None:
+            return False
+        try:
+            taken = self._transport.publish(topic, frame, qos=kind.qos, retain=kind.retain)
+        except TransportError as error:
+            log.error("%s", error)
+            return False
+        self.sent_bytes += len(frame) if taken else 0
+        return taken
+
+
+_SHARED: Final = {"Link": ("Ack", "Probe")}
+
+
+def _status_of(telemetry: Telemetry) -> Status:
+    return Status(node=telemetry.node, incarnation=telemetry.incarnation, online=True)

@@ -1,0 +1,108 @@
+"""Runs segments in a thread of their own, so that the event loop never blocks; stretches them to a device profile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from mdi_exit.engine import Engine
+from mdi_exit.engine.base import Array, labels_and_scores
+from mdi_exit.engine.profile import DeviceProfile
+from mdi_exit.errors import MdiExitError
+from mdi_exit.events import Outcome, RunSegment, SegmentDone, SegmentFailed
+from mdi_exit.model.manifest import Manifest
+from mdi_exit.segments import SegmentKey
+from mdi_exit.tensors import decode_tensor
+
+__all__ = ["Encoded", "Executor"]
+
+_WARM_RUNS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A received tensor, decoded only when it is run."""
+
+    codec: str
+    shape: tuple[int, ...]
+    payload: memoryview
+
+    def array(self) -> Array:
+        return decode_tensor(self.codec, self.shape, self.payload)
+
+
+def tensor_of(payload: object) -> Array:
+    """The array behind a task's payload."""
+    if isinstance(payload, Encoded):
+        return payload.array()
+    if isinstance(payload, np.ndarray):
+        return payload
+    raise TypeError(f"expected a tensor, got {type(payload).__name__}")
+
+
+class Executor:
+    """One engine, one thread. ``profile``: the device to whose stated times each run is stretched by waiting."""
+
+    def __init__(self, engine: Engine, profile: DeviceProfile | None = None) -> None:
+        self.engine = engine
+        self.profile = profile
+        self._manifest: Manifest | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def load(self, manifest: Manifest, graphs: Mapping[SegmentKey, bytes]) -> dict[SegmentKey, float]:
+        """Load segments and run each a few times on zeros; returns seconds of the fastest run at batch 1.
+
+        Raises ``EngineError``.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._load, manifest, dict(graphs))
+
+    def _load(self, manifest: Manifest, graphs: dict[SegmentKey, bytes]) -> dict[SegmentKey, float]:
+        self._manifest = manifest
+        seconds = {}
+        for key, graph in graphs.items():
+            self.engine.load(key, graph)
+            x = np.zeros((1, *manifest.in_shape(key.entry)), np.float32)
+            measured = []
+            for _ in range(_WARM_RUNS):
+                begin = time.perf_counter()
+                self.engine.run(key, x)
+                measured.append(time.perf_counter() - begin)
+            stated = self.profile.seconds(manifest, key, 1) if self.profile else 0.0
+            seconds[key] = max(min(measured), stated)
+        return seconds
+
+    async def run(self, command: RunSegment) -> SegmentDone | SegmentFailed:
+        """Run one batch; a failure comes back as an event."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, command)
+
+    def _run(self, command: RunSegment) -> SegmentDone | SegmentFailed:
+        begin = time.perf_counter()
+        try:
+            x = np.stack([tensor_of(task.payload) for task in command.tasks])
+            output = self.engine.run(command.key, x)
+            labels: list[int | None] = [None] * len(x)
+            scores = [0.0] * len(x)
+            if output.logits_NK is not None:
+                found, scores = labels_and_scores(output.logits_NK)
+                labels = [*found]
+        except (MdiExitError, ValueError, TypeError, MemoryError) as error:
+            return SegmentFailed(command.batch, (str(error) or type(error).__name__).splitlines()[0])
+        outcomes = []
+        for index in range(len(x)):
+            features = None if output.features is None else output.features[index]
+            size = 0 if features is None else features.nbytes
+            outcomes.append(Outcome(labels[index], scores[index], features, size))
+        if self.profile and self._manifest:
+            left_s = self.profile.seconds(self._manifest, command.key, len(x)) - (time.perf_counter() - begin)
+            if left_s > 0:
+                time.sleep(left_s)
+        return SegmentDone(command.batch, time.perf_counter() - begin, tuple(outcomes))

@@ -1,0 +1,65 @@
+"""What the live programs share: connecting, signals, and an end that says goodbye."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from mdi_exit import values
+from mdi_exit.driver import NodeDriver
+from mdi_exit.metrics import serve_metrics
+from mdi_exit.transport import Transport
+from mdi_exit.transport.mqtt import MqttTransport
+
+__all__ = ["Connection", "joined", "stop_requested"]
+
+log = logging.getLogger(__name__)
+
+
+class Connection(Protocol):
+    """The settings that reaching a broker takes; both programs' settings have them."""
+
+    @property
+    def broker(self) -> values.BrokerAddress: ...
+    @property
+    def metrics(self) -> values.HostPort: ...
+    @property
+    def keepalive(self) -> float: ...
+    @property
+    def username(self) -> str | None: ...
+    @property
+    def password(self) -> str | None: ...
+
+
+@contextlib.asynccontextmanager
+async def joined(driver: NodeDriver, settings: Connection) -> AsyncIterator[Transport]:
+    """A transport for ``driver``, and its metrics, for as long as the context lasts."""
+    transport = MqttTransport(
+        str(settings.broker),
+        client_id=f"{driver.topics.deployment}-{driver.name}-{driver.worker.config.incarnation}",
+        handler=driver,
+        will=driver.will(),
+        username=settings.username,
+        password=settings.password,
+        keepalive_s=max(round(settings.keepalive), 1),
+    )
+    metrics = serve_metrics(settings.metrics.host, settings.metrics.port, driver, transport)
+    try:
+        log.info("metrics on %s", metrics.address)
+        async with transport:
+            yield transport
+    finally:
+        driver.close()
+        metrics.close()
+
+
+def stop_requested() -> asyncio.Event:
+    """Set by SIGINT and SIGTERM from now on."""
+    event = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
+    return event

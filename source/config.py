@@ -1,0 +1,126 @@
+"""The settings of ``edge-source``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mdi_exit import values
+from mdi_exit.config import REQUIRED, Resolved, resolve, setting
+from mdi_exit.engine import ENGINES
+from mdi_exit.errors import UsageError
+from mdi_exit.logs import FORMATS, LEVELS
+from mdi_exit.span import LayerSpan
+from mdi_exit.tensors import CODECS
+from source.schedule import Schedule, schedule
+
+__all__ = ["SourceSettings", "resolve_source"]
+
+ADAPTATIONS = ("rate", "threshold", "none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSettings:
+    """One source. Times are seconds, ``rate`` items a second (None: as fast as admission allows).
+
+    ``layers`` None: the source runs no layers; ``duration`` and ``limit`` None: until the input ends.
+    """
+
+    input: str = setting(
+        REQUIRED, help="what to classify: shipped, a data set's name, or a folder of images", metavar="SPEC"
+    )
+    model: str = setting(
+        "fashion-mnist-mobilenetv2", help="a shipped model's name, or the path of an artifact", metavar="NAME-or-PATH"
+    )
+    layers: LayerSpan | None = setting(
+        None, help="layers that the source runs itself: 0-3", parse=LayerSpan.parse, metavar="SPAN"
+    )
+    rate: float | None = setting(
+        None, help="items offered a second: 25/s, or max", parse=values.rate, metavar="N/s", show=values.show_rate
+    )
+    schedule: Schedule | None = setting(
+        None, help="phases instead of --rate: calm=20/s@0s,load=60/s@10s", parse=schedule, metavar="PHASES"
+    )
+    arrivals: str = setting("fixed", help="spacing of the arrivals", choices=("fixed", "poisson"))
+    exit_threshold: float = setting(
+        0.8, help="confidence above which an item exits; 1: never early", parse=values.fraction, metavar="T"
+    )
+    min_threshold: float = setting(
+        0.5, help="the lowest that --adapt threshold may go", parse=values.fraction, metavar="T"
+    )
+    adapt: str = setting("none", help="what follows the load", choices=ADAPTATIONS)
+    codec: str = setting("float32", help="how features travel", choices=tuple(CODECS))
+    results: Path | None = setting(
+        None, help="one JSON line per admitted item; - is stdout", parse=values.path, metavar="FILE.jsonl"
+    )
+    overwrite: bool = setting(False, help="replace existing files of results", parse=values.switch)
+    summary: Path | None = setting(None, help="the run's totals", parse=values.path, metavar="FILE.json")
+    timeline: Path | None = setting(
+        None, help="the run over time, one JSON line each half second", parse=values.path, metavar="FILE.jsonl"
+    )
+    limit: int | None = setting(None, help="stop after so many items", parse=values.positive_int, metavar="N")
+    duration: float | None = setting(
+        None, help="stop offering after this time", parse=values.duration, metavar="TIME", show=values.show_seconds
+    )
+    shuffle: bool = setting(False, help="offer the items in the random order of --seed", parse=values.switch)
+    seed: int = setting(0, help="of arrivals, choices and --shuffle", parse=values.integer(0), metavar="N")
+    max_pending: int = setting(
+        512, help="items admitted and not finished at any time", parse=values.integer(1, 1_000_000), metavar="N"
+    )
+    max_queue: int = setting(
+        40, help="tasks waiting at the source at which admission stops", parse=values.integer(1, 1_000_000),
+        metavar="N",
+    )  # fmt: skip
+    broker: values.BrokerAddress = setting(
+        values.BrokerAddress("127.0.0.1", 1883), help="mqtt[s]://HOST:PORT", parse=values.broker_address, metavar="URL"
+    )
+    name: str = setting("source", help="unique in the deployment", parse=values.name)
+    deployment: str = setting("default", help="keeps systems on one broker apart", parse=values.name, metavar="NAME")
+    neighbours: tuple[str, ...] | None = setting(
+        None, help="the only nodes to send to: NAME,NAME", parse=values.names, metavar="NAMES"
+    )
+    metrics: values.HostPort = setting(
+        values.HostPort("127.0.0.1", 0), help="where to serve metrics; port 0: a free one", parse=values.host_port,
+        metavar="HOST:PORT",
+    )  # fmt: skip
+    profile: str | None = setting(
+        None, help="stretch compute to a named device (emulation)", parse=values.device, metavar="DEVICE"
+    )
+    engine: str = setting("onnxruntime", help="what runs a segment", choices=ENGINES)
+    threads: int = setting(1, help="compute threads of the engine", parse=values.integer(1, 256), metavar="N")
+    window: int = setting(
+        16, help="tasks that a sender may have waiting here for each entry layer", parse=values.integer(1, 4096),
+        metavar="N",
+    )  # fmt: skip
+    telemetry_period: float = setting(
+        0.5, help="time between load reports", parse=values.duration, metavar="TIME", show=values.show_seconds
+    )
+    keepalive: float = setting(
+        5.0, help="silence after which the broker declares us dead", parse=values.duration, metavar="TIME",
+        show=values.show_seconds,
+    )  # fmt: skip
+    data_dir: Path = setting(
+        Path("data"), help="where data sets are looked for and stored", parse=values.path, metavar="DIR"
+    )
+    username: str | None = setting(None, help="user at the broker", parse=values.text)
+    password: str | None = setting(None, help="file with the password at the broker", parse=values.text, secret=True)
+    log_format: str = setting("plain", help="lines for people or JSON", choices=FORMATS)
+    log_level: str = setting("info", help="what to log", choices=LEVELS)
+
+    def __post_init__(self) -> None:
+        if self.password is not None and self.username is None:
+            raise UsageError("--username", "a user to go with the password", "none")
+        if self.adapt == "threshold" and self.min_threshold > self.exit_threshold:
+            raise UsageError("--min-threshold", f"at most --exit-threshold {self.exit_threshold:g}", self.min_threshold)
+        files = [file for file in (self.results, self.summary, self.timeline) if file is not None]
+        if len(set(files)) != len(files):
+            raise UsageError("--results, --summary, --timeline", "different files", files[0])
+
+
+def resolve_source(argv: Sequence[str], env: Mapping[str, str]) -> Resolved[SourceSettings]:
+    """See ``mdi_exit.config.resolve``."""
+    return resolve(
+        SourceSettings, argv, env, prog="edge-source", section="source",
+        description="Owns the data: admits items, runs its layers if it has any, collects one result for each item.",
+    )  # fmt: skip

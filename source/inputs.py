@@ -1,0 +1,238 @@
+"""Where items come from: the shipped images, a data set, a folder of images."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from mdi_exit.data import DATASETS, Dataset, load, shipped
+from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.model.manifest import InputSpec, Manifest
+
+__all__ = ["Input", "Sample", "open_input", "preprocess"]
+
+Pixels = NDArray[np.uint8]
+
+IMAGE_SUFFIXES: Final = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_LARGEST_PIXELS: Final = 64_000_000
+_NAMED_FAILURES: Final = 3
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """``pixels``: uint8, H×W, H×W×1 or H×W×3; ``truth``: the right class of the model in force, if it is known."""
+
+    id: str
+    pixels: Pixels
+    truth: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A sample not read yet."""
+
+    id: str
+    read: Callable[[], Pixels]
+    truth: int | None
+
+
+class Input:
+    """Samples in order, for one pass or (``cycle``) without end; a later round's ids end in ``#2``, ``#3``, and so on.
+
+    Iterating reads files, so a program with an event loop draws in a thread. A file that cannot be read is passed over
+    and counted in ``skipped``. Raises ``MdiExitError`` when no file of a round can be read.
+    """
+
+    def __init__(self, name: str, entries: Sequence[_Entry], *, cycle: bool, limit: int | None) -> None:
+        self.name = name
+        self.skipped = 0
+        self._entries = entries
+        self._cycle = cycle
+        self._limit = limit
+
+    def __len__(self) -> int:
+        """Samples of one round."""
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return islice(self._rounds(), self._limit)
+
+    def _rounds(self) -> Iterator[Sample]:
+        number = 1
+        unreadable: set[str] = set()
+        while True:
+            for entry in self._entries:
+                if entry.id not in unreadable and (pixels := self._read(entry, unreadable)) is not None:
+                    yield Sample(entry.id if number == 1 else f"{entry.id}#{number}", pixels, entry.truth)
+            if len(unreadable) == len(self._entries):
+                raise MdiExitError(f"input {self.name}: none of its {len(unreadable)} image files can be read")
+            if number == 1 and len(unreadable) > _NAMED_FAILURES:
+                log.warning("input %s: %d image files could not be read", self.name, len(unreadable))
+            if not self._cycle:
+                return
+            number += 1
+
+    def _read(self, entry: _Entry, unreadable: set[str]) -> Pixels | None:
+        try:
+            return entry.read()
+        except Exception as error:  # noqa: BLE001 - decoders of broken files raise anything, even SyntaxError
+            unreadable.add(entry.id)
+            self.skipped += 1
+            if self.skipped <= _NAMED_FAILURES:
+                log.warning("input %s: %s passed over: %s", self.name, entry.id, str(error) or type(error).__name__)
+            return None
+
+
+def open_input(
+    spec: str,
+    manifest: Manifest,
+    *,
+    limit: int | None = None,
+    cycle: bool = False,
+    shuffle_seed: int | None = None,
+    data_dir: Path | None = None,
+) -> Input:
+    """``shipped``, a data set's name (its test split), either with ``:N`` for the first N, or a folder of images.
+
+    ``limit``: samples in all; ``shuffle_seed``: a random order, the same in each round. A folder is read in the order
+    of its file names, sub-folders included; one named after a label of the model gives its images that truth.
+    Raises ``UsageError``.
+    """
+    channels = manifest.input.shape[0]
+    if channels not in (1, 3):
+        raise UsageError("model input", "1 or 3 channels, to be made of images", channels)
+    name, colon, count = spec.partition(":")
+    if name == "shipped" or name in DATASETS:
+        first = _first(spec, count) if colon else None
+        entries = _of_dataset(shipped() if name == "shipped" else load(name, "test", data_dir), manifest.labels)[:first]
+    else:
+        name, entries = spec, _of_folder(spec, manifest.labels)
+    if shuffle_seed is not None:
+        random.Random(shuffle_seed).shuffle(entries)
+    return Input(name, entries, cycle=cycle, limit=limit)
+
+
+def preprocess(pixels: Pixels, spec: InputSpec) -> NDArray[np.float32]:
+    """What enters layer 0: float32 C×H×W, (value/255 - mean) / std.
+
+    Colour and grey are converted where the model wants the other; another size is resized (bilinear, antialiased), the
+    whole picture being kept whatever its proportions. Raises ``UsageError`` for pixels that are no image.
+    """
+    channels, height, width = spec.shape
+    x_HWC = pixels[..., None] if pixels.ndim == 2 else pixels
+    if x_HWC.ndim != 3 or x_HWC.shape[2] not in (1, 3) or x_HWC.dtype != np.uint8 or not x_HWC.size:
+        raise UsageError("image", "uint8 pixels, H×W, H×W×1 or H×W×3", f"{pixels.dtype} of shape {pixels.shape}")
+    if x_HWC.shape != (height, width, channels):
+        x_HWC = _fitted(x_HWC, spec)
+    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
+    x_HWC_f = (x_HWC.astype(np.float32) / np.float32(255)) - mean
+    return np.ascontiguousarray((x_HWC_f / std).transpose(2, 0, 1))
+
+
+def _fitted(x_HWC: Pixels, spec: InputSpec) -> Pixels:
+    channels, height, width = spec.shape
+    image = Image.fromarray(x_HWC[..., 0] if x_HWC.shape[2] == 1 else np.ascontiguousarray(x_HWC))
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image, np.uint8).reshape(height, width, channels)
+
+
+def _first(spec: str, count: str) -> int:
+    if not (count.isascii() and count.isdecimal()) or int(count) == 0:
+        raise UsageError("input", "NAME or NAME:N with N of at least 1", repr(spec))
+    return int(count)
+
+
+# --- data sets
+
+
+def _of_dataset(dataset: Dataset, labels: Sequence[str]) -> list[_Entry]:
+    class_of = _truths(dataset, labels)
+    return [
+        _Entry(f"{dataset.name}/{position}", partial(_row, dataset.images_NHWC, index), class_of.get(label))
+        for index, (position, label) in enumerate(zip(dataset.ids_N.tolist(), dataset.labels_N.tolist(), strict=True))
+    ]
+
+
+def _row(images_NHWC: Pixels, index: int) -> Pixels:
+    row: Pixels = images_NHWC[index]
+    return row
+
+
+def _truths(dataset: Dataset, labels: Sequence[str]) -> dict[int, int]:
+    """The model's class for each class of the data set; by name, since a model may know others, or another order."""
+    if not labels:
+        return {number: number for number in range(len(dataset.classes))}
+    known = _by_folded_name(labels)
+    class_of = {
+        number: known[folded] for number, name in enumerate(dataset.classes) if (folded := _folded(name)) in known
+    }
+    if not class_of:
+        log.warning("input %s: none of its classes is one of the model's: accuracy will not be known", dataset.name)
+    return class_of
+
+
+def _folded(name: str) -> str:
+    """``T-shirt/top`` cannot name a folder; ``t-shirt top`` and ``TShirt_Top`` can, and mean the same."""
+    return "".join(char for char in name.casefold() if char.isalnum())
+
+
+def _by_folded_name(labels: Sequence[str]) -> dict[str, int]:
+    """Classes by folded name; names that fold to the same are left out."""
+    folded = [_folded(label) for label in labels]
+    return {name: number for number, name in enumerate(folded) if name and folded.count(name) == 1}
+
+
+# --- folders
+
+
+def _of_folder(spec: str, labels: Sequence[str]) -> list[_Entry]:
+    folder = Path(spec).expanduser()
+    expected = f"shipped, {', '.join(DATASETS)}, or a folder of images"
+    if not folder.is_dir():
+        raise UsageError("input", expected, repr(spec) + (", which is a file" if folder.exists() else ""))
+    try:
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    except OSError as error:
+        raise UsageError("input", "a readable folder", f"{spec}: {error.strerror}") from None
+    if not paths:
+        wanted = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UsageError("input", f"a folder with images ({wanted})", f"{spec}, which has none")
+    known = _by_folded_name(labels)
+    names = [path.relative_to(folder) for path in paths]
+    return [
+        _Entry(name.as_posix(), partial(_read_image, path), _truth_of(name, known))
+        for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def _truth_of(name: Path, known: dict[str, int]) -> int | None:
+    """The innermost folder named after a label decides."""
+    return next((known[folded] for part in reversed(name.parts[:-1]) if (folded := _folded(part)) in known), None)
+
+
+def _read_image(path: Path) -> Pixels:
+    """H×W of a grey file, H×W×3 of any other: turned upright, the first frame, transparent parts on white."""
+    with Image.open(path) as image:
+        if image.width * image.height > _LARGEST_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels, more than {_LARGEST_PIXELS:,}")
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16 bits a pixel
+            return (np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8)
+        if upright.has_transparency_data:
+            layer = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        return np.asarray(upright.convert("L" if upright.mode in {"1", "L"} else "RGB"), np.uint8)

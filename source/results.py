@@ -1,0 +1,320 @@
+"""What a run leaves behind: one JSON line per admitted item, and the totals."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import stat
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.events import Record
+
+__all__ = ["Latency", "ResultsWriter", "Summary", "SummaryBuilder", "result_line"]
+
+STDOUT = Path("-")
+_EXACT_LATENCIES = 200_000
+
+
+def result_line(record: Record, label_names: Sequence[str] = ()) -> dict[str, Any]:
+    """The JSON object of one item. ``latency_s`` is seconds since admission; ``exit`` and ``confidence`` of an error
+    are null."""
+    row = record.row
+    line: dict[str, Any] = {"id": record.sample}
+    if row.error is None and row.label is not None:
+        line |= {"label": row.label}
+        if row.label < len(label_names):
+            line |= {"label_name": label_names[row.label]}
+        line |= {"confidence": round(row.score, 6), "exit": row.exit}
+    else:
+        line |= {"error": row.error or "no label", "confidence": None, "exit": None}
+    line |= {"path": list(row.path), "latency_s": round(record.latency_s, 6)}
+    if record.truth is not None:
+        line["truth"] = record.truth
+    return line
+
+
+class ResultsWriter:
+    """Appends one JSON line per item to a new file, or to stdout for ``-``; a line is with the kernel when ``write``
+    returns.
+
+    Raises ``UsageError`` for a file that cannot be had or would be overwritten unasked.
+    """
+
+    def __init__(self, path: Path, overwrite: bool = False, *, place: str = "--results") -> None:
+        self.path = path
+        self._whole_bytes = 0
+        self._file: IO[bytes] | None = None
+        if path == STDOUT:
+            return
+        try:
+            found = path.stat() if path.exists() else None
+            if found and stat.S_ISREG(found.st_mode) and found.st_size and not overwrite:
+                taken = f"{path}, which has {found.st_size} bytes"
+                raise UsageError(place, "a new or empty file (or --overwrite)", taken)
+            self._file = path.open("wb", buffering=0)
+        except OSError as error:
+            raise UsageError(place, "a file that can be written", f"{path}: {error.strerror}") from None
+
+    def write(self, record: Record, label_names: Sequence[str] = ()) -> None:
+        """Raises ``MdiExitError`` if the line cannot be written; the file then ends with the last whole line."""
+        line = json.dumps(result_line(record, label_names), ensure_ascii=False).encode() + b"\n"
+        try:
+            if self._file is None:
+                sys.stdout.write(line.decode())
+                sys.stdout.flush()
+            else:
+                _write_all(self._file, line)
+        except OSError as error:
+            self._cut()
+            raise MdiExitError(f"results: could not write {self.path}: {error.strerror}") from None
+        self._whole_bytes += len(line)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> ResultsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _cut(self) -> None:
+        if self._file is not None and stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            self._file.truncate(self._whole_bytes)
+
+
+def _write_all(file: IO[bytes], line: bytes) -> None:
+    """An unbuffered file may take a part only, as when the disk fills up: the next write then says why."""
+    rest = memoryview(line)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Percentiles of the seconds from admission to result, over completed items."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A run's totals; ``admitted = completed + errors + pending``.
+
+    ``refused``: turned away before admission; ``duplicates``: results received and discarded; ``retried``: attempts
+    beyond the first; ``accuracy``: share of completed items with a known truth that are right, None without any;
+    ``exits``: completed items by exit; ``bytes_sent``: by node; ``error_reasons``: errors by their text;
+    ``single_process_per_s``: what one process alone reaches on this machine, unemulated.
+    """
+
+    admitted: int
+    completed: int
+    errors: int
+    pending: int
+    refused: int
+    duplicates: int
+    retried: int
+    accuracy: float | None
+    rate_per_s: float
+    elapsed_s: float
+    latency_s: Latency | None
+    exits: Mapping[int, int]
+    bytes_sent: Mapping[str, int]
+    threshold: float | None = None
+    emulated: str | None = None
+    single_process_per_s: float | None = None
+    error_reasons: Mapping[str, int] | None = None
+
+    @property
+    def balanced(self) -> bool:
+        """Every admitted item is accounted for."""
+        return self.admitted == self.completed + self.errors + self.pending
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def write(self, path: Path) -> None:
+        """As JSON; ``-`` is stdout. Raises ``MdiExitError``."""
+        content = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
+        try:
+            if path == STDOUT:
+                sys.stdout.write(content)
+            else:
+                path.write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise MdiExitError(f"summary: could not write {path}: {error.strerror}") from None
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """What, how much, and what it means: for people."""
+        rows = [
+            ("admitted", f"{self.admitted:,}", "items taken in"),
+            ("completed", f"{self.completed:,}", "items with a label"),
+            ("errors", f"{self.errors:,}", self._reasons()),
+        ]
+        if self.pending or not self.balanced:
+            rows.append(("pending", f"{self.pending:,}", "admitted, and without a result when the run ended"))
+        if not self.balanced:
+            rows.append(
+                ("unaccounted", f"{self.admitted - self.completed - self.errors - self.pending:+,}", "a defect")
+            )
+        rows += [
+            ("refused", f"{self.refused:,}", "turned away before admission, because the system was full"),
+            ("retried", f"{self.retried:,}", "attempts made again after a loss or a refusal"),
+            ("duplicates", f"{self.duplicates:,}", "second results for one item, discarded"),
+            ("accuracy", _percent(self.accuracy), "right labels among the completed items whose truth is known"),
+            ("rate", f"{self.rate_per_s:.1f}/s", f"completed items a second, over {self.elapsed_s:.1f} s"),
+        ]
+        if self.latency_s:
+            values = (self.latency_s.p50, self.latency_s.p90, self.latency_s.p99)
+            shown = " / ".join(f"{value * 1000:.0f}" for value in values) + " ms"
+            rows.append(("latency", shown, "from admission to result: half, 90 % and 99 % are faster"))
+        total = sum(self.exits.values())
+        for number, count in sorted(self.exits.items()):
+            rows.append((f"exit {number}", f"{count:,}", f"{_percent(count / total)} of the items stopped here"))
+        for node, sent in sorted(self.bytes_sent.items()):
+            rows.append((f"sent by {node}", _bytes(sent), ""))
+        if self.threshold is not None:
+            rows.append(("threshold", f"{self.threshold:.2f}", "confidence asked for an early exit, at the end"))
+        if self.emulated:
+            rows.append(("emulated", "yes", f"compute stretched to {self.emulated}: not this machine's own speed"))
+        if self.single_process_per_s is not None:
+            shown = f"{self.single_process_per_s:.0f}/s"
+            rows.append(("one process", shown, "the whole model in one process on this machine, not emulated"))
+        return rows
+
+    def render(self, console: Console) -> None:
+        """A table on a terminal, plain lines elsewhere."""
+        rows = self.rows()
+        if not console.is_terminal:
+            wide = max(len(what) for what, _, _ in rows)
+            high = max(len(amount) for _, amount, _ in rows)
+            for what, amount, meaning in rows:
+                console.out(f"{what:<{wide}}  {amount:>{high}}  {meaning}".rstrip(), highlight=False)
+            return
+        table = Table(title="Summary", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column(style="dim")
+        for what, amount, meaning in rows:
+            bad = (what in {"errors", "pending"} and amount != "0") or what == "unaccounted"
+            table.add_row(what, f"[red]{amount}[/red]" if bad else amount, meaning)
+        console.print(table)
+
+    def _reasons(self) -> str:
+        if not self.error_reasons:
+            return "items that ended without a label"
+        top = sorted(self.error_reasons.items(), key=lambda pair: -pair[1])[:3]
+        return "; ".join(f"{count:,} x {_clean(reason)}" for reason, count in top)
+
+
+class SummaryBuilder:
+    """Counts results as they come.
+
+    Percentiles are exact up to 200,000 completed items, then over a uniform sample of that size: a camera may run for
+    months.
+    """
+
+    def __init__(self) -> None:
+        self.completed = 0
+        self.errors = 0
+        self._right = 0
+        self._judged = 0
+        self._latencies_s = array("d")
+        self._exits: Counter[int] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._random = random.Random(0)
+
+    def add(self, record: Record) -> None:
+        row = record.row
+        if row.error is not None or row.label is None:
+            self.errors += 1
+            self._reasons[(row.error or "no label") if len(self._reasons) < 100 else "other"] += 1
+            return
+        self.completed += 1
+        self._exits[row.exit] += 1
+        if record.truth is not None:
+            self._judged += 1
+            self._right += row.label == record.truth
+        self._sample(record.latency_s)
+
+    def finish(
+        self,
+        *,
+        admitted: int,
+        pending: int,
+        refused: int,
+        duplicates: int,
+        retried: int,
+        elapsed_s: float,
+        bytes_sent: Mapping[str, int],
+        threshold: float | None = None,
+        emulated: str | None = None,
+        single_process_per_s: float | None = None,
+    ) -> Summary:
+        """``elapsed_s``: from the first admission to the last result."""
+        return Summary(
+            admitted=admitted,
+            completed=self.completed,
+            errors=self.errors,
+            pending=pending,
+            refused=refused,
+            duplicates=duplicates,
+            retried=retried,
+            accuracy=self._right / self._judged if self._judged else None,
+            rate_per_s=self.completed / elapsed_s if elapsed_s > 0 else 0.0,
+            elapsed_s=elapsed_s,
+            latency_s=self._latency(),
+            exits=dict(sorted(self._exits.items())),
+            bytes_sent=dict(sorted(bytes_sent.items())),
+            threshold=threshold,
+            emulated=emulated,
+            single_process_per_s=single_process_per_s,
+            error_reasons=dict(self._reasons.most_common()),
+        )
+
+    def _sample(self, latency_s: float) -> None:
+        if len(self._latencies_s) < _EXACT_LATENCIES:
+            self._latencies_s.append(latency_s)
+        elif (place := self._random.randrange(self.completed)) < _EXACT_LATENCIES:
+            self._latencies_s[place] = latency_s
+
+    def _latency(self) -> Latency | None:
+        if not self._latencies_s:
+            return None
+        p50, p90, p99 = np.percentile(np.asarray(self._latencies_s), (50, 90, 99)).tolist()
+        return Latency(p50, p90, p99)
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.1%}".replace("%", " %")
+
+
+def _bytes(count: int) -> str:
+    amount = float(count)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} GB"
+
+
+def _clean(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)
