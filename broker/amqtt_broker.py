@@ -30,10 +30,24 @@ def _quieten() -> None:
     PublishPayload.__init__ = quiet
 
 
+def _keep_to_own_topics() -> None:
+    """amqtt sends a client that connects the retained messages of everybody's subscriptions: only of its own."""
+    from amqtt.broker import Broker
+
+    original = Broker._publish_retained_messages_for_subscription
+
+    async def own(self: Any, subscription: tuple[str, int], session: Any) -> None:
+        if any(holder is session for holder, _ in self._subscriptions.get(subscription[0], ())):
+            await original(self, subscription, session)
+
+    Broker._publish_retained_messages_for_subscription = own
+
+
 async def _serve(port: int) -> None:
     from amqtt.broker import Broker
 
     _quieten()
+    _keep_to_own_topics()
     config = {
         "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}", "max_connections": 1000}},
         "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},

@@ -13,7 +13,8 @@ from mdi_exit import topics as kinds
 from mdi_exit.driver import NodeDriver, new_incarnation
 from mdi_exit.engine import make_engine
 from mdi_exit.engine.profile import parse_profile
-from mdi_exit.events import Event, ModelKnown, Notice
+from mdi_exit.errors import UsageError
+from mdi_exit.events import Event, Notice, StatusReceived
 from mdi_exit.exchange import LocalModel, ModelClient
 from mdi_exit.executor import Executor
 from mdi_exit.program import joined, stop_requested
@@ -41,8 +42,7 @@ class AgentDriver(NodeDriver):
     def use_local(self, local: LocalModel) -> None:
         """Run the segments of an artifact on this machine."""
         self.local = local
-        self.manifest = local.composer.artifact.manifest
-        self.feed(ModelKnown(self.manifest.plan))
+        self.use_model(local.composer.artifact.manifest)
         local.spans_changed([local.span])
 
     def other_message(self, route: Route, message: Message, body: memoryview) -> None:
@@ -58,12 +58,12 @@ class AgentDriver(NodeDriver):
 
     def feed(self, event: Event) -> None:
         super().feed(event)
-        if self.local is not None:
+        if self.local is not None and isinstance(event, StatusReceived):
             self.local.spans_changed([self.local.span, *self.worker.members.announced_spans()])
 
     def _received(self, route: Route, message: Message, body: memoryview, *, retained: bool) -> None:
-        if isinstance(message, Control) and self.local is not None and self.manifest is not None:
-            mine = self.manifest.plan.digest
+        if isinstance(message, Control) and self.local is not None and self.plan is not None:
+            mine = self.plan.digest
             if message.model != mine and route.kind is kinds.CONTROL:
                 log.warning("the source runs model %s, the local one is %s: waiting", message.model[:12], mine[:12])
         super()._received(route, message, body, retained=retained)
@@ -120,7 +120,10 @@ async def _until_stopped(
         from mdi_exit.model.artifact import Artifact
         from mdi_exit.model.compose import Composer
 
-        driver.use_local(LocalModel(driver, Composer(Artifact.open(settings.model)), settings.layers))
+        artifact = Artifact.open(settings.model)
+        if settings.layers.stop > (count := len(artifact.manifest.layers)):
+            raise UsageError("--layers", f"layers in 0-{count - 1}, those of {settings.model}", settings.layers)
+        driver.use_local(LocalModel(driver, Composer(artifact), settings.layers))
     else:
         driver.client = ModelClient(driver, transport, settings.layers)
     start = asyncio.create_task(driver.start(transport), name="start")

@@ -28,6 +28,7 @@ from mdi_exit.events import (
     Drain,
     Drained,
     Event,
+    ModelKnown,
     Notice,
     ProbeReceived,
     RunSegment,
@@ -50,8 +51,8 @@ from mdi_exit.events import (
 from mdi_exit.executor import Encoded, Executor, tensor_of
 from mdi_exit.logs import Throttle
 from mdi_exit.model.manifest import Manifest
-from mdi_exit.segments import SegmentKey
-from mdi_exit.tensors import encode_tensor, encoded_size
+from mdi_exit.segments import ModelPlan, SegmentKey
+from mdi_exit.tensors import check_payload, encode_tensor
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport, Will
 from mdi_exit.wire import Ack, Control, Features, Message, Probe, Results, Status, Telemetry, decode, encode
@@ -64,6 +65,7 @@ log = logging.getLogger(__name__)
 _DRAIN_S: Final = 5.0
 _STATUS_S: Final = 0.25
 _LIFE_S: Final = 2.0
+_LEAST_WAIT_S: Final = 0.0005
 
 
 def new_incarnation() -> int:
@@ -90,6 +92,7 @@ class NodeDriver:
     ) -> None:
         self.state, self.worker, self.topics, self.executor, self.codec = state, worker, topics, executor, codec
         self.manifest: Manifest | None = None
+        self.plan: ModelPlan | None = None
         self.bad: Counter[str] = Counter()
         self.sent_bytes = 0
         self.fatal: asyncio.Future[MdiExitError] = asyncio.get_running_loop().create_future()
@@ -110,6 +113,11 @@ class NodeDriver:
     @property
     def name(self) -> str:
         return self.worker.name
+
+    def use_model(self, manifest: Manifest) -> None:
+        """From now on this is the model in force."""
+        self.manifest, self.plan = manifest, manifest.plan
+        self.feed(ModelKnown(self.plan))
 
     def will(self) -> Will:
         """The last will: offline, with this start's number."""
@@ -207,10 +215,17 @@ class NodeDriver:
         self._set_timer()
 
     def _set_timer(self) -> None:
+        """Wake up when the core wants it; a timer that comes too early is left to do no harm."""
+        at = max(self.state.next_wakeup(), self._loop.time() + _LEAST_WAIT_S)
+        if self._timer is not None and self._timer.when() <= at:
+            return
         if self._timer is not None:
             self._timer.cancel()
-        at = max(self.state.next_wakeup(), self._loop.time() + 0.0005)
-        self._timer = self._loop.call_at(at, self.feed, Tick())
+        self._timer = self._loop.call_at(at, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self.feed(Tick())
 
     def on_connected(self) -> None:
         self.connected_once.set()
@@ -226,6 +241,7 @@ class NodeDriver:
         try:
             route = self._route(topic)
             if not payload and route.kind.retain:
+                self._restore(topic)
                 return  # a retained message was deleted
             message, body = decode(payload)
             if type(message).__name__ not in (route.kind.message, *_SHARED.get(route.kind.message, ())):
@@ -233,6 +249,17 @@ class NodeDriver:
             self._received(route, message, body, retained=retained)
         except WireError as error:
             self.count_bad(error, topic)
+            self._restore(topic)
+
+    def _restore(self, topic: str) -> None:
+        """What is no status of ours has taken its place in the broker's memory: later nodes would not know of us."""
+        if topic == self.topics.agents(self.name):
+            self.announce_again()
+
+    def announce_again(self) -> None:
+        """Publish anew what the broker is to remember of this node."""
+        if self._claimed and self._transport is not None and self._transport.connected:
+            self.feed(TransportUp())
 
     def count_bad(self, error: WireError, topic: str) -> None:
         """Count a bad message by reason; say so once per sender and minute."""
@@ -294,16 +321,14 @@ class NodeDriver:
             self.feed(TransportUp())
 
     def _task(self, route: Route, message: Features, body: memoryview) -> TaskReceived:
-        manifest = self.manifest
-        if manifest is None or message.model != manifest.plan.digest:
+        manifest, plan = self.manifest, self.plan
+        if manifest is None or plan is None or message.model != plan.digest:
             raise WireError("model", f"expected features of the model in force, got {message.model[:12]}")
         if message.next_layer >= len(manifest.layers) or message.shape != manifest.in_shape(message.next_layer):
             raise WireError("shape", f"got {message.shape} for layer {message.next_layer}")
         if message.dtype != "float32":
             raise WireError("dtype", f"expected float32, got {message.dtype[:20]!r}")
-        size = encoded_size(message.codec, message.shape)
-        if len(body) != size:
-            raise WireError("payload-size", f"expected {size} bytes, got {len(body)}")
+        check_payload(message.codec, message.shape, body)
         deadline_s = message.deadline_s
         task = Task(
             run=message.run,
@@ -377,7 +402,7 @@ class NodeDriver:
             item=task.item,
             attempt=task.attempt,
             epoch=command.epoch,
-            model=self.manifest.plan.digest if self.manifest else "",
+            model=self.plan.digest if self.plan else "",
             next_layer=task.next_layer,
             codec=codec,
             shape=shape,

@@ -17,7 +17,6 @@ from typing import Final
 from mdi_exit import topics as kinds
 from mdi_exit.driver import NodeDriver
 from mdi_exit.errors import ArtifactError, EngineError, WireError
-from mdi_exit.events import ModelKnown
 from mdi_exit.model.compose import Composer
 from mdi_exit.model.manifest import Manifest, parse_manifest
 from mdi_exit.segments import SegmentKey, needed_segments
@@ -31,6 +30,8 @@ __all__ = ["CHUNK_BYTES", "LocalModel", "ModelClient", "ModelHost"]
 
 CHUNK_BYTES: Final = 256 * 1024
 _MAX_SEGMENT_BYTES: Final = 1 << 30
+_PATIENCE_S: Final = 3.0
+_MOST_PATIENCE_S: Final = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class ModelHost:
     _offered: dict[SegmentKey, SegmentFile] = field(default_factory=dict)
     _wanted: set[SegmentKey] = field(default_factory=set)
     _busy: bool = False
+    _patience_s: float = _PATIENCE_S
+    _offer_again_at: float | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -79,6 +82,21 @@ class ModelHost:
         for key in self._offered:
             self._publish_segment(key)
         self._publish_manifest()
+
+    def look_after(self, now: float, *, unserved: bool) -> None:
+        """Offer everything again, ever less often, while a node stays without what it needs.
+
+        Something else may have taken its place in the broker's memory.
+        """
+        if not unserved:
+            self._patience_s, self._offer_again_at = _PATIENCE_S, None
+        elif self._offer_again_at is None:
+            self._offer_again_at = now + self._patience_s
+        elif now >= self._offer_again_at:
+            self._patience_s = min(2 * self._patience_s, _MOST_PATIENCE_S)
+            self._offer_again_at = now + self._patience_s
+            self.driver.announce_again()
+            self.republish()
 
     def _publish_segment(self, key: SegmentKey) -> None:
         graph, model = self.composer.segment(key), self.manifest.plan.digest
@@ -144,8 +162,8 @@ class ModelClient:
 
     def manifest_received(self, message: ManifestMessage, body: memoryview) -> None:
         """The model in force, or more segments of it. Raises ``WireError`` for one that cannot be used."""
-        known = self.driver.manifest
-        if known is None or known.plan.digest != message.model:
+        known = self.driver.plan
+        if known is None or known.digest != message.model:
             try:
                 manifest = parse_manifest(bytes(body), "manifest from the broker")
             except ArtifactError as error:
@@ -160,9 +178,8 @@ class ModelClient:
         self._downloads.clear()
         self._complete.clear()
         self._told_outside = False
-        self.driver.manifest = manifest
         log.info("model %s (%d layers, digest %s)", manifest.name, len(manifest.layers), manifest.plan.digest[:12])
-        self.driver.feed(ModelKnown(manifest.plan))
+        self.driver.use_model(manifest)
         if self.span.stop > len(manifest.layers):
             log.warning(
                 "layers %s: expected layers in 0-%d, the model's; waiting for another model",
@@ -172,9 +189,9 @@ class ModelClient:
             self._told_outside = True
 
     def _fetch(self, model: str, offered: Iterable[SegmentFile]) -> None:
-        if self._told_outside or self.driver.manifest is None:
+        plan = self.driver.plan
+        if self._told_outside or plan is None:
             return
-        plan = self.driver.manifest.plan
         for file in offered:
             if file.entry not in self.span or file.entry >= file.stop:
                 continue

@@ -96,9 +96,10 @@ class Pending:
 
 @dataclass(slots=True)
 class RetryTimer:
-    """Time after which an attempt is taken for lost: max(1 s, SRTT + 4·RTTVAR)·2^attempt (as in RFC 6298)."""
+    """Time after which an attempt is taken for lost: max(1 s, SRTT + 4·RTTVAR)·2^attempt, at most 30 s (as in RFC 6298)."""
 
     least_s: float
+    most_s: float = 30.0
     mean_s: float | None = None
     deviation_s: float = 0.0
 
@@ -111,7 +112,7 @@ class RetryTimer:
 
     def after_s(self, attempt: int) -> float:
         expected_s = self.least_s if self.mean_s is None else self.mean_s + 4 * self.deviation_s
-        return max(self.least_s, expected_s) * 2.0**attempt
+        return min(max(self.least_s, expected_s) * 2.0**attempt, self.most_s)
 
 
 class SourceState:
@@ -333,11 +334,12 @@ class SourceState:
             entry = self.pending.get(item)
             if entry is None or entry.attempt != attempt:
                 continue
-            if self.missing or entry.holder == self.worker.name:
+            if self.missing or self.worker.holds(item, attempt):
                 self._arm(now, item)  # it waits for a node that is not there, or here: it is not lost
             elif not entry.overdue:
                 entry.overdue = True  # a long wait in a live node's queue looks the same: learn from it before acting
-                self.retry_timer.measured(now - entry.sent_at)
+                if attempt == 0:
+                    self.retry_timer.measured(now - entry.sent_at)
                 self._arm(now, item)
             else:
                 self._waiting.append((item, attempt))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from mdi_exit.errors import WireError
 
-__all__ = ["CODECS", "MAX_ELEMENTS", "decode_tensor", "encode_tensor", "encoded_size"]
+__all__ = ["CODECS", "MAX_ELEMENTS", "check_payload", "decode_tensor", "encode_tensor", "encoded_size"]
 
 MAX_ELEMENTS: Final = 2**24
 _F16_MAX: Final = 65504.0
@@ -60,8 +60,6 @@ def _encode_int8(x: Array) -> bytes:
 def _decode_int8(shape: tuple[int, ...], payload: memoryview) -> Array:
     channels = shape[0]
     scale_C = np.frombuffer(payload, "<f4", channels)
-    if not np.isfinite(scale_C).all():
-        raise WireError("payload", "expected finite scales, got others")
     quantised_CX = np.frombuffer(payload, np.int8, offset=4 * channels).reshape(channels, -1)
     x: Array = (quantised_CX * scale_C[:, None]).astype(np.float32).reshape(shape)
     return x
@@ -98,9 +96,16 @@ def encode_tensor(codec: str, x: Array) -> bytes:
     return CODECS[codec].encode(x)
 
 
-def decode_tensor(codec: str, shape: tuple[int, ...], payload: memoryview | bytes) -> Array:
-    """float32 of ``shape``, read-only where the codec allows. Raises ``WireError`` if the size does not fit."""
+def check_payload(codec: str, shape: tuple[int, ...], payload: memoryview | bytes) -> None:
+    """Raises ``WireError`` unless ``decode_tensor`` can make a tensor of it; much cheaper than trying."""
     size = encoded_size(codec, shape)
     if len(payload) != size:
         raise WireError("payload-size", f"expected {size} bytes of {codec} for shape {shape}, got {len(payload)}")
+    if codec == "int8" and not np.isfinite(np.frombuffer(payload, "<f4", shape[0])).all():
+        raise WireError("payload", "expected finite scales, got others")
+
+
+def decode_tensor(codec: str, shape: tuple[int, ...], payload: memoryview | bytes) -> Array:
+    """float32 of ``shape``, read-only where the codec allows. Raises ``WireError`` as ``check_payload`` does."""
+    check_payload(codec, shape, payload)
     return CODECS[codec].decode(shape, memoryview(payload))

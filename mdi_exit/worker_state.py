@@ -143,6 +143,8 @@ class WorkerState:
         self._rng = rng
         self._offload = OFFLOADING[config.offloading]
         self._ready: frozenset[SegmentKey] = frozenset()
+        self._entries: tuple[int, ...] = ()
+        self._keys: dict[tuple[int, bool], SegmentKey] = {}
         self._seconds: dict[SegmentKey, dict[int, float]] = {}
         self._running: _Running | None = None
         self._batches = 0
@@ -212,11 +214,14 @@ class WorkerState:
                 if self.plan is not None and plan.digest != self.plan.digest:
                     self._ready = frozenset()
                     self._seconds.clear()
+                    self._keys.clear()
                 self.plan = plan
+                self._entries = self._find_entries()
             case SegmentsReady(seconds):
                 self._ready |= frozenset(seconds)
                 for key, measured in seconds.items():
                     self._seconds.setdefault(key, {})[1] = measured
+                self._entries = self._find_entries()
             case TransportUp():
                 self._transport_up(now)
             case TransportDown():
@@ -256,6 +261,9 @@ class WorkerState:
     @property
     def entries(self) -> tuple[int, ...]:
         """Layers at which this node takes tasks now: its segments with and without heads are loaded."""
+        return self._entries
+
+    def _find_entries(self) -> tuple[int, ...]:
         span, plan = self.config.span, self.plan
         if span is None or plan is None or self.control is None or self.control.model != plan.digest:
             return ()
@@ -276,6 +284,11 @@ class WorkerState:
         if self.config.span is None:
             return "ready"
         return "ready" if self.entries else "loading segments"
+
+    def holds(self, item: int, attempt: int) -> bool:
+        """Whether this attempt waits or runs here."""
+        running = self._running.tasks if self._running else ()
+        return self.store.holds(item, attempt) or any((t.item, t.attempt) == (item, attempt) for t in running)
 
     def seconds(self, layer: int, waiting: int = 1) -> float:
         """Γ: expected seconds a task for the segment that starts at ``layer``, when ``waiting`` tasks are there."""
@@ -485,6 +498,7 @@ class WorkerState:
     def _control_received(self, now: float, control: Control) -> None:
         del now
         before, self.control = self.control, control
+        self._entries = self._find_entries()
         if before is not None and before.run != control.run:
             self._flush()
 
@@ -514,8 +528,12 @@ class WorkerState:
     # --- the priority list
 
     def _announce(self) -> None:
+        """Publish the own status when it is another than the last one published."""
+        told = self._status
+        if not self.connected or (told and (told.state, told.entries) == (self.state, self.entries)):
+            return
         span = self.config.span
-        status = Status(
+        self._status = Status(
             node=self.name,
             incarnation=self.config.incarnation,
             online=True,
@@ -528,9 +546,7 @@ class WorkerState:
             emulated=self.config.emulated,
             version=self.config.version,
         )
-        if self.connected and status != self._status:
-            self._status = status
-            self._out.append(SendStatus(status))
+        self._out.append(SendStatus(self._status))
 
     def _forward_mandatory(self, now: float) -> None:
         """Send what this node cannot run to whoever can finish it soonest, as far as there is room."""
@@ -599,7 +615,10 @@ class WorkerState:
         span, plan = self.config.span, self.plan
         if span is None or plan is None or layer not in span or layer >= plan.layer_count:
             return None
-        return plan.segment(layer, span, early_exits=early_exits_wanted(self.threshold))
+        wanted = layer, early_exits_wanted(self.threshold)
+        if wanted not in self._keys:
+            self._keys[wanted] = plan.segment(layer, span, early_exits=wanted[1])
+        return self._keys[wanted]
 
     def _batch_for(self, layer: int, waiting: int) -> tuple[SegmentKey, int] | None:
         """The segment for ``layer`` and how many of the waiting tasks it can take now; None if it cannot run."""

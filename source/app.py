@@ -19,7 +19,7 @@ from mdi_exit import topics as kinds
 from mdi_exit.driver import NodeDriver, new_incarnation
 from mdi_exit.engine import make_engine
 from mdi_exit.engine.profile import parse_profile
-from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.errors import MdiExitError, UsageError, WireError
 from mdi_exit.events import (
     Command,
     DrawInput,
@@ -33,6 +33,8 @@ from mdi_exit.events import (
     ResultsReceived,
     SendControl,
     SetAdmission,
+    StatusReceived,
+    Tick,
 )
 from mdi_exit.exchange import LocalModel, ModelHost
 from mdi_exit.executor import Executor
@@ -57,6 +59,7 @@ _PREFETCH: Final = 64
 _PREFETCH_AT_ONCE: Final = 8
 _SNAPSHOT_S: Final = 0.25
 _FINISH_S: Final = 30.0
+_UNSERVED: Final = ("waiting for source", "loading segments")
 
 
 class SourceDriver(NodeDriver):
@@ -67,13 +70,15 @@ class SourceDriver(NodeDriver):
     ) -> None:
         super().__init__(state, state.worker, topics, executor, codec=codec)
         self.source = state
-        self.manifest = artifact.manifest
+        self._artifact = artifact
         self.summary = SummaryBuilder()
         self.timeline = Timeline(state)
         self.results: ResultsWriter | None = None
         self.started_at: float | None = None
         self.last_result_at = 0.0
         self.bytes_by_node: dict[str, int] = {}
+        self.started = asyncio.Event()
+        self.answered = asyncio.Event()
         self.done = asyncio.Event()
         composer = Composer(artifact)
         span = state.worker.config.span
@@ -89,8 +94,7 @@ class SourceDriver(NodeDriver):
     async def start(self, transport: Transport) -> None:
         self.spawn("prefetch", self._prefetch())
         self.spawn("draw", self._draw())
-        if self.manifest is not None:
-            self.feed(ModelKnown(self.manifest.plan))
+        self.use_model(self._artifact.manifest)
         await super().start(transport)
         self._host.republish()
 
@@ -113,9 +117,8 @@ class SourceDriver(NodeDriver):
     def _read_some(self) -> list[InputOffered | InputEnded]:
         read: list[InputOffered | InputEnded] = []
         for sample in self._samples:
-            if self.manifest is not None:
-                x = preprocess(sample.pixels, self.manifest.input)
-                read.append(InputOffered(sample.id, x, x.nbytes, sample.truth))
+            x = preprocess(sample.pixels, self._artifact.manifest.input)
+            read.append(InputOffered(sample.id, x, x.nbytes, sample.truth))
             if len(read) >= _PREFETCH_AT_ONCE:
                 break
         return read
@@ -132,26 +135,52 @@ class SourceDriver(NodeDriver):
 
     def feed(self, event: Event) -> None:
         super().feed(event)
-        spans = self.worker.members.announced_spans()
-        own = [self._local.span] if self._local is not None else []
-        self._host.spans_changed([*spans, *own])
-        if self._local is not None:
-            self._local.spans_changed([*spans, *own])
+        if isinstance(event, StatusReceived | ModelKnown):
+            spans = self.worker.members.announced_spans()
+            own = [self._local.span] if self._local is not None else []
+            self._host.spans_changed([*spans, *own])
+            if self._local is not None:
+                self._local.spans_changed([*spans, *own])
+        elif isinstance(event, Tick):
+            self._host.look_after(self._loop.time(), unserved=self._unserved())
+        if not self.source.pending:
+            self.answered.set()
         if self.source.done:
             self.done.set()
 
+    def _unserved(self) -> bool:
+        """Is there a node of this model's layers that does not take tasks yet?"""
+        layers = len(self._host.manifest.layers)
+        return any(
+            peer.alive and peer.status.state in _UNSERVED and peer.span is not None and peer.span.stop <= layers
+            for peer in self.worker.members
+        )
+
     def other_message(self, route: Route, message: Message, body: memoryview) -> None:
         if isinstance(message, Results):
-            if message.run == self.source.config.run:
-                self.feed(ResultsReceived(route.node, message))
+            self._check_results(message)
+            unknown = self.source.unknown
+            self.feed(ResultsReceived(route.node, message))
+            if self.source.unknown > unknown:
+                raise WireError("item", f"expected results of items under way, got others from {route.node}")
         else:
             super().other_message(route, message, body)
+
+    def _check_results(self, message: Results) -> None:
+        manifest = self._host.manifest
+        if message.run != self.source.config.run:
+            raise WireError("run", f"expected results of run {self.source.config.run}, got {message.run}")
+        for row in message.rows:
+            known = row.label is None or not manifest.labels or row.label < len(manifest.labels)
+            if not known or row.exit >= len(manifest.exits):
+                raise WireError("result", f"expected a label and an exit of the model, got {row.label} at {row.exit}")
 
     def carry_out(self, command: Command) -> None:
         match command:
             case DrawInput():
                 if self.started_at is None:
                     self.started_at = self._loop.time()
+                    self.started.set()
                 self._wanted.release()
             case Record():
                 self._record(command)
@@ -164,8 +193,8 @@ class SourceDriver(NodeDriver):
         self.last_result_at = self._loop.time()
         self.summary.add(record)
         self.timeline.add(record)
-        if self.results is not None and self.manifest is not None:
-            self.results.write(record, self.manifest.labels)
+        if self.results is not None:
+            self.results.write(record, self._artifact.manifest.labels)
 
     def notice(self, notice: Notice) -> None:
         super().notice(notice)
@@ -310,21 +339,18 @@ async def _finish(driver: SourceDriver, *, stopped: bool) -> None:
     if driver.source.pending:
         log.info("waiting for %d items", len(driver.source.pending))
         patience_s = 5.0 if stopped else _FINISH_S
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(_answered(driver), patience_s)
+        driver.answered.clear()
+        answered = asyncio.create_task(driver.answered.wait(), name="answered")
+        waits: list[asyncio.Future[Any]] = [answered, driver.fatal]
+        await asyncio.wait(waits, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+        answered.cancel()
         driver.feed(GiveUp("interrupted before an answer came"))
     await driver.finish()
 
 
-async def _answered(driver: SourceDriver) -> None:
-    while driver.source.pending and not driver.fatal.done():
-        await asyncio.sleep(0.02)
-
-
 async def _phases(driver: SourceDriver, settings: SourceSettings) -> None:
     """Follow the schedule; end the input when the time is over."""
-    while driver.started_at is None:
-        await asyncio.sleep(0.02)
+    await driver.started.wait()
     for phase in settings.schedule.phases if settings.schedule else ():
         await asyncio.sleep(max(phase.start_s - driver.elapsed_s, 0.0))
         driver.timeline.phase = phase.name

@@ -6,8 +6,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from statistics import median
 
-from mdi_exit.snapshot import NodeSnapshot, Snapshot
 from mdi_exit.events import Record
+from mdi_exit.snapshot import NodeSnapshot, Snapshot
 from mdi_exit.source_state import SourceState
 from mdi_exit.wire import Telemetry
 

@@ -49,7 +49,7 @@ Exits = Callable[[int, int], tuple[int, float]]
 """(item, exit number) -> (class, score): what the exit says of the item."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SimulatedNode:
     """A state and how fast its device is. ``seconds``: of one batch of a segment."""
 
@@ -81,7 +81,7 @@ class SimulatedNetwork:
     events: int = 0
     _statuses: dict[str, Status] = field(default_factory=dict)
     _control: Control | None = None
-    _heap: list[tuple[float, int, str, Event]] = field(default_factory=list)
+    _heap: list[tuple[float, int, str, Event, SimulatedNode | None]] = field(default_factory=list)
     _number: int = 0
 
     def add(self, node: SimulatedNode) -> None:
@@ -109,17 +109,19 @@ class SimulatedNetwork:
             self._statuses[name] = will
             self._broadcast(name, StatusReceived(will))
 
-    def at(self, when: float, name: str, event: Event) -> None:
-        """Schedule an event for a node."""
+    def at(self, when: float, name: str, event: Event, start: SimulatedNode | None = None) -> None:
+        """Schedule an event for a node; with ``start``, only for that start of it."""
         self._number += 1
-        heapq.heappush(self._heap, (when, self._number, name, event))
+        heapq.heappush(self._heap, (when, self._number, name, event, start))
 
     def run(self, until: float, *, while_: Callable[[], bool] = lambda: True) -> None:
         """Process events up to virtual time ``until``, as long as ``while_()`` holds."""
         while self._heap and self._heap[0][0] <= until and while_():
-            self.now, _, name, event = heapq.heappop(self._heap)
+            self.now, _, name, event, start = heapq.heappop(self._heap)
             node = self.nodes.get(name)
-            if node is None or not node.up or (isinstance(event, Tick) and self.now < node.wake_at):
+            if node is None or not node.up or start not in (None, node):
+                continue
+            if isinstance(event, Tick) and self.now < node.wake_at:
                 continue
             self._give(name, event)
         if while_():
@@ -138,14 +140,14 @@ class SimulatedNetwork:
         wake = max(node.state.next_wakeup(), self.now + 1e-6)
         if wake < node.wake_at:
             node.wake_at = wake
-            self.at(wake, name, Tick())
+            self.at(wake, name, Tick(), node)
 
     def _do(self, name: str, node: SimulatedNode, command: Command) -> None:
         match command:
             case RunSegment(batch, key, tasks):
                 seconds = node.seconds(key, len(tasks))
                 outcomes = tuple(self._outcome(key, task) for task in tasks)
-                self.at(self.now + seconds, name, SegmentDone(batch, seconds, outcomes))
+                self.at(self.now + seconds, name, SegmentDone(batch, seconds, outcomes), node)
             case SendTask(to, _, seq, _, task):
                 incarnation = node.worker.config.incarnation
                 self._send(name, to, TaskReceived(name, incarnation, seq, task), task.size_bytes, lossy=True)
@@ -167,7 +169,7 @@ class SimulatedNetwork:
                 self._control = control
                 self._broadcast(name, ControlReceived(control))
             case DrawInput():
-                self.at(self.now, name, self.draw())
+                self.at(self.now, name, self.draw(), node)
             case Record():
                 self.records.append(command)
             case Notice():

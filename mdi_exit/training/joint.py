@@ -25,7 +25,7 @@ EVALUATION_BATCH = 500
 class TrainConfig:
     """``exit_weights``: None gives each early exit 0.5 and the last one 1. ``limit``: training images (None: all)."""
 
-    epochs: int = 14
+    epochs: int = 12
     batch_size: int = 128
     learning_rate: float = 0.08
     momentum: float = 0.9

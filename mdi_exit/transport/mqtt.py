@@ -15,6 +15,7 @@ import socket
 import ssl
 import time
 from collections.abc import Coroutine
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -116,6 +117,7 @@ class MqttTransport:
         return self._stream.pending if self._stream is not None else 0
 
     async def __aenter__(self) -> Self:
+        _paho_of(aiomqtt.Client(**self._options))  # what does not fit is said now and not in the background
         self._stopping.clear()
         self._task = asyncio.create_task(self._keep_connected(), name=f"mqtt {self._options['identifier']}")
         return self
@@ -141,7 +143,7 @@ class MqttTransport:
             if was_connected:
                 attempt = 0
             if was_connected or reason != said:
-                told(self.counters, lambda reason=reason: self._handler.on_disconnected(reason))  # type: ignore[misc]
+                told(self.counters, partial(self._handler.on_disconnected, reason))
             said = reason
             most_s = min(_BACKOFF_FIRST_S * 2.0**attempt, _BACKOFF_MOST_S)
             attempt = min(attempt + 1, 10)
@@ -183,12 +185,15 @@ class MqttTransport:
         def write_now(*_: object) -> None:  # the stream takes everything, and sends it in order with the messages
             paho.loop_write()
 
+        def on_read() -> None:  # else an unanswered ping behind our own long message would count as a dead broker
+            paho._last_bytes_received = time.monotonic()
+
         def on_packet(packet: Arrived | Acknowledged | TooLarge) -> None:
             self._on_packet(packet, stream)
 
         raw = paho._sock
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        stream = Stream(raw, limit=self._max_packet_bytes, on_packet=on_packet, on_other=read_other)
+        stream = Stream(raw, limit=self._max_packet_bytes, on_packet=on_packet, on_other=read_other, on_read=on_read)
         paho.disable_logger()
         paho.on_socket_register_write, paho.on_socket_unregister_write = write_now, None
         paho._sock = stream

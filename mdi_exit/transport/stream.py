@@ -38,11 +38,12 @@ class Stream:
         limit: int,
         on_packet: Callable[[Arrived | Acknowledged | TooLarge], None],
         on_other: Callable[[], object],
+        on_read: Callable[[], None],
     ) -> None:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._splitter = Splitter(limit)
-        self._on_packet, self._on_other = on_packet, on_other
+        self._on_packet, self._on_other, self._on_read = on_packet, on_other, on_read
         self._out: deque[bytes | memoryview] = deque()
         self._others = b""
         self._is_lost = self._is_closed = self._is_flushing = self._is_blocked = False
@@ -140,6 +141,7 @@ class Stream:
                 return
             if not count:
                 raise ConnectionResetError("the broker closed the connection")
+            self._on_read()
             for packet in self._splitter.fed(count):
                 if not isinstance(packet, Other):
                     self._on_packet(packet)

@@ -1,0 +1,178 @@
+"""``mdi-exit benchmark hop|agent``: measure this machine, print a table, write the raw rows."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from broker.embedded import embedded_broker
+from mdi_exit import __version__
+from mdi_exit.benchmark.hop import hop
+from mdi_exit.benchmark.relays import aiomqtt_relay, tcp_relay
+from mdi_exit.errors import MdiExitError, UsageError
+
+__all__ = ["main"]
+
+_SHAPES: Final = ((1, 16, 16), (1, 64, 64), (1, 128, 256))
+_MESSAGES: Final = {1024: 6000, 16384: 6000, 131072: 2000}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the tool; returns the exit status. Raises ``MdiExitError``."""
+    parser = argparse.ArgumentParser(prog="mdi-exit benchmark", description="Measure this machine.")
+    parser.add_argument("what", choices=("hop", "agent"), help="hop: what the system costs a hop; agent: memory, start")
+    parser.add_argument("--out", type=Path, help="folder for the raw rows (JSON)")
+    parser.add_argument("--window", type=int, default=64, help="items under way for the throughput (%(default)s)")
+    parser.add_argument("--scale", type=float, default=1.0, help="more or fewer messages (%(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="whole rounds, taken in turn; medians count (%(default)s)"
+    )
+    args = parser.parse_args(argv)
+    if args.window < 1 or not args.scale > 0 or args.rounds < 1:
+        raise UsageError("--window, --scale, --rounds", "values above 0", (args.window, args.scale, args.rounds))
+    rows = asyncio.run(_hop(args) if args.what == "hop" else _agent())
+    if args.out is not None:
+        _write(args.out, args.what, argv, rows)
+    return 0
+
+
+def _write(folder: Path, what: str, argv: Sequence[str], rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    now = datetime.now(UTC)
+    path = folder / f"{what}-{now:%Y-%m-%dT%H%M%SZ}.json"
+    record = {
+        "command": "mdi-exit benchmark " + " ".join(argv),
+        "at": now.isoformat(timespec="seconds"),
+        "version": __version__,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in ("aiomqtt", "paho-mqtt", "onnxruntime", "numpy", "msgspec")},
+        "rows": rows,
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    sys.stdout.write(f"raw rows: {path}\n")
+
+
+async def _hop(args: argparse.Namespace) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    async with embedded_broker() as broker:
+        for number in range(args.rounds):
+            for shape in _SHAPES:
+                size = 4 * shape[0] * shape[1] * shape[2]
+                count = max(int(_MESSAGES[size] * args.scale), 50)
+                load = {"window": args.window, "messages": count}
+                found = [
+                    await tcp_relay(size, **load),
+                    await aiomqtt_relay(broker.url, size, qos=0, **load),
+                    await aiomqtt_relay(broker.url, size, qos=1, **load),
+                ]
+                with tempfile.TemporaryDirectory(prefix="mdi-exit-hop-") as folder:
+                    for results in (False, True):
+                        found.append(
+                            await hop(
+                                broker.url, Path(folder), shape, window=args.window, messages=count, results=results
+                            )
+                        )
+                rows += [{"round": number, **asdict(row)} for row in found]
+        sys.stdout.write(f"broker: {broker.kind}; window {args.window}; medians of {args.rounds} rounds\n")
+    _show_hop(rows)
+    return rows
+
+
+def _median(rows: list[dict[str, Any]], name: str, size: int, qos: int, field: str) -> float:
+    values = sorted(row[field] for row in rows if (row["name"], row["payload_bytes"], row["qos"]) == (name, size, qos))
+    return float(values[len(values) // 2])
+
+
+def _show_hop(rows: list[dict[str, Any]]) -> None:
+    table = Table(title="source → agent → source")
+    columns = ("payload", "path", "QoS", "items/s", "of aiomqtt", "round trip p50", "times aiomqtt", "p99")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "path" else "right")
+    kinds = list(dict.fromkeys((row["payload_bytes"], row["name"], row["qos"]) for row in rows))
+    for size, name, qos in kinds:
+        rate = _median(rows, name, size, qos, "throughput_per_s")
+        p50 = _median(rows, name, size, qos, "round_trip_p50_s")
+        p99 = _median(rows, name, size, qos, "round_trip_p99_s")
+        bare_rate = _median(rows, "aiomqtt", size, qos, "throughput_per_s")
+        bare_p50 = _median(rows, "aiomqtt", size, qos, "round_trip_p50_s")
+        table.add_row(
+            f"{size // 1024} KB",
+            name,
+            str(qos),
+            f"{rate:,.0f}",
+            f"{rate / bare_rate:.2f}",
+            f"{1000 * p50:.2f} ms",
+            f"{p50 / bare_p50:.2f}",
+            f"{1000 * p99:.2f} ms",
+        )
+    Console(width=110).print(table)
+
+
+async def _agent() -> list[dict[str, Any]]:
+    """Resident memory and time to readiness of agents of the shipped model, on a local broker."""
+    rows = []
+    async with embedded_broker() as broker:
+        with tempfile.TemporaryDirectory(prefix="mdi-exit-agent-") as folder:
+            source = await _program("source.cli", broker.url, Path(folder) / "source.log", "--input", "shipped")
+            try:
+                await _line(Path(folder) / "source.log", "no node holds")
+                for span in ("0-8", "4-8", "0-3"):
+                    rows.append(await _one_agent(broker.url, span, Path(folder)))
+            finally:
+                source.terminate()
+                await source.wait()
+    table = Table(title="edge-agent on ONNX Runtime")
+    for column in ("layers", "ready after", "resident"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(row["layers"], f"{row['ready_s']:.2f} s", f"{row['resident_mib']:.1f} MiB")
+    Console().print(table)
+    return rows
+
+
+async def _program(module: str, url: str, log: Path, *flags: str) -> asyncio.subprocess.Process:
+    with log.open("wb") as output:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", module, "--broker", url, *flags, stdout=output, stderr=output
+        )
+
+
+async def _line(log: Path, text: str) -> None:
+    """Wait until a program has said ``text``."""
+    deadline = time.monotonic() + 30.0
+    while text not in (said := await asyncio.to_thread(log.read_text)):
+        if time.monotonic() > deadline:
+            raise MdiExitError(f"benchmark: expected a line with {text!r}, got: {said[-300:]}")
+        await asyncio.sleep(0.01)
+
+
+async def _one_agent(url: str, span: str, folder: Path) -> dict[str, Any]:
+    log = folder / f"agent-{span}.log"
+    begin = time.perf_counter()
+    agent = await _program("edge_agent.cli", url, log, "--layers", span, "--name", f"agent-{span}")
+    try:
+        await _line(log, "ready: ")
+        ready_s = time.perf_counter() - begin
+        resident = psutil.Process(agent.pid).memory_info().rss
+    finally:
+        agent.terminate()
+        await agent.wait()
+    return {"layers": span, "ready_s": ready_s, "resident_mib": resident / 2**20}

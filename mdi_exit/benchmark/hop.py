@@ -1,0 +1,194 @@
+"""Source → agent → source with an engine that does nothing: what the system itself costs a hop.
+
+The agent is the real ``edge-agent`` in a process of its own. The source here is the real state and driver, fed with one
+tensor over and over. The agent holds layers 0-1 and the source layer 2, so that a feature tensor of the same size travels
+both ways, as in the bare relays beside it. With ``results``, the agent holds all layers and a result at QoS 1 comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import numpy as np
+
+from mdi_exit.benchmark.relays import RelayResult, percentile
+from mdi_exit.driver import NodeDriver, new_incarnation
+from mdi_exit.engine import make_engine
+from mdi_exit.errors import MdiExitError
+from mdi_exit.events import (
+    Command,
+    DrawInput,
+    Event,
+    InputEnded,
+    InputOffered,
+    ModelKnown,
+    Record,
+    ResultsReceived,
+    SendControl,
+    StatusReceived,
+)
+from mdi_exit.exchange import LocalModel, ModelHost
+from mdi_exit.executor import Executor
+from mdi_exit.model.artifact import Artifact
+from mdi_exit.model.compose import Composer
+from mdi_exit.policy.steps import QueueBands
+from mdi_exit.source_state import SourceConfig, SourceState
+from mdi_exit.span import LayerSpan
+from mdi_exit.topics import Route, Topics
+from mdi_exit.transport.mqtt import MqttTransport
+from mdi_exit.wire import Message, Results, encode
+from mdi_exit.worker_state import WorkerConfig
+
+__all__ = ["hop"]
+
+_LAYERS: Final = 3
+_START_S: Final = 30.0
+
+
+class _BenchSource(NodeDriver):
+    """A source whose every sample is the same tensor; it keeps the latencies."""
+
+    def __init__(self, state: SourceState, executor: Executor, artifact: Artifact) -> None:
+        super().__init__(state, state.worker, Topics("benchmark"), executor)
+        self.source = state
+        self.latencies_s: list[float] = []
+        self.changed = asyncio.Event()
+        self.x = np.zeros(artifact.manifest.input.shape, np.float32)
+        composer, span = Composer(artifact), state.worker.config.span
+        self._host = ModelHost(self, composer, state.config.run)
+        self._local = LocalModel(self, composer, span) if span else None
+
+    def subscriptions(self) -> list[tuple[str, int]]:
+        return [*super().subscriptions(), (self.topics.results("+"), 1)]
+
+    def feed(self, event: Event) -> None:
+        super().feed(event)
+        if not isinstance(event, StatusReceived | ModelKnown):
+            return
+        spans = [*self.worker.members.announced_spans(), *([self._local.span] if self._local else [])]
+        self._host.spans_changed(spans)
+        if self._local:
+            self._local.spans_changed(spans)
+
+    def carry_out(self, command: Command) -> None:
+        match command:
+            case DrawInput():
+                offered = InputOffered("x", self.x, self.x.nbytes)
+                self._loop.call_soon(self.feed, offered)
+            case Record(_, _, row, latency_s):
+                if row.label is None:
+                    self.fail(MdiExitError(f"benchmark: {row.error}"))
+                self.latencies_s.append(latency_s)
+                self.changed.set()
+            case SendControl(control):
+                self.publish_control(encode(control))
+            case _:
+                super().carry_out(command)
+
+    def publish_control(self, frame: bytes) -> None:
+        if self._transport is not None:
+            self._transport.publish(self.topics.control, frame, qos=1, retain=True)
+
+    def other_message(self, route: Route, message: Message, body: memoryview) -> None:
+        if isinstance(message, Results):
+            if message.run == self.source.config.run:
+                self.feed(ResultsReceived(route.node, message))
+        else:
+            super().other_message(route, message, body)
+
+    async def completed(self, count: int) -> None:
+        """Wait until so many items are done."""
+        while len(self.latencies_s) < count:
+            self.changed.clear()
+            waiting = asyncio.ensure_future(self.changed.wait())
+            both: list[asyncio.Future[Any]] = [waiting, self.fatal]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED, timeout=_START_S)
+            if self.fatal.done() or not waiting.done():
+                waiting.cancel()
+                raise self.fatal.result() if self.fatal.done() else MdiExitError("benchmark: no result in time")
+
+
+@asynccontextmanager
+async def _agent(url: str, span: str, window: int) -> AsyncIterator[None]:
+    flags = ["--layers", span, "--name", "agent", "--deployment", "benchmark", "--broker", url]
+    flags += ["--engine", "noop", "--window", str(window), "--log-level", "warning"]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "edge_agent.cli", *flags, stdin=asyncio.subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+def _state(span: LayerSpan | None, window: int, pending: int) -> SourceState:
+    config = SourceConfig(
+        run=time.time_ns() // 1000,
+        threshold=1.0,
+        floor=1.0,
+        max_queue=10 * pending,
+        max_pending=pending,
+        bands=QueueBands(low=1.0, high=10.0 * pending + 1),
+    )
+    worker = WorkerConfig("source", new_incarnation(), span, window=window, output_limit=10**6)
+    return SourceState(config, worker, Random(0))
+
+
+async def hop(
+    url: str, folder: Path, shape: tuple[int, int, int], *, window: int, messages: int, results: bool = False
+) -> RelayResult:
+    """Measure one payload size: throughput with ``window`` items under way, then the round trip of one at a time."""
+    artifact = write_artifact(folder, shape)
+    throughput, _ = await _measure(url, artifact, window, messages, results=results)
+    _, latencies_s = await _measure(url, artifact, 1, max(messages // 4, 50), results=results)
+    return RelayResult(
+        name="mdi-exit, result back at QoS 1" if results else "mdi-exit",
+        payload_bytes=4 * int(np.prod(shape)),
+        qos=1 if results else 0,
+        window=window,
+        messages=messages,
+        seconds=messages / throughput,
+        throughput_per_s=throughput,
+        round_trip_p50_s=percentile(latencies_s, 0.5),
+        round_trip_p90_s=percentile(latencies_s, 0.9),
+        round_trip_p99_s=percentile(latencies_s, 0.99),
+    )
+
+
+def write_artifact(folder: Path, shape: tuple[int, int, int]) -> Artifact:
+    """The three-layer artifact of the benchmark."""
+    from mdi_exit.benchmark.synthetic import write_identity_artifact
+
+    return write_identity_artifact(folder, shape, _LAYERS)
+
+
+async def _measure(
+    url: str, artifact: Artifact, pending: int, messages: int, *, results: bool
+) -> tuple[float, list[float]]:
+    """(items a second, latencies) after a warm-up of a tenth."""
+    span = None if results else LayerSpan(2, 3)
+    window = max(pending, 16)
+    state = _state(span, window, pending)
+    driver = _BenchSource(state, Executor(make_engine("noop")), artifact)
+    transport = MqttTransport(url, client_id=f"bench-{new_incarnation()}", handler=driver, will=driver.will())
+    warm = max(messages // 10, 20)
+    async with _agent(url, "0-2" if results else "0-1", window), transport:
+        try:
+            driver.use_model(artifact.manifest)
+            await driver.start(transport)
+            await driver.completed(warm)
+            begin, first = time.perf_counter(), len(driver.latencies_s)
+            await driver.completed(first + messages)
+            rate = (len(driver.latencies_s) - first) / (time.perf_counter() - begin)
+            driver.feed(InputEnded())
+        finally:
+            await driver.finish()
+    return rate, driver.latencies_s[first:]

@@ -1,0 +1,72 @@
+"""``mdi-exit``: the tools."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from mdi_exit import __version__
+from mdi_exit.config import nearest, run_program
+from mdi_exit.errors import UsageError
+
+__all__ = ["main"]
+
+
+def _demo(argv: Sequence[str]) -> int:
+    from mdi_exit.demo.run import main as demo
+
+    return demo(argv)
+
+
+def _train(argv: Sequence[str]) -> int:
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("mdi-exit train", "the extra 'torch' (pip install 'mdi-exit[torch]')", "none")
+    from mdi_exit.training import command
+
+    parser = argparse.ArgumentParser(prog="mdi-exit train", description="Train a multi-exit model, export an artifact.")
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(argv))
+
+
+def _benchmark(argv: Sequence[str]) -> int:
+    from mdi_exit.benchmark.command import main as benchmark
+
+    return benchmark(argv)
+
+
+_TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
+    "demo": ("the whole system on this machine, with a live view", _demo),
+    "train": ("a multi-exit model from a data set to an artifact (needs the extra torch)", _train),
+    "benchmark": ("measure this machine: hop, agent", _benchmark),
+}
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10} {text}" for name, (text, _) in _TOOLS.items()]
+    return "\n".join(("usage: mdi-exit TOOL [options]   (mdi-exit TOOL --help)", "", *lines)) + "\n"
+
+
+def _run() -> int:
+    argv = sys.argv[1:]
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(_usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        sys.stdout.write(f"mdi-exit {__version__}\n")
+        return 0
+    if argv[0] not in _TOOLS:
+        raise UsageError("tool", f"one of {', '.join(_TOOLS)}{nearest(argv[0], _TOOLS)}", repr(argv[0]))
+    return _TOOLS[argv[0]][1](argv[1:])
+
+
+def main() -> int:
+    """The program; returns its exit status."""
+    prog = f"mdi-exit {sys.argv[1]}" if len(sys.argv) > 1 and sys.argv[1] in _TOOLS else "mdi-exit"
+    return run_program(prog, _run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

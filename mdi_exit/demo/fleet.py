@@ -1,0 +1,78 @@
+"""The nodes of a demo as child processes: started at their time, stopped in order, none left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from broker.embedded import dies_with_parent
+from mdi_exit.errors import MdiExitError
+
+__all__ = ["Fleet"]
+
+_STOP_S: Final = 12.0
+
+
+def _environment() -> Mapping[str, str]:
+    """Ours without MDI_EXIT_*: the children are told everything by flags."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MDI_EXIT_")}
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Child processes by name; each writes its log to ``folder``."""
+
+    folder: Path
+    processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+
+    async def start(self, name: str, module: str, flags: Sequence[str]) -> None:
+        """Start ``python -m module`` with ``flags``."""
+        with (self.folder / f"{name}.log").open("wb") as log:
+            self.processes[name] = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                module,
+                *flags,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environment(),
+                start_new_session=True,
+                preexec_fn=dies_with_parent(),
+            )
+
+    def complaint(self, name: str) -> str:
+        """The last line that a node said."""
+        lines = (self.folder / f"{name}.log").read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "nothing"
+
+    def fallen(self) -> str | None:
+        """The name of a node that has ended with an error."""
+        return next((name for name, process in self.processes.items() if process.returncode not in (None, 0)), None)
+
+    async def stop(self) -> None:
+        """Ask every node to drain, the source first, then insist. Raises ``MdiExitError`` if one ends with an error."""
+        for process in self.processes.values():
+            await self._stop_one(process)
+        if (fallen := self.fallen()) is not None:
+            status = self.processes[fallen].returncode
+            raise MdiExitError(f"{fallen} ended with status {status}: {self.complaint(fallen)}")
+
+    async def _stop_one(self, process: asyncio.subprocess.Process) -> None:
+        if process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(process.wait(), _STOP_S)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()

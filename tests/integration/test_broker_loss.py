@@ -1,0 +1,219 @@
+"""The transport when the broker is late, leaves, dies, freezes, refuses or is no broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.embedded import free_port
+from mdi_exit.errors import UsageError
+from mdi_exit.transport import Will
+from mdi_exit.transport import mqtt as module
+from mdi_exit.transport.mqtt import MqttTransport
+
+
+@pytest.fixture(autouse=True)
+async def quiet_loop() -> AsyncIterator[None]:
+    """Whatever a dying socket does, nothing may reach the loop's handler of last resort."""
+    seen: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: seen.append(context))
+    yield
+    assert seen == []
+
+
+def client(url: str, handler: Any, **options: Any) -> MqttTransport:
+    return MqttTransport(url, client_id=uuid.uuid4().hex, handler=handler, **options)
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+async def test_a_broker_that_comes_back_finds_its_clients(mosquitto: Any, recorder: Any, end: str) -> None:
+    handler = recorder()
+    async with client(mosquitto.url, handler) as transport:
+        await transport.subscribe("a/+", 1)
+        await handler.until(lambda: handler.connects == 1)
+        getattr(mosquitto, end)()
+        await handler.until(lambda: len(handler.reasons) >= 1)
+        assert not transport.connected
+        assert transport.socket is None or transport.socket.fileno() < 0 or not transport.publish("a/b", b"lost")
+        assert not transport.publish("a/b", b"lost", qos=1)
+        assert not await transport.publish_confirmed("a/b", b"lost")
+        await transport.subscribe("b/+", 1)
+        mosquitto.start()
+        await handler.until(lambda: handler.connects == 2)
+        assert await transport.publish_confirmed("a/b", b"a")
+        assert await transport.publish_confirmed("b/b", b"b")
+        await handler.until(lambda: handler.payloads == [b"a", b"b"])
+    assert transport.counters.reconnects == 1
+    assert "closed the connection" in handler.reasons[0] or "reset" in handler.reasons[0].lower()
+
+
+async def test_a_broker_that_is_late_is_waited_for_and_its_absence_told_once(mosquitto: Any, recorder: Any) -> None:
+    mosquitto.stop()
+    handler = recorder()
+    async with client(mosquitto.url, handler) as transport:
+        await handler.until(lambda: len(handler.reasons) == 1)
+        task = transport._task
+        assert task is not None
+        for _ in range(40):  # several attempts, all for the same reason
+            await asyncio.sleep(0.01)
+        assert not task.done()
+        mosquitto.start()
+        await handler.until(lambda: handler.connects == 1)
+        assert transport.counters.reconnects == 0
+    assert handler.reasons == [f"broker {mosquitto.url}: [Errno 111] Connection refused"]
+
+
+async def test_the_first_confirmed_message_after_the_loss_is_answered_false_not_hung(
+    mosquitto: Any, recorder: Any
+) -> None:
+    handler = recorder()
+    async with client(mosquitto.url, handler, keepalive_s=60) as transport:
+        await handler.until(lambda: handler.connects == 1)
+        mosquitto.freeze()
+        waiting = asyncio.create_task(transport.publish_confirmed("a", b"x", timeout_s=60))
+        await asyncio.sleep(0)
+        mosquitto.kill()
+        assert await waiting is False
+
+
+async def test_a_frozen_broker_is_noticed(mosquitto: Any, recorder: Any) -> None:
+    handler = recorder()
+    async with client(mosquitto.url, handler, keepalive_s=1) as transport:
+        await handler.until(lambda: handler.connects == 1)
+        mosquitto.freeze()
+        assert not await transport.publish_confirmed("a", b"x", timeout_s=0.05)
+        await handler.until(lambda: len(handler.reasons) == 1)
+        assert handler.reasons[0].endswith("no answer within the keepalive interval")
+        mosquitto.thaw()
+        await handler.until(lambda: handler.connects == 2)
+
+
+async def test_what_a_stalled_broker_does_not_take_is_bounded_and_then_arrives(mosquitto: Any, recorder: Any) -> None:
+    handler, payload, most = recorder(), bytes(200_000), 4_000_000
+    async with client(mosquitto.url, handler, keepalive_s=60, max_pending_bytes=most) as transport:
+        await transport.subscribe("a")
+        await handler.until(lambda: handler.connects == 1)
+        mosquitto.freeze()
+        taken = 0
+        while transport.publish("a", payload):
+            taken += 1
+            assert taken < 10_000
+            await asyncio.sleep(0)
+        assert most - len(payload) < transport.pending_bytes() <= most
+        assert transport.counters.refused == 1
+        mosquitto.thaw()
+        await handler.until(lambda: len(handler.messages) == taken)
+        assert transport.pending_bytes() == 0
+
+
+async def test_wrong_credentials_are_a_reason_and_not_the_end(mosquitto: Any, recorder: Any, tmp_path: Path) -> None:
+    mosquitto.stop()
+    (tmp_path / "passwd").write_text("")
+    config = f"listener {mosquitto.port} 127.0.0.1\nallow_anonymous false\npassword_file {tmp_path / 'passwd'}\n"
+    mosquitto.config = config + "user root\n"
+    mosquitto.start()
+    handler = recorder()
+    async with client(mosquitto.url, handler, username="somebody", password="wrong") as transport:  # noqa: S106
+        await handler.until(lambda: len(handler.reasons) == 1)
+        assert "refused" in handler.reasons[0]
+        assert "authori" in handler.reasons[0].lower()
+        assert not transport.connected
+
+
+@pytest.mark.parametrize(
+    "says",
+    [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x20\x02\x00\x01", b"\xff" * 100],
+    ids=["silence", "http", "refusal", "noise"],
+)
+async def test_something_that_is_no_broker_is_a_reason(
+    recorder: Any, monkeypatch: pytest.MonkeyPatch, says: bytes
+) -> None:
+    monkeypatch.setattr(module, "_ANSWER_S", 0.3)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.read(1)
+            writer.write(says)
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    handler = recorder()
+    async with server, client(f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}", handler) as transport:
+        await handler.until(lambda: len(handler.reasons) >= 1)
+        assert not transport.connected
+    assert handler.connects == 0
+
+
+async def test_an_unknown_host_is_a_reason(recorder: Any) -> None:
+    handler = recorder()
+    async with client("mqtt://no-such-host.invalid", handler):
+        await handler.until(lambda: len(handler.reasons) == 1)
+    assert handler.reasons[0].startswith("broker mqtt://no-such-host.invalid:1883: ")
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # paho lets a failed handshake's socket lie
+async def test_tls_to_a_plain_broker_is_a_reason(mosquitto: Any, recorder: Any) -> None:
+    handler = recorder()
+    async with client(f"mqtts://127.0.0.1:{mosquitto.port}", handler):
+        await handler.until(lambda: len(handler.reasons) == 1)
+
+
+def test_a_malformed_url_is_a_usage_error(recorder: Any) -> None:
+    with pytest.raises(UsageError):
+        MqttTransport("http://somewhere", client_id="x", handler=recorder())
+
+
+async def test_nagle_is_off(mosquitto: Any, recorder: Any) -> None:
+    handler = recorder()
+    async with client(mosquitto.url, handler) as transport:
+        await handler.until(lambda: handler.connects == 1)
+        assert transport.socket is not None
+        assert transport.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+    assert transport.socket is None
+
+
+async def test_a_message_over_ones_own_limit_is_skipped_and_counted(mosquitto: Any, recorder: Any) -> None:
+    receiving, sending = recorder(), recorder()
+    async with (
+        client(mosquitto.url, receiving, max_packet_bytes=100_000) as receiver,
+        client(mosquitto.url, sending) as sender,
+    ):
+        await receiver.subscribe("a", 1)
+        await receiving.until(lambda: receiving.connects == 1)
+        await sending.until(lambda: sending.connects == 1)
+        for number in range(5):
+            assert await sender.publish_confirmed("a", b"before")
+            assert await sender.publish_confirmed("a", bytes(1_000_000 + number))
+        assert await sender.publish_confirmed("a", b"after")
+        await receiving.until(lambda: b"after" in receiving.payloads)
+    assert receiving.payloads == [b"before"] * 5 + [b"after"]
+    assert receiver.counters.oversize == 5
+    assert receiving.connects == 1
+
+
+async def test_leaving_while_there_is_no_broker(recorder: Any) -> None:
+    async with client(f"mqtt://127.0.0.1:{free_port()}", recorder(), will=Will("a", b"x")):
+        pass
+
+
+async def test_many_patterns_come_back_after_a_reconnect(mosquitto: Any, recorder: Any) -> None:
+    handler, patterns = recorder(), [f"p/{number}/+" for number in range(60)]
+    async with client(mosquitto.url, handler) as transport:
+        for pattern in patterns:
+            await transport.subscribe(pattern, 1)
+        await handler.until(lambda: handler.connects == 1)
+        mosquitto.restart()
+        await handler.until(lambda: handler.connects == 2)
+        for number in range(60):
+            assert transport.publish(f"p/{number}/x", b"", qos=1)
+        await handler.until(lambda: len(handler.messages) == 60)
