@@ -101,7 +101,7 @@ def _train(args: argparse.Namespace, config: TrainConfig, train_set: Dataset, te
             "config": _plain(config),
             "losses": [round(loss, 5) for loss in losses],
             "accuracy_by_exit": list(accuracies),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
         },
         accuracies=accuracies,
     )

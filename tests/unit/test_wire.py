@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import math
+import zlib
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mdi_exit import wire
+from mdi_exit.errors import WireError
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+BODY = bytes(range(16))
+
+# One of each message. The files under tests/golden hold their bytes in wire version 1; to write them for a new
+# version: python tests/unit/test_wire.py
+MESSAGES: dict[str, tuple[wire.Message, bytes]] = {
+    "features": (
+        wire.Features(
+            run=7,
+            sender="source",
+            incarnation=11,
+            seq=3,
+            item=42,
+            attempt=1,
+            epoch=0,
+            model="ab" * 16,
+            next_layer=4,
+            codec="float32",
+            shape=(1, 2, 2),
+            crc=zlib.crc32(BODY),
+            path=("source", "nano-1"),
+            deadline_s=0.5,
+            best=wire.Best(1, 9, 0.625),
+            exit_state=(0.25, 1.0),
+            times=(0.125, 0.5),
+        ),
+        BODY,
+    ),
+    "results": (
+        wire.Results(
+            7,
+            11,
+            (
+                wire.ResultRow(42, 1, ("source", "nano-1"), 2, 9, 0.75),
+                wire.ResultRow(43, 0, (), error="no", refused=True),
+            ),
+            (wire.Moved(44, 0, "nano-2"),),
+        ),
+        b"",
+    ),
+    "telemetry": (
+        wire.Telemetry(
+            7, 11, "nano-1", 3, 1, 0.25, {4: 0.25}, {4: 0.0625}, {4: 13}, {"source": 9}, {"sent": 5}, {2: 7}
+        ),
+        b"",
+    ),
+    "status": (wire.Status("nano-1", 11, True, "agent", "ready", (4, 9), (4, 6), 16, "onnxruntime CPU"), b""),
+    "ack": (wire.Ack(11, 12, 9, 0.004, {4: 8}, (5, 6), 3, 0.25, 2), b""),
+    "probe": (wire.Probe(11, 2, 9), b""),
+    "control": (wire.Control(7, 11, "source", 0, "ab" * 16, 0.9), b""),
+    "manifest": (
+        wire.Manifest(7, "source", "ab" * 16, zlib.crc32(BODY), (wire.SegmentFile(4, 6, True, 16, "cd" * 32, 1),)),
+        BODY,
+    ),
+    "chunk": (wire.Chunk("ab" * 16, "segment-4-5-head", 0, 1, zlib.crc32(BODY)), BODY),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_bytes_are_those_of_the_golden_files(name: str) -> None:
+    message, body = MESSAGES[name]
+    golden = (GOLDEN / f"{name}.v{wire.VERSION}.bin").read_bytes()
+    assert wire.encode(message, body) == golden
+    decoded, payload = wire.decode(golden)
+    assert decoded == message
+    assert bytes(payload) == body
+
+
+REASONS = {"", "truncated", "version", "header-size", "header", "crc", "payload-size"}
+
+
+def refusal(frame: bytes) -> str:
+    """The reason why a frame is refused; empty if it is not. Anything but ``WireError`` fails the test."""
+    try:
+        wire.decode(frame)
+    except WireError as error:
+        return error.reason
+    return ""
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_refused_with_a_reason(frame: bytes) -> None:
+    assert refusal(frame) in REASONS
+
+
+@given(st.binary(max_size=200))
+def test_random_headers_are_refused_with_a_reason(header: bytes) -> None:
+    frame = bytes([wire.VERSION]) + len(header).to_bytes(4, "little") + header
+    assert refusal(frame) in {"", "header", "crc", "payload-size"}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+@given(data=st.data())
+def test_a_cut_or_changed_frame_is_refused_or_another_valid_message(name: str, data: st.DataObject) -> None:
+    frame = bytearray(wire.encode(*MESSAGES[name]))
+    cut = data.draw(st.integers(0, len(frame)))
+    position, value = data.draw(st.integers(0, len(frame) - 1)), data.draw(st.integers(0, 255))
+    for damaged in (bytes(frame[:cut]), bytes(frame[:position]) + bytes([value]) + bytes(frame[position + 1 :])):
+        assert refusal(damaged) in REASONS
+
+
+def framed(rows: object) -> bytes:
+    header = msgspec.msgpack.encode(rows)
+    return bytes([wire.VERSION]) + len(header).to_bytes(4, "little") + header
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -0.5, 1.5])
+def test_scores_outside_their_range_are_refused(bad: float) -> None:
+    rows = msgspec.to_builtins(MESSAGES["control"][0])
+    rows[6] = bad
+    with pytest.raises(WireError, match="header"):
+        wire.decode(framed(rows))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
+def test_seconds_outside_their_range_are_refused(bad: float) -> None:
+    rows = msgspec.to_builtins(MESSAGES["ack"][0])
+    rows[4] = bad
+    with pytest.raises(WireError, match="header"):
+        wire.decode(framed(rows))
+
+
+def test_fields_of_a_newer_writer_are_ignored() -> None:
+    rows = [*msgspec.to_builtins(MESSAGES["probe"][0]), "new", {"more": 1}]
+    assert wire.decode(framed(rows))[0] == MESSAGES["probe"][0]
+
+
+def test_limits() -> None:
+    with pytest.raises(WireError) as version:
+        wire.decode(bytes([wire.VERSION + 1]) + bytes(8))
+    assert version.value.reason == "version"
+    with pytest.raises(WireError) as huge:
+        wire.decode(bytes([wire.VERSION]) + (2**31).to_bytes(4, "little") + bytes(100))
+    assert huge.value.reason == "header-size"
+    frame = bytearray(wire.encode(*MESSAGES["chunk"]))
+    frame[-1] ^= 1
+    with pytest.raises(WireError) as damaged:
+        wire.decode(bytes(frame))
+    assert damaged.value.reason == "crc"
+    with pytest.raises(WireError) as extra:
+        wire.decode(wire.encode(MESSAGES["probe"][0]) + b"x")
+    assert extra.value.reason == "payload-size"
+
+
+if __name__ == "__main__":
+    for name, (message, body) in MESSAGES.items():
+        (GOLDEN / f"{name}.v{wire.VERSION}.bin").write_bytes(wire.encode(message, body))
