@@ -1,0 +1,60 @@
+"""The house rules that a reader would otherwise have to check by eye."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("broker", "edge_agent", "mdi_exit", "source")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "manager"}
+
+
+def test_there_are_files() -> None:
+    assert len(FILES) > 50
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_short_well_named_and_does_not_assert(path: Path) -> None:
+    source = path.read_text()
+    assert len(source.splitlines()) <= 700
+    assert path.stem not in FORBIDDEN_NAMES
+    tree = ast.parse(source)
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)], "no assert in package code"
+    names = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert not names & {"pickle", "marshal", "shelve", "dill"}, "nothing is ever unpickled"
+
+
+def test_the_import_contracts_hold() -> None:
+    linter = shutil.which("lint-imports", path=str(Path(sys.executable).parent))
+    assert linter, "import-linter is part of the dev extra"
+    done = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stdout
+
+
+def test_programs_import_no_torch() -> None:
+    code = "import sys, edge_agent.app, source.app, mdi_exit.cli, mdi_exit.demo.run; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_an_agent_imports_no_onnx() -> None:
+    code = "import sys, edge_agent.app; print('onnx' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False", done.stderr
