@@ -21,7 +21,8 @@ from mdi_exit.program import joined, stop_requested
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport
 from mdi_exit.wire import Chunk, Control, Manifest, Message, Status
-from mdi_exit.worker_state import WorkerConfig, WorkerState
+from mdi_exit.worker_config import WorkerConfig
+from mdi_exit.worker_state import WorkerState
 
 __all__ = ["AgentDriver", "serve"]
 

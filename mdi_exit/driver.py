@@ -352,7 +352,10 @@ class NodeDriver:
         """Do what the core wants."""
         match command:
             case RunSegment():
-                self.spawn(f"segment {command.batch}", self._run(command))
+                if self.executor.is_brief(command):
+                    self._loop.call_soon(lambda: self.feed(self.executor.run_here(command)))
+                else:
+                    self.spawn(f"segment {command.batch}", self._run(command))
             case SendTask():
                 self._send_task(command)
             case SendResults():

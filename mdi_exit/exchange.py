@@ -12,12 +12,11 @@ import logging
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mdi_exit import topics as kinds
 from mdi_exit.driver import NodeDriver
 from mdi_exit.errors import ArtifactError, EngineError, WireError
-from mdi_exit.model.compose import Composer
 from mdi_exit.model.manifest import Manifest, parse_manifest
 from mdi_exit.segments import SegmentKey, needed_segments
 from mdi_exit.span import LayerSpan
@@ -25,6 +24,9 @@ from mdi_exit.topics import Route
 from mdi_exit.transport import Transport
 from mdi_exit.wire import Chunk, SegmentFile, encode
 from mdi_exit.wire import Manifest as ManifestMessage
+
+if TYPE_CHECKING:  # composing needs onnx, which an agent does not load
+    from mdi_exit.model.compose import Composer
 
 __all__ = ["CHUNK_BYTES", "LocalModel", "ModelClient", "ModelHost"]
 

@@ -23,6 +23,7 @@ from mdi_exit.tensors import decode_tensor
 __all__ = ["Encoded", "Executor"]
 
 _WARM_RUNS: Final = 3
+_BRIEF_S: Final = 0.2e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Executor:
         self.engine = engine
         self.profile = profile
         self._manifest: Manifest | None = None
+        self._warm_s: dict[SegmentKey, float] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
 
     def close(self) -> None:
@@ -78,7 +80,16 @@ class Executor:
                 measured.append(time.perf_counter() - begin)
             stated = self.profile.seconds(manifest, key, 1) if self.profile else 0.0
             seconds[key] = max(min(measured), stated)
+        self._warm_s |= seconds
         return seconds
+
+    def is_brief(self, command: RunSegment) -> bool:
+        """Whether the run is expected to be over sooner than a thread would have taken it up."""
+        return self._warm_s.get(command.key, 1.0) * len(command.tasks) < _BRIEF_S
+
+    def run_here(self, command: RunSegment) -> SegmentDone | SegmentFailed:
+        """Run one brief batch in the caller's thread."""
+        return self._run(command)
 
     async def run(self, command: RunSegment) -> SegmentDone | SegmentFailed:
         """Run one batch; a failure comes back as an event."""

@@ -42,7 +42,8 @@ from mdi_exit.policy.steps import QueueBands, RateSteps, ThresholdSteps, next_in
 from mdi_exit.segments import ModelPlan
 from mdi_exit.span import LayerSpan, missing_layers
 from mdi_exit.wire import Control, ResultRow
-from mdi_exit.worker_state import WorkerConfig, WorkerState
+from mdi_exit.worker_config import WorkerConfig
+from mdi_exit.worker_state import WorkerState
 
 __all__ = ["SourceConfig", "SourceState"]
 

@@ -28,7 +28,7 @@ __all__ = ["CODECS", "MAX_ELEMENTS", "check_payload", "decode_tensor", "encode_t
 
 MAX_ELEMENTS: Final = 2**24
 _F16_MAX: Final = 65504.0
-_F32_MAX: Final = 3.4028235e38
+_INT8_MAX: Final = 3.4e38  # so that 127 steps of it are still finite
 
 Array = NDArray[np.float32]
 
@@ -50,7 +50,7 @@ def _encode_float16(x: Array) -> bytes:
 
 
 def _encode_int8(x: Array) -> bytes:
-    flat_CX = _finite(x, _F32_MAX).reshape(x.shape[0], -1)
+    flat_CX = _finite(x, _INT8_MAX).reshape(x.shape[0], -1)
     scale_C = (np.abs(flat_CX).max(axis=1) / np.float32(127)).astype("<f4")
     divisor_C = np.where(scale_C > 0, scale_C, np.float32(1))
     quantised_CX = np.clip(np.rint(flat_CX / divisor_C[:, None]), -127, 127).astype(np.int8)

@@ -12,7 +12,7 @@ are drawn once per decision epoch.
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final, assert_never
 
@@ -60,44 +60,16 @@ from mdi_exit.policy.offloading import OFFLOADING, Candidate, Own, forward
 from mdi_exit.policy.queueing import keeps_here
 from mdi_exit.queues import Held, Origin, TaskStore
 from mdi_exit.segments import ModelPlan, SegmentKey
-from mdi_exit.span import LayerSpan
 from mdi_exit.wire import Best, Control, Moved, Probe, ResultRow, Status, Telemetry
+from mdi_exit.worker_config import Totals, WorkerConfig
 
-__all__ = ["WorkerConfig", "WorkerState"]
+__all__ = ["WorkerState"]
 
 _STORY_LENGTH: Final = 40
 _ROWS_KEPT: Final = 4096
 _SPEED_WEIGHT: Final = 0.2
 _FORGET_BATCHES_AFTER: Final = 500
 _GREETING_DELAY_S: Final = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerConfig:
-    """What a node is told at start; every time constant is ours.
-
-    ``window``: slots for each (sender, entry layer), and for each layer of the node's own products.
-    ``neighbours``: to whom it may send (None: to all). ``output_limit``: T_O of Alg. 1.
-    ``unmeasured_s``: Γ until something is measured.
-    """
-
-    name: str
-    incarnation: int
-    span: LayerSpan | None
-    role: str = "agent"
-    neighbours: frozenset[str] | None = None
-    window: int = 16
-    output_limit: int = 4
-    offloading: str = "paper"
-    telemetry_period_s: float = 0.5
-    dead_after_s: float = 2.5
-    ack_delay_s: float = 0.005
-    moved_delay_s: float = 0.1
-    probe_period_s: float = 2.0
-    unmeasured_s: float = 0.01
-    engine: str = ""
-    emulated: str = ""
-    version: str = ""
 
 
 @dataclass(slots=True)
@@ -107,24 +79,6 @@ class _Running:
     tasks: tuple[Task, ...]
     started_at: float
     expected_s: float
-
-
-@dataclass(slots=True)
-class Totals:
-    """What has happened since the start. ``exits`` is by exit number, ``sent`` by neighbour."""
-
-    received: int = 0
-    injected: int = 0
-    executed: int = 0
-    batches: int = 0
-    exited: int = 0
-    refused: int = 0
-    failed: int = 0
-    duplicates: int = 0
-    dropped: int = 0
-    exits: Counter[int] = field(default_factory=Counter)
-    sent: Counter[str] = field(default_factory=Counter)
-    compute_s: float = 0.0
 
 
 class WorkerState:
@@ -709,14 +663,8 @@ class WorkerState:
 
     def telemetry(self, now: float) -> Telemetry:
         """The load report as of ``now``."""
-        totals, span = self.totals, self.config.span
-        by_layer = self.backlog_by_layer_s()
-        entries = self.entries
-        stranded = {
-            layer: self.store.outputs.waiting(layer)
-            for layer in self.store.outputs.latest_first()
-            if not self._mine(layer) and not any(peer.takes(layer) for peer in self.members)
-        }
+        inputs, outputs = self.store.inputs, self.store.outputs
+        totals, by_layer = self.totals, self.backlog_by_layer_s()
         return Telemetry(
             run=self.run or 0,
             incarnation=self.config.incarnation,
@@ -725,17 +673,14 @@ class WorkerState:
             outputs=self.outputs,
             backlog_s=sum(by_layer.values()) + self._remainder_s(now),
             backlog_by_layer_s=by_layer,
-            speed_s={layer: self.seconds(layer, self.store.inputs.waiting(layer)) for layer in entries},
-            free_slots={layer: max(self.store.room(layer), 0) for layer in entries} if span else {},
+            speed_s={layer: self.seconds(layer, inputs.waiting(layer)) for layer in self.entries},
+            free_slots={layer: max(self.store.room(layer), 0) for layer in self.entries},
             received={sender: inbound.seq for sender, inbound in self.members.inbounds.items()},
-            counters={
-                "executed": totals.executed,
-                "exited": totals.exited,
-                "sent": sum(totals.sent.values()),
-                "received": totals.received,
-                "refused": totals.refused,
-                "failed": totals.failed,
-            },
+            counters=totals.counters(),
             exits=dict(totals.exits),
-            stranded=stranded,
+            stranded={
+                layer: outputs.waiting(layer)
+                for layer in outputs.latest_first()
+                if not self._mine(layer) and not any(peer.takes(layer) for peer in self.members)
+            },
         )

@@ -45,7 +45,7 @@ from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport
 from mdi_exit.wire import Message, Results, encode
-from mdi_exit.worker_state import WorkerConfig
+from mdi_exit.worker_config import WorkerConfig
 from source.config import SourceSettings
 from source.inputs import Input, Sample, open_input, preprocess
 from source.results import ResultsWriter, Summary, SummaryBuilder

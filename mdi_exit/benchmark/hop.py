@@ -44,7 +44,7 @@ from mdi_exit.span import LayerSpan
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport.mqtt import MqttTransport
 from mdi_exit.wire import Message, Results, encode
-from mdi_exit.worker_state import WorkerConfig
+from mdi_exit.worker_config import WorkerConfig
 
 __all__ = ["hop"]
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
+from math import prod
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -82,15 +84,15 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     """One IDX file of unsigned bytes, gzipped or not. Raises ``UsageError``."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"data file {path}", "a readable IDX file", error) from None
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
         raise UsageError(f"data file {path}", "an IDX file of unsigned bytes", f"first bytes {raw[:4].hex()}")
-    dims = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3]))
-    body = np.frombuffer(raw, np.uint8, offset=4 + 4 * len(dims))
-    if body.size != np.prod(dims):
-        raise UsageError(f"data file {path}", f"{int(np.prod(dims))} bytes for shape {dims}", body.size)
-    return body.reshape(dims)
+    begin = 4 + 4 * raw[3]
+    dims = tuple(int.from_bytes(raw[at : at + 4], "big") for at in range(4, begin, 4))
+    if len(raw) - begin != prod(dims):
+        raise UsageError(f"data file {path}", f"{begin + prod(dims)} bytes for shape {dims}", len(raw))
+    return np.frombuffer(raw, np.uint8, offset=begin).reshape(dims)
 
 
 def _first(folders: list[Path], names: tuple[str, ...]) -> Path | None:
@@ -104,6 +106,8 @@ def _fashion_mnist(folders: list[Path], split: Split) -> Dataset | None:
     if images is None or labels is None:
         return None
     images_NHW, labels_N = _read_idx(images), _read_idx(labels).astype(np.int64)
+    if labels_N.ndim != 1:
+        raise UsageError(f"data file {labels}", "labels in one dimension", labels_N.shape)
     if images_NHW.ndim != 3 or len(images_NHW) != len(labels_N):
         raise UsageError(f"data file {images}", f"{len(labels_N)} images of two dimensions", images_NHW.shape)
     return _dataset("fashion-mnist", images_NHW[..., None], labels_N, FASHION_MNIST_CLASSES)
@@ -114,7 +118,10 @@ def _cifar_files(paths: list[Path], label_bytes: int) -> tuple[NDArray[np.uint8]
     row = label_bytes + 3 * 32 * 32
     images, labels = [], []
     for path in paths:
-        raw = np.frombuffer(path.read_bytes(), np.uint8)
+        try:
+            raw = np.frombuffer(path.read_bytes(), np.uint8)
+        except OSError as error:
+            raise UsageError(f"data file {path}", "a readable file", error.strerror) from None
         if raw.size == 0 or raw.size % row:
             raise UsageError(f"data file {path}", f"a multiple of {row} bytes", raw.size)
         table = raw.reshape(-1, row)
@@ -172,7 +179,12 @@ def load(name: str, split: Split, data_dir: Path | None = None) -> Dataset:
     root = data_dir if data_dir is not None else Path("data")
     folders = [root, *(root / folder for folder in source.folders)]  # an absolute folder replaces root
     dataset = source.read(folders, split)
-    return dataset if dataset is not None else _download(name, source, split, root)
+    if dataset is None:
+        return _download(name, source, split, root)
+    if len(dataset) == 0 or dataset.labels_N.max() >= len(dataset.classes):
+        got = f"{len(dataset)} images, labels up to {dataset.labels_N.max(initial=0)}"
+        raise UsageError(f"data set {name}", f"images with labels below {len(dataset.classes)}", got)
+    return dataset
 
 
 def _download(name: str, source: _Source, split: Split, root: Path) -> Dataset:

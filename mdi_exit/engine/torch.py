@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from mdi_exit.engine.base import Array, SegmentOutput
@@ -22,9 +24,11 @@ def network_of(artifact: Artifact) -> MultiExitNetwork:
     network = rebuilt(manifest.network)
     try:
         network.load_state_dict(load_safetensors(artifact.read(manifest.weights)))
-    except (RuntimeError, ValueError) as error:
-        raise ArtifactError(f"model {artifact.folder}: weights", "those of its network", str(error)[:200]) from None
-    return network.eval()
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise ArtifactError(
+            f"model {artifact.folder}: weights", "those of its network", str(error).splitlines()[0][:200]
+        ) from None
+    return network.eval().to(memory_format=torch.channels_last)
 
 
 class TorchEngine:
@@ -33,20 +37,37 @@ class TorchEngine:
     def __init__(self, model: str, threads: int = 1) -> None:
         torch.set_num_threads(threads)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = network_of(Artifact.open(model)).to(self._device)
+        artifact = Artifact.open(model)
+        self._manifest = artifact.manifest
+        self._network = network_of(artifact).to(self._device)
+        self._loaded: dict[SegmentKey, tuple[int, ...]] = {}
 
     @property
     def description(self) -> str:
         return f"torch {self._device.type}"
 
     def load(self, key: SegmentKey, graph: bytes) -> None:
-        if key.stop > len(self._network.layers):
-            raise EngineError(f"{key.file}: expected at most {len(self._network.layers)} layers, got {key.stop}")
+        count = len(self._network.layers)
+        if not 0 <= key.entry < key.stop <= count:
+            raise EngineError(f"{key.file}: expected layers of 0 to {count - 1}, got {key.entry} to {key.stop - 1}")
+        if key.head and key.stop - 1 not in self._network.exit_layers:
+            raise EngineError(f"{key.file}: expected an exit of {self._network.exit_layers}, got {key.stop - 1}")
+        self._loaded[key] = self._manifest.in_shape(key.entry)
+
+    def _tensor(self, x: Array) -> torch.Tensor:
+        """``x`` on the device, in the one memory layout in which all segments run: sums keep their order, bit for bit."""
+        x_N = torch.from_numpy(x.copy()).to(self._device)
+        return x_N.contiguous(memory_format=torch.channels_last) if x_N.ndim == 4 else x_N
 
     def run(self, key: SegmentKey, x: Array) -> SegmentOutput:
+        shape = self._loaded.get(key)
+        if shape is None:
+            raise EngineError(f"{key.file}: expected a loaded segment, got none")
+        if x.dtype != np.float32 or x.shape[1:] != shape or len(x) < 1:
+            raise EngineError(f"{key.file}: expected float32 (N, {shape}), got {x.dtype} {x.shape}")
         with torch.inference_mode():
             try:
-                features = self._network.segment(torch.from_numpy(x.copy()).to(self._device), key.entry, key.stop)
+                features = self._network.segment(self._tensor(x), key.entry, key.stop)
                 logits = self._network.exits[str(key.stop - 1)](features) if key.head else None
             except RuntimeError as error:
                 raise EngineError(f"{key.file}: {str(error).splitlines()[0][:300]}") from None

@@ -46,7 +46,10 @@ class Artifact:
         if not path.is_file():
             expected = f"a folder with {MANIFEST_FILE}, or one of {', '.join(shipped_models()) or 'none shipped'}"
             raise ArtifactError("model", expected, repr(str(name_or_path)))
-        raw = path.read_bytes()
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"model file {path}", "a readable file", error.strerror or error) from None
         artifact = cls(folder, parse_manifest(raw, str(path)), raw)
         for graph in artifact.files():
             artifact.read(graph)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import onnx
-from onnx import ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto
 
 from mdi_exit.errors import ArtifactError
 from mdi_exit.model.artifact import Artifact
@@ -33,7 +33,7 @@ def checked_graph(raw: bytes, what: str, in_shape: tuple[int, ...]) -> ModelProt
     except Exception as error:  # noqa: BLE001 - protobuf and onnx raise many kinds for the one fault: not a graph
         raise ArtifactError(what, "a valid ONNX graph", str(error).splitlines()[0][:200] or "none") from None
     graph = model.graph
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model)):
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
         raise ArtifactError(what, "all weights inside the file", "a reference to external data")
     if foreign := {entry.domain for entry in model.opset_import} - _OPERATOR_SETS:
         raise ArtifactError(what, "standard operators only", f"operators of {', '.join(sorted(foreign))}")
@@ -41,18 +41,23 @@ def checked_graph(raw: bytes, what: str, in_shape: tuple[int, ...]) -> ModelProt
         raise ArtifactError(what, "one input and one output", f"{len(graph.input)} and {len(graph.output)}")
     dims = graph.input[0].type.tensor_type.shape.dim
     shape = tuple(dim.dim_value for dim in dims[1:])
-    if shape != in_shape or dims[0].HasField("dim_value"):
+    if not dims or shape != in_shape or dims[0].HasField("dim_value"):
         raise ArtifactError(f"{what}: input shape", f"(N, {', '.join(map(str, in_shape))})", f"(?, {shape})")
     return model
 
 
-def _tensors(model: ModelProto) -> Iterable[TensorProto]:
-    yield from model.graph.initializer
-    for node in model.graph.node:
+def _tensors(graph: GraphProto) -> Iterable[TensorProto]:
+    """All of them, also those in the branches of an ``If`` and the bodies of a ``Loop``."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
         for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
 
 
 class Composer:

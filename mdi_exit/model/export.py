@@ -18,7 +18,7 @@ from mdi_exit.model.artifact import MANIFEST_FILE, Artifact
 from mdi_exit.model.manifest import FORMAT_VERSION, ExitSpec, GraphFile, InputSpec, LayerSpec, Manifest
 from mdi_exit.model.network import MultiExitNetwork
 
-__all__ = ["export_artifact", "macs"]
+__all__ = ["checked_folder", "export_artifact", "macs"]
 
 WEIGHTS_FILE = "weights.safetensors"
 _OPSET = 17
@@ -68,6 +68,17 @@ def _written(folder: Path, name: str, raw: bytes) -> GraphFile:
     return GraphFile(file=name, bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
 
 
+def checked_folder(folder: Path) -> None:
+    """Make ``folder`` if it is not there. Raises ``UsageError`` unless an artifact may be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_free = not any(folder.iterdir()) or (folder / MANIFEST_FILE).exists()
+    except OSError as error:
+        raise UsageError("output folder", "one that can be written to", f"{folder}: {error.strerror}") from None
+    if not is_free:
+        raise UsageError("output folder", "an empty folder or an artifact to replace", str(folder))
+
+
 def export_artifact(
     network: MultiExitNetwork,
     folder: Path,
@@ -83,9 +94,7 @@ def export_artifact(
 
     Raises ``UsageError`` when the folder holds something else than an artifact.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).exists():
-        raise UsageError("output folder", "an empty folder or an artifact to replace", str(folder))
-    folder.mkdir(parents=True, exist_ok=True)
+    checked_folder(folder)
     network = network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     x = torch.zeros(2, *input_spec.shape)
     layers, exits = [], []

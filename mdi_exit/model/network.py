@@ -123,10 +123,9 @@ def rebuilt(description: Mapping[str, Any]) -> MultiExitNetwork:
     """The untrained network that an artifact's ``network`` entry describes. Raises ``ArtifactError``."""
     fields = dict(description)
     kind = fields.pop("kind", None)
-    try:
-        config = MobileNetV2Config(**{**fields, "exits": tuple(fields.get("exits", ()))})
-    except TypeError as error:
-        raise ArtifactError("model network", "the fields of a MobileNetV2", str(error)) from None
     if kind != "mobilenetv2":
         raise ArtifactError("model network", "kind mobilenetv2", repr(kind))
-    return mobilenetv2(config)
+    try:
+        return mobilenetv2(MobileNetV2Config(**{**fields, "exits": tuple(fields.get("exits", ()))}))
+    except (TypeError, ValueError, IndexError, ArithmeticError, RuntimeError) as error:
+        raise ArtifactError("model network", "the fields of a MobileNetV2", str(error).splitlines()[0][:200]) from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from rich.table import Table
 from mdi_exit.data import DATASETS, Dataset, load
 from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import Artifact
-from mdi_exit.model.export import export_artifact
+from mdi_exit.model.export import checked_folder, export_artifact
 from mdi_exit.model.manifest import InputSpec
 from mdi_exit.model.network import MobileNetV2Config, MultiExitNetwork, mobilenetv2
 from mdi_exit.training.joint import Progress as Step
@@ -49,9 +51,14 @@ def run(args: argparse.Namespace) -> int:
     """Train, measure every exit on the whole test set, export. Raises ``UsageError``."""
     if args.model not in MODELS:
         raise UsageError("--model", f"one of {', '.join(MODELS)}", repr(args.model))
-    for flag in ("epochs", "width", "batch_size", "learning_rate", "threads"):
-        if not getattr(args, flag) > 0:
-            raise UsageError(f"--{flag.replace('_', '-')}", "a number above 0", getattr(args, flag))
+    for flag in ("epochs", "width", "batch_size", "learning_rate", "threads", "limit"):
+        value = getattr(args, flag)
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"--{flag.replace('_', '-')}", "a number above 0", value)
+    if not 0 <= args.seed < 2**63:
+        raise UsageError("--seed", "a number from 0 to 2⁶³ - 1", args.seed)
+    args.out = args.out.absolute()
+    checked_folder(args.out)  # now, and not after an hour of training
     train_set, test_set = load(args.dataset, "train", args.data_dir), load(args.dataset, "test", args.data_dir)
     config = TrainConfig(
         epochs=args.epochs,
@@ -85,7 +92,11 @@ def _train(args: argparse.Namespace, config: TrainConfig, train_set: Dataset, te
     images_NCHW = normalised(train_set.images_NHWC, spec.mean, spec.std)
     test_NCHW = normalised(test_set.images_NHWC, spec.mean, spec.std)
     checkpoint = args.out.with_name(args.out.name + ".checkpoint.pt")
-    losses = _with_progress(console, network, images_NCHW, train_set, test_set, test_NCHW, config, checkpoint)
+    begin = time.monotonic()
+    losses, epochs_timed = _with_progress(
+        console, network, images_NCHW, train_set, test_set, test_NCHW, config, checkpoint
+    )
+    seconds = time.monotonic() - begin
     accuracies = exit_accuracies(network, test_set, test_NCHW)
     artifact = export_artifact(
         network,
@@ -99,6 +110,8 @@ def _train(args: argparse.Namespace, config: TrainConfig, train_set: Dataset, te
             "images": min(config.limit or len(train_set), len(train_set)),
             "test_images": len(test_set),
             "config": _plain(config),
+            "seconds": round(seconds, 1),
+            "epochs_timed": epochs_timed,  # fewer than all when the run went on from a checkpoint
             "losses": [round(loss, 5) for loss in losses],
             "accuracy_by_exit": list(accuracies),
             "torch": str(torch.__version__),
@@ -122,8 +135,9 @@ def _with_progress(
     test_NCHW: torch.Tensor,
     config: TrainConfig,
     checkpoint: Path,
-) -> list[float]:
-    """Train with a bar on a terminal; a line after each epoch in any case."""
+) -> tuple[list[float], int]:
+    """Train with a bar on a terminal; a line after each epoch in any case. Returns losses and how many epochs it took."""
+    epochs_timed = 0
     labels_N = torch.from_numpy(train_set.labels_N)
     columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -134,12 +148,15 @@ def _with_progress(
             bar.update(task, completed=finished, total=config.epochs * done.steps, epoch=done.epoch + 1)
 
         def epoch_done(epoch: int) -> None:
+            nonlocal epochs_timed
+            epochs_timed += 1
             text = " ".join(f"{100 * share:.1f}" for share in exit_accuracies(network, test_set, test_NCHW))
             console.print(f"epoch {epoch + 1} of {config.epochs}: test accuracy by exit {text} %")
 
-        return train_joint(
+        losses = train_joint(
             network, images_NCHW, labels_N, config, checkpoint=checkpoint, progress=step, epoch_done=epoch_done
         )
+    return losses, epochs_timed
 
 
 def _show(console: Console, artifact: Artifact, test_images: int) -> None:

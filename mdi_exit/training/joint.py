@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mdi_exit.data import Dataset
+from mdi_exit.errors import UsageError
 from mdi_exit.model.network import MultiExitNetwork
 
 __all__ = ["Progress", "TrainConfig", "exit_accuracies", "normalised", "train_joint"]
@@ -81,7 +85,7 @@ def train_joint(
     """Train in place; returns the mean loss of each epoch.
 
     ``images_NCHW`` float32, ``labels_N`` int64. With ``checkpoint`` the state is saved there after each epoch and a run that
-    finds one of the same configuration goes on from it.
+    finds one of the same configuration, network and data goes on from it. Raises ``UsageError`` for a file that is none.
     """
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
@@ -102,14 +106,15 @@ def train_joint(
     )
     losses: list[float] = []
     start = time.monotonic()
-    if checkpoint is not None and checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        if saved["config"] == _plain(config):
-            network.load_state_dict(saved["network"])
-            optimiser.load_state_dict(saved["optimiser"])
-            schedule.load_state_dict(saved["schedule"])
-            generator.set_state(saved["generator"])
-            losses = list(saved["losses"])
+    purpose = {"config": _plain(config), "network": _shapes(network), "data": _fingerprint(images_NCHW, labels_N)}
+    saved = _read(checkpoint) if checkpoint is not None and checkpoint.exists() else {}
+    if saved.get("purpose") == purpose:
+        network.load_state_dict(saved["network"])
+        optimiser.load_state_dict(saved["optimiser"])
+        schedule.load_state_dict(saved["schedule"])
+        generator.set_state(saved["generator"])
+        torch.set_rng_state(saved["dropout"])
+        losses = list(saved["losses"])
     for epoch in range(len(losses), config.epochs):
         network.train()
         total = 0.0
@@ -129,7 +134,18 @@ def train_joint(
                 progress(Progress(epoch, step + 1, steps, total / (step + 1), time.monotonic() - start))
         losses.append(total / steps)
         if checkpoint is not None:
-            _save(checkpoint, network, optimiser, schedule, generator, losses, config)
+            state = {
+                "purpose": purpose,
+                "network": network.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+                "generator": generator.get_state(),
+                "dropout": torch.get_rng_state(),  # dropout draws from torch's own generator
+                "losses": losses,
+            }
+            partial = checkpoint.with_suffix(".partial")
+            torch.save(state, partial)
+            partial.replace(checkpoint)
         if epoch_done is not None:
             epoch_done(epoch)
     return losses
@@ -139,26 +155,26 @@ def _plain(config: TrainConfig) -> dict[str, object]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
 
 
-def _save(
-    path: Path,
-    network: MultiExitNetwork,
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    generator: torch.Generator,
-    losses: list[float],
-    config: TrainConfig,
-) -> None:
-    state = {
-        "network": network.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "schedule": schedule.state_dict(),
-        "generator": generator.get_state(),
-        "losses": losses,
-        "config": _plain(config),
-    }
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+def _shapes(network: MultiExitNetwork) -> dict[str, list[int]]:
+    return {key: list(value.shape) for key, value in network.state_dict().items()}
+
+
+def _fingerprint(images_NCHW: Tensor, labels_N: Tensor) -> str:
+    """Tells data sets apart without a look at every pixel."""
+    digest = hashlib.sha256(repr(tuple(images_NCHW.shape)).encode())
+    digest.update(labels_N.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    try:
+        saved = torch.load(checkpoint, weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UsageError(
+            f"checkpoint {checkpoint}", "one of an earlier run (remove it to start anew)", reason
+        ) from None
+    return saved if isinstance(saved, dict) else {}
 
 
 def exit_accuracies(network: MultiExitNetwork, dataset: Dataset, images_NCHW: Tensor) -> tuple[float, ...]:

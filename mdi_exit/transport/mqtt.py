@@ -22,7 +22,7 @@ from typing import Any, Final, Self, TypeVar
 import aiomqtt
 
 from mdi_exit import values
-from mdi_exit.errors import StartError, TransportError
+from mdi_exit.errors import StartError, TransportError, UsageError
 from mdi_exit.transport.base import (
     MAX_PACKET_BYTES,
     Handler,
@@ -46,7 +46,7 @@ _FIRST_PACKET_ID: Final = 32768  # below are paho's, which needs few: it sends n
 _LAST_PACKET_ID: Final = 65535
 _SUBSCRIBE_FAILED: Final = 128
 _NEEDED: Final = (
-    "_sock", "_last_bytes_received", "loop_read", "loop_write", "disconnect", "disable_logger",
+    "_sock", "_ping_t", "loop_read", "loop_write", "disconnect", "disable_logger",
     "on_socket_register_write", "on_socket_unregister_write",
 )  # fmt: skip
 
@@ -77,7 +77,7 @@ class MqttTransport:
         max_packet_bytes: int = MAX_PACKET_BYTES,
         max_pending_bytes: int = _MAX_PENDING_BYTES,
     ) -> None:
-        address = url if isinstance(url, values.BrokerAddress) else values.broker_address(url)
+        address = url if isinstance(url, values.BrokerAddress) else _address(url)
         self.counters = TransportCounters()
         self._handler, self._address = handler, address
         self._max_packet_bytes, self._max_pending_bytes = max_packet_bytes, max_pending_bytes
@@ -106,7 +106,7 @@ class MqttTransport:
 
     @property
     def connected(self) -> bool:
-        return self._is_connected
+        return self._is_connected and self._stream is not None and self._stream.is_open()
 
     @property
     def socket(self) -> socket.socket | None:
@@ -185,15 +185,15 @@ class MqttTransport:
         def write_now(*_: object) -> None:  # the stream takes everything, and sends it in order with the messages
             paho.loop_write()
 
-        def on_read() -> None:  # else an unanswered ping behind our own long message would count as a dead broker
-            paho._last_bytes_received = time.monotonic()
+        def on_alive() -> None:  # else a ping whose answer waits behind long messages would count as a dead broker
+            paho._ping_t = 0.0
 
         def on_packet(packet: Arrived | Acknowledged | TooLarge) -> None:
             self._on_packet(packet, stream)
 
         raw = paho._sock
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        stream = Stream(raw, limit=self._max_packet_bytes, on_packet=on_packet, on_other=read_other, on_read=on_read)
+        stream = Stream(raw, limit=self._max_packet_bytes, on_packet=on_packet, on_other=read_other, on_alive=on_alive)
         paho.disable_logger()
         paho.on_socket_register_write, paho.on_socket_unregister_write = write_now, None
         paho._sock = stream
@@ -282,7 +282,7 @@ class MqttTransport:
         stream = self._stream
         is_full = stream is not None and 0 < stream.pending > self._max_pending_bytes - len(payload)
         packet_id = self._free_packet_id() if qos else 0
-        if stream is None or not self._is_connected or is_full or packet_id is None:
+        if stream is None or not self.connected or is_full or packet_id is None:
             self.counters.refused += 1
             return False
         head = publish_head(topic, len(payload), packet_id, retain=retain)
@@ -322,6 +322,13 @@ async def _until_lost(client: aiomqtt.Client) -> None:
     with contextlib.suppress(aiomqtt.MqttError):
         async for _ in client.messages:  # none comes this way; it ends with the connection
             pass
+
+
+def _address(url: str) -> values.BrokerAddress:
+    try:
+        return values.broker_address(url)
+    except UsageError as error:
+        raise UsageError("broker", error.expected, error.got) from None
 
 
 def _paho_of(client: aiomqtt.Client) -> Any:

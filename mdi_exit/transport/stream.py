@@ -22,11 +22,13 @@ __all__ = ["Stream"]
 _GATHER_BYTES: Final = 128 * 1024
 _GATHER_PIECES: Final = 256
 _LINGER_S: Final = 1.0
+_HIDDEN_BYTES: Final = 256 * 1024
 _LATER: Final = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Stream:
-    """Takes over ``sock``, which must be connected and not blocking. ``on_other`` is told that ``recv`` has something.
+    """Takes over ``sock``, which must be connected and not blocking. ``on_other`` is told that ``recv`` has something,
+    ``on_alive`` that the peer gave a sign of life: it sent something, or took some of what waited for it.
 
     When the connection is lost, ``recv`` gives ``b""``, and ``on_other`` is called to let it be noticed.
     """
@@ -38,12 +40,12 @@ class Stream:
         limit: int,
         on_packet: Callable[[Arrived | Acknowledged | TooLarge], None],
         on_other: Callable[[], object],
-        on_read: Callable[[], None],
+        on_alive: Callable[[], None],
     ) -> None:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._splitter = Splitter(limit)
-        self._on_packet, self._on_other, self._on_read = on_packet, on_other, on_read
+        self._on_packet, self._on_other, self._on_alive = on_packet, on_other, on_alive
         self._out: deque[bytes | memoryview] = deque()
         self._others = b""
         self._is_lost = self._is_closed = self._is_flushing = self._is_blocked = False
@@ -51,6 +53,8 @@ class Stream:
         self.error: Exception | None = None
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(sock.fileno(), self._readable)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # else megabytes would wait in the kernel, where ``pending`` sees none
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _HIDDEN_BYTES)
 
     @property
     def raw(self) -> socket.socket:
@@ -141,7 +145,7 @@ class Stream:
                 return
             if not count:
                 raise ConnectionResetError("the broker closed the connection")
-            self._on_read()
+            self._on_alive()
             for packet in self._splitter.fed(count):
                 if not isinstance(packet, Other):
                     self._on_packet(packet)
@@ -153,6 +157,10 @@ class Stream:
             if not is_tls:  # the loop calls again while there is more; with TLS, more may wait where it cannot see it
                 return
 
+    def _writable(self) -> None:
+        self._on_alive()
+        self._flush()
+
     def _flush(self) -> None:
         self._is_flushing = False
         if not self.is_open():
@@ -161,7 +169,7 @@ class Stream:
         if bool(self._out) != self._is_blocked:
             self._is_blocked = bool(self._out)
             if self._is_blocked:
-                self._loop.add_writer(self._sock.fileno(), self._flush)
+                self._loop.add_writer(self._sock.fileno(), self._writable)
             else:
                 self._loop.remove_writer(self._sock.fileno())
 

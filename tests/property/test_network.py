@@ -15,7 +15,8 @@ from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.simulation import SimulatedNetwork, SimulatedNode
 from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.span import LayerSpan
-from mdi_exit.worker_state import WorkerConfig, WorkerState
+from mdi_exit.worker_config import WorkerConfig
+from mdi_exit.worker_state import WorkerState
 
 PLAN = ModelPlan("ab" * 16, 9, (1, 3, 5, 6, 8), (3136, 6272, 12544, 3136, 3136, 2048, 2048, 3072, 5120))
 LAYER_S = (0.001, 0.01, 0.004, 0.004, 0.004, 0.005, 0.011, 0.035, 0.02)

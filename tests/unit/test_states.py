@@ -41,7 +41,8 @@ from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.source_state import RetryTimer, SourceConfig, SourceState
 from mdi_exit.span import LayerSpan
 from mdi_exit.wire import Control, Moved, ResultRow, Results, Status, Telemetry
-from mdi_exit.worker_state import WorkerConfig, WorkerState
+from mdi_exit.worker_config import WorkerConfig
+from mdi_exit.worker_state import WorkerState
 
 PLAN = ModelPlan("ab" * 16, 4, (1, 3), (100, 100, 100, 100))
 
@@ -143,9 +144,8 @@ def test_a_task_for_which_nobody_is_there_waits_and_is_reported() -> None:
 def test_an_idle_node_takes_back_what_it_can_run_itself() -> None:
     state = worker("0-3")
     peer(state, "a", "2-3", backlog_s=100.0)
-    for item in (1, 2):
-        commands = state.handle(1.0, received(item, item, 0))
-        run = of(commands, RunSegment)[0] if of(commands, RunSegment) else run
+    (run,) = of(state.handle(1.0, received(1, 1, 0)), RunSegment)
+    state.handle(1.0, received(2, 2, 0))
     commands = state.handle(1.0, done(run, (1, 0.1)))
     assert (state.inputs, state.outputs) == (0, 1)
     (second,) = of(commands, RunSegment)

@@ -1,0 +1,67 @@
+"""What a node is told at start, and what it counts from then on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from mdi_exit.span import LayerSpan
+
+__all__ = ["Totals", "WorkerConfig"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """What a node is told at start; every time constant is ours.
+
+    ``window``: slots for each (sender, entry layer), and for each layer of the node's own products.
+    ``neighbours``: to whom it may send (None: to all). ``output_limit``: T_O of Alg. 1.
+    ``unmeasured_s``: Γ until something is measured.
+    """
+
+    name: str
+    incarnation: int
+    span: LayerSpan | None
+    role: str = "agent"
+    neighbours: frozenset[str] | None = None
+    window: int = 16
+    output_limit: int = 4
+    offloading: str = "paper"
+    telemetry_period_s: float = 0.5
+    dead_after_s: float = 2.5
+    ack_delay_s: float = 0.005
+    moved_delay_s: float = 0.1
+    probe_period_s: float = 2.0
+    unmeasured_s: float = 0.01
+    engine: str = ""
+    emulated: str = ""
+    version: str = ""
+
+
+@dataclass(slots=True)
+class Totals:
+    """What has happened since the start. ``exits`` is by exit number, ``sent`` by neighbour."""
+
+    received: int = 0
+    injected: int = 0
+    executed: int = 0
+    batches: int = 0
+    exited: int = 0
+    refused: int = 0
+    failed: int = 0
+    duplicates: int = 0
+    dropped: int = 0
+    exits: Counter[int] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
+    compute_s: float = 0.0
+
+    def counters(self) -> dict[str, int]:
+        """What telemetry carries of it."""
+        return {
+            "executed": self.executed,
+            "exited": self.exited,
+            "sent": sum(self.sent.values()),
+            "received": self.received,
+            "refused": self.refused,
+            "failed": self.failed,
+        }
