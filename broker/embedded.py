@@ -18,7 +18,15 @@ from typing import Final, Literal
 
 from mdi_exit.errors import StartError
 
-__all__ = ["EmbeddedBroker", "Kind", "embedded_broker", "find_mosquitto", "free_port", "mosquitto_config"]
+__all__ = [
+    "EmbeddedBroker",
+    "Kind",
+    "dies_with_parent",
+    "embedded_broker",
+    "find_mosquitto",
+    "free_port",
+    "mosquitto_config",
+]
 
 Kind = Literal["mosquitto", "amqtt"]
 
@@ -27,6 +35,7 @@ _STOP_DEADLINE_S: Final = 5.0
 _CONNECT: Final = bytes.fromhex("100c00044d5154540402000a0000")  # MQTT 3.1.1, clean session, no client id
 _PR_SET_PDEATHSIG: Final = 1
 _PORTS_TRIED: Final = 3
+_LINES_TOLD: Final = 3
 
 
 def free_port() -> int:
@@ -123,6 +132,16 @@ async def _answers(port: int) -> bool:
             await writer.wait_closed()
 
 
+def _refuse_if_taken(kind: Kind, port: int) -> None:
+    """A broker of somebody else's on this port would answer in place of ours."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise StartError(f"broker {kind}: expected port {port} to be free, got: {error.strerror}") from None
+
+
 def _command(kind: Kind, port: int, folder: Path) -> list[str]:
     if kind == "amqtt":
         return [sys.executable, "-m", "broker.amqtt_broker", str(port)]
@@ -140,6 +159,7 @@ async def _start(kind: Kind, port: int, folder: Path) -> EmbeddedBroker:
     The child has a session of its own, so that Ctrl-C in a terminal does not take the broker away before the programs have
     said goodbye.
     """
+    _refuse_if_taken(kind, port)
     log = folder / "broker.log"
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
@@ -155,10 +175,8 @@ async def _start(kind: Kind, port: int, folder: Path) -> EmbeddedBroker:
     try:
         while not await _answers(port):
             if process.returncode is not None or asyncio.get_running_loop().time() > deadline:
-                said = log.read_text(errors="replace").strip().splitlines()
-                raise StartError(
-                    f"broker {kind}: expected an answer on port {port}, got: {said[-1] if said else 'none'}"
-                )
+                said = " / ".join(log.read_text(errors="replace").split("\n")[-_LINES_TOLD:]).strip(" /")
+                raise StartError(f"broker {kind}: expected an answer on port {port}, got: {said or 'none'}")
             await asyncio.sleep(0.02)
     except BaseException:
         await broker.stop()

@@ -12,8 +12,9 @@ import logging
 import time
 import zlib
 from collections import Counter
+from collections.abc import Coroutine
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 import numpy as np
@@ -100,7 +101,7 @@ class NodeDriver:
         self.connected_once = asyncio.Event()
         self._transport: Transport | None = None
         self._claimed = False
-        self._own_status: asyncio.Future[Status] | None = None
+        self._own_status: asyncio.Future[None] | None = None
         self._own_life: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -137,6 +138,10 @@ class NodeDriver:
             patterns.append((self.topics.layers(config.span, self.name), 0))
         return patterns
 
+    def cpu_percent(self) -> float:
+        """Of one core, by this process, since the last call."""
+        return max(float(self._process.cpu_percent(None)), 0.0)
+
     # --- life
 
     async def start(self, transport: Transport) -> None:
@@ -147,8 +152,8 @@ class NodeDriver:
         await transport.subscribe(self.topics.telemetry(self.name), 0)
         await self.connected_once.wait()
         with contextlib.suppress(asyncio.TimeoutError):
-            status = await asyncio.wait_for(self._own_status, _STATUS_S)
-            log.info("the broker remembers a node %s: waiting for a sign of life of it", status.node)
+            await asyncio.wait_for(self._own_status, _STATUS_S)
+            log.info("the broker remembers a node %s: waiting for a sign of life of it", self.name)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._own_life, _LIFE_S)
                 raise StartError(f"name {self.name}: expected one that no live node has, got one in use (--name)")
@@ -178,9 +183,9 @@ class NodeDriver:
             task.cancel()
         self.executor.close()
 
-    def spawn(self, name: str, work: object) -> None:
+    def spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine beside the loop; its failure is fatal to the node."""
-        task: asyncio.Task[None] = self._loop.create_task(work, name=name)  # type: ignore[arg-type]
+        task = self._loop.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
@@ -303,14 +308,12 @@ class NodeDriver:
             raise WireError("identity", f"expected the message of {route.node}, got one of {node}")
 
     def _before_claim(self, message: Message) -> None:
-        """Is there a live node of this name already?"""
+        """Is there a node of this name already, remembered by the broker or alive?"""
         if isinstance(message, Status) and message.node == self.name and message.online:
-            if self._own_status is not None and not self._own_status.done():
-                self._own_status.set_result(message)
+            _resolve(self._own_status)
         elif isinstance(message, Telemetry) and message.node == self.name:
-            for future, value in ((self._own_status, None), (self._own_life, None)):
-                if future is not None and not future.done():
-                    future.set_result(value if future is self._own_life else _status_of(message))  # type: ignore[arg-type]
+            _resolve(self._own_status)
+            _resolve(self._own_life)
 
     def _namesake(self, status: Status, *, retained: bool) -> None:
         """A status of another start of this name: an old will is overwritten; of two that start at once one yields."""
@@ -363,9 +366,7 @@ class NodeDriver:
                 if not self.publish(kinds.RESULTS, self.topics.results(self.name), encode(message)):
                     self._loop.call_soon(self.feed, SendFailed(command))
             case SendTelemetry(telemetry):
-                full = msgspec.structs.replace(
-                    telemetry, sent_bytes=self.sent_bytes, cpu_percent=max(self._process.cpu_percent(None), 0.0)
-                )
+                full = msgspec.structs.replace(telemetry, sent_bytes=self.sent_bytes, cpu_percent=self.cpu_percent())
                 self.publish(kinds.TELEMETRY, self.topics.telemetry(self.name), encode(full))
             case SendStatus(status):
                 self.publish(kinds.AGENTS, self.topics.agents(self.name), encode(status))
@@ -442,5 +443,6 @@ class NodeDriver:
 _SHARED: Final = {"Link": ("Ack", "Probe")}
 
 
-def _status_of(telemetry: Telemetry) -> Status:
-    return Status(node=telemetry.node, incarnation=telemetry.incarnation, online=True)
+def _resolve(future: asyncio.Future[None] | None) -> None:
+    if future is not None and not future.done():
+        future.set_result(None)

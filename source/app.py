@@ -367,8 +367,8 @@ async def _snapshots(driver: SourceDriver, timeline: IO[str]) -> None:
 
 
 def _write_snapshot(driver: SourceDriver, timeline: IO[str]) -> None:
-    cpu_percent = driver._process.cpu_percent(None)
-    snapshot = driver.timeline.snapshot(driver._loop.time(), driver.elapsed_s, cpu_percent)
+    now = asyncio.get_running_loop().time()
+    snapshot = driver.timeline.snapshot(now, driver.elapsed_s, driver.cpu_percent())
     try:
         timeline.write(snapshot.to_line())
         timeline.flush()

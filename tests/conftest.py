@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.embedded import find_mosquitto, free_port, mosquitto_config
+from broker.embedded import dies_with_parent, find_mosquitto, free_port, mosquitto_config
 
 _CONNECT = bytes.fromhex("100c00044d5154540402000a0000")
 _DEADLINE_S = 15.0
@@ -55,7 +55,9 @@ class Mosquitto:
         file = self.folder / "mosquitto.conf"
         file.write_text(self.config or mosquitto_config(self.port))
         with (self.folder / "mosquitto.log").open("ab") as log:
-            self.process = subprocess.Popen([binary, "-c", str(file)], stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                [binary, "-c", str(file)], stdout=log, stderr=log, preexec_fn=dies_with_parent()
+            )
         deadline = time.monotonic() + _DEADLINE_S
         while not _answers(self.port):
             said = (self.folder / "mosquitto.log").read_text(errors="replace")
@@ -113,7 +115,7 @@ def standing_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
 @pytest.fixture(scope="session")
 def standing_amqtt() -> Iterator[str]:
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "broker.amqtt_broker", str(port)])
+    process = subprocess.Popen([sys.executable, "-m", "broker.amqtt_broker", str(port)], preexec_fn=dies_with_parent())
     deadline = time.monotonic() + _DEADLINE_S
     while not _answers(port):
         assert process.poll() is None

@@ -20,6 +20,7 @@ from typing import Final
 
 import aiomqtt
 
+from broker.embedded import dies_with_parent
 from mdi_exit.errors import StartError
 from mdi_exit.values import broker_address
 
@@ -159,7 +160,9 @@ async def _measured(
 async def _relay_process(arguments: tuple[str, ...]) -> AsyncIterator[str]:
     """A relay in a process of its own; gives what it says after "ready" (for TCP, its port)."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "mdi_exit.benchmark.relays", *arguments, stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "mdi_exit.benchmark.relays", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        preexec_fn=dies_with_parent(),
     )
     try:
         if process.stdout is None:

@@ -30,7 +30,7 @@ class MemoryBroker:
     """``delay_s`` (seconds) and ``bytes_per_s`` hold for each client's way from the broker; ``loss`` is the share of QoS 0
     messages that never arrive, ``twice`` that of QoS 1 messages that arrive twice.
 
-    ``max_queued``: messages on the way to one client; beyond it QoS 0 is dropped, as real brokers do, and counted.
+    ``max_queued``: messages on the way to one client; what comes beyond is dropped, as real brokers do, and counted.
     """
 
     delay_s: float = 0.0
@@ -56,7 +56,7 @@ class MemoryBroker:
                 self.send(client, topic, payload, min(qos, granted), retained=False)
 
     def send(self, client: MemoryTransport, topic: str, payload: bytes, qos: int, *, retained: bool) -> None:
-        if qos == 0 and (self.rng.random() < self.loss or client.queued >= self.max_queued):
+        if client.queued >= self.max_queued or (qos == 0 and self.rng.random() < self.loss):
             self.dropped += 1
             return
         for _ in range(2 if qos and self.rng.random() < self.twice else 1):

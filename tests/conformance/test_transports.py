@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -224,6 +225,24 @@ async def test_nothing_is_dropped_with_a_window_of_credits(network: Network, rec
             assert sender.publish(network.topic("a"), b"%d" % number, qos=qos)
         await receiving.until(lambda: len(receiving.messages) == count)
     assert receiving.payloads == [b"%d" % number for number in range(count)]
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_a_burst_to_a_slow_handler_arrives_whole_and_in_order(network: Network, recorder: Any, qos: int) -> None:
+    class Slow(recorder):  # type: ignore[misc]
+        def on_message(self, topic: str, payload: bytes, retained: bool, /) -> None:
+            time.sleep(0.0001)  # work that holds up the loop
+            super().on_message(topic, payload, retained)
+
+    handler = Slow()
+    count = 1000 if network.kind == "amqtt" else 5000
+    async with network.client(handler) as client:
+        await up(handler)
+        await client.subscribe(network.topic("a"), qos)
+        assert all(client.publish(network.topic("a"), b"%d" % number, qos=qos) for number in range(count))
+        await handler.until(lambda: len(handler.messages) == count)
+    assert handler.payloads == [b"%d" % number for number in range(count)]
+    assert client.counters.refused == 0
 
 
 async def test_confirmed_means_that_the_broker_has_it(network: Network, recorder: Any) -> None:

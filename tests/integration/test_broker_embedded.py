@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +77,27 @@ async def test_without_mosquitto_it_is_amqtt(monkeypatch: pytest.MonkeyPatch) ->
 async def test_a_taken_port_is_a_start_error(kind: Kind) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
-        with pytest.raises(StartError, match=f"broker {kind}: expected an answer on port"):
+        with pytest.raises(StartError, match=f"broker {kind}: expected port .* to be free"):
             async with embedded_broker(kind, port=holder.getsockname()[1]):
                 pass
 
 
+async def test_another_broker_on_the_port_is_not_taken_for_ours(standing_mosquitto: str) -> None:
+    with pytest.raises(StartError, match="to be free"):
+        async with embedded_broker(port=int(standing_mosquitto.rpartition(":")[2])):
+            pass
+
+
+async def test_a_broker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "mosquitto_config", lambda _: "no_such_setting 1\n")
+    with pytest.raises(StartError, match=r"broker mosquitto: expected an answer on port \d+, got: .*no_such_setting"):
+        async with embedded_broker("mosquitto"):
+            pass
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a child that its parent is gone")
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_broker_ends_when_its_parent_is_killed(kind: Kind) -> None:
+def test_the_broker_ends_when_its_parent_is_killed(kind: Kind, tmp_path: Path) -> None:
     program = (
         "import asyncio\nfrom broker.embedded import embedded_broker\n"
         "async def main():\n"
@@ -90,7 +106,8 @@ def test_the_broker_ends_when_its_parent_is_killed(kind: Kind) -> None:
         "        await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # nobody tidies up after a killed process
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert is_there(pid)
@@ -114,27 +131,70 @@ def production(tmp_path: Path) -> str:
     return text
 
 
-async def test_mosquitto_accepts_the_production_configuration(production: str, tmp_path: Path, recorder: Any) -> None:
+@contextlib.asynccontextmanager
+async def running(config: str, folder: Path) -> AsyncIterator[list[int]]:
+    """Mosquitto with this configuration; gives the ports. It must have nothing to complain about."""
     binary = find_mosquitto()
     if binary is None:
         pytest.skip("needs mosquitto on PATH")
-    listener = re.search(r"^listener (\d+)", production, re.MULTILINE)
-    assert listener is not None
     as_us = "user root\n" if os.geteuid() == 0 else ""
-    file, log = tmp_path / "mosquitto.conf", tmp_path / "mosquitto.log"
-    file.write_text(production + as_us)
+    file, log = folder / "mosquitto.conf", folder / "mosquitto.log"
+    file.write_text(as_us + config)
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(binary, "-c", str(file), stdout=output, stderr=output)
     try:
-        await echo(f"mqtt://127.0.0.1:{listener[1]}", recorder)
-        assert process.returncode is None
+        yield [int(port) for port in re.findall(r"^listener (\d+)", config, re.MULTILINE)]
+        assert process.returncode is None, log.read_text()
     finally:
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
         await process.wait()
     said = log.read_text()
     assert "Error" not in said
     assert [line for line in said.splitlines() if "Warning" in line and "as root" not in line] == []
+
+
+async def test_mosquitto_accepts_the_production_configuration(production: str, tmp_path: Path, recorder: Any) -> None:
+    async with running(production, tmp_path) as ports:
+        await echo(f"mqtt://127.0.0.1:{ports[0]}", recorder)
     assert (tmp_path / "mosquitto.db").exists()  # what it remembers lies where the configuration says
+
+
+def certificate(folder: Path) -> None:
+    """As the notes say."""
+    if shutil.which("openssl") is None or shutil.which("mosquitto_passwd") is None:
+        pytest.skip("needs openssl and mosquitto_passwd on PATH")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    extensions = ("subjectAltName=DNS:localhost,IP:127.0.0.1", "keyUsage=critical,keyCertSign,digitalSignature")
+    flags = [flag for extension in extensions for flag in ("-addext", extension)]
+    files = ("-keyout", str(folder / "server.key"), "-out", str(folder / "server.crt"))
+    subprocess.run([*command.split(), *flags, *files], check=True, capture_output=True)
+    subprocess.run(["mosquitto_passwd", "-b", "-c", str(folder / "passwd"), "agent", "secret"], check=True)
+
+
+async def test_the_lines_for_the_network_hold_with_password_and_tls(
+    production: str, tmp_path: Path, recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate(tmp_path)
+    config = re.sub(r"^#(?=\w)", "", production, flags=re.MULTILINE).replace("anonymous true", "anonymous false")
+    config = config.replace("8883 0.0.0.0", f"{free_port()} 127.0.0.1")
+    config = config.replace("/etc/mosquitto/certs", str(tmp_path)).replace("/etc/mosquitto", str(tmp_path))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "server.crt"))
+    async with running(config, tmp_path) as ports:
+        url = f"mqtts://localhost:{ports[1]}"
+        handler, payloads = recorder(), [bytes([number]) * 1_000_000 for number in range(12)]
+        async with MqttTransport(url, client_id="a", handler=handler, username="agent", password="secret") as client:  # noqa: S106
+            await client.subscribe("a", 1)
+            await handler.until(lambda: handler.connects == 1)
+            for payload in payloads:
+                assert client.publish("a", payload, qos=1)
+            await handler.until(lambda: len(handler.messages) == len(payloads))
+        assert handler.payloads == payloads
+        for address in (url, f"mqtt://127.0.0.1:{ports[0]}"):
+            stranger = recorder()
+            async with MqttTransport(address, client_id="b", handler=stranger):
+                await stranger.until(lambda stranger=stranger: len(stranger.reasons) == 1)
+            assert "refused" in stranger.reasons[0]
 
 
 def test_the_production_configuration_listens_on_loopback_only_and_says_why(production: str) -> None:

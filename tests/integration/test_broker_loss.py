@@ -56,18 +56,51 @@ async def test_a_broker_that_comes_back_finds_its_clients(mosquitto: Any, record
 
 async def test_a_broker_that_is_late_is_waited_for_and_its_absence_told_once(mosquitto: Any, recorder: Any) -> None:
     mosquitto.stop()
-    handler = recorder()
+    handler, attempts = recorder(), asyncio.Semaphore(0)
+
+    async def turn_away(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\x20\x02\x00\x03")  # CONNACK: server unavailable
+        attempts.release()
+        writer.close()
+
+    server = await asyncio.start_server(turn_away, "127.0.0.1", mosquitto.port)
     async with client(mosquitto.url, handler) as transport:
-        await handler.until(lambda: len(handler.reasons) == 1)
-        task = transport._task
-        assert task is not None
-        for _ in range(40):  # several attempts, all for the same reason
-            await asyncio.sleep(0.01)
-        assert not task.done()
+        async with server:
+            for _ in range(4):  # several attempts, all for the same reason
+                await asyncio.wait_for(attempts.acquire(), 20)
         mosquitto.start()
         await handler.until(lambda: handler.connects == 1)
         assert transport.counters.reconnects == 0
-    assert handler.reasons == [f"broker {mosquitto.url}: [Errno 111] Connection refused"]
+    assert len(handler.reasons) == len(set(handler.reasons))
+    assert handler.reasons[0].startswith(f"broker {mosquitto.url}: refused: ")
+
+
+async def test_a_slow_broker_that_still_takes_what_waits_is_not_given_up(recorder: Any) -> None:
+    """Its answer to a ping waits behind a long message of ours for longer than the keepalive interval."""
+    payload, received = bytes(1_000_000), asyncio.Event()
+
+    async def read_slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\x00\x04MQTT\x04")
+        writer.write(b"\x20\x02\x00\x00")
+        left = 8 * len(payload)
+        while left > 0:
+            left -= len(await reader.read(20_000))
+            await asyncio.sleep(0.01)  # a link of at most 2 MB/s
+        received.set()
+        await reader.read()
+        writer.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        server = await asyncio.start_server(read_slowly, sock=listener, limit=20_000)
+        handler, url = recorder(), f"mqtt://127.0.0.1:{listener.getsockname()[1]}"
+        async with server, client(url, handler, keepalive_s=1) as transport:
+            await handler.until(lambda: handler.connects == 1)
+            for _ in range(8):
+                assert transport.publish("a", payload)
+            assert transport.pending_bytes() > 0
+            await asyncio.wait_for(received.wait(), 60)
+            assert handler.reasons == []
 
 
 async def test_the_first_confirmed_message_after_the_loss_is_answered_false_not_hung(
@@ -169,7 +202,7 @@ async def test_tls_to_a_plain_broker_is_a_reason(mosquitto: Any, recorder: Any) 
 
 
 def test_a_malformed_url_is_a_usage_error(recorder: Any) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="broker: expected mqtt://HOST:PORT"):
         MqttTransport("http://somewhere", client_id="x", handler=recorder())
 
 

@@ -118,7 +118,9 @@ def test_random_bytes_are_no_manifest(raw: bytes) -> None:
 
 
 @given(data=st.data())
-def test_a_manifest_with_any_bit_changed_is_refused_or_says_the_same(shipped_artifact: Artifact, data: st.DataObject) -> None:
+def test_a_manifest_with_any_bit_changed_is_refused_or_says_the_same(
+    shipped_artifact: Artifact, data: st.DataObject
+) -> None:
     raw = bytearray(shipped_artifact.manifest_bytes)
     at = data.draw(st.integers(0, len(raw) - 1))
     raw[at] ^= 1 << data.draw(st.integers(0, 7))
@@ -132,7 +134,9 @@ def test_a_manifest_with_any_bit_changed_is_refused_or_says_the_same(shipped_art
 def test_the_digest_is_that_of_every_field_but_itself(shipped_artifact: Artifact) -> None:
     manifest = shipped_artifact.manifest
     assert msgspec.structs.replace(manifest, digest="").computed_digest() == manifest.digest
-    assert msgspec.structs.replace(manifest, labels=(*manifest.labels[:-1], "boot")).computed_digest() != manifest.digest
+    assert (
+        msgspec.structs.replace(manifest, labels=(*manifest.labels[:-1], "boot")).computed_digest() != manifest.digest
+    )
 
 
 def test_a_folder_a_file_and_a_manifest_that_is_a_folder_are_no_model(tmp_path: Path) -> None:

@@ -1,28 +1,21 @@
-"""Artifact, segments, export and training: the split model equals the whole one, and nothing broken gets in."""
+"""The shipped model: split it equals the whole one, and the train command makes another like it."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import shutil
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
 
-from mdi_exit.benchmark.synthetic import write_identity_artifact
-from mdi_exit.data import Dataset, load, shipped
+from mdi_exit.data import Dataset, shipped
 from mdi_exit.engine import make_engine
 from mdi_exit.engine.base import labels_and_scores
-from mdi_exit.engine.profile import parse_profile
-from mdi_exit.errors import ArtifactError, EngineError, UsageError
-from mdi_exit.executor import Executor
+from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact, shipped_models
 from mdi_exit.model.compose import Composer
-from mdi_exit.model.manifest import GraphFile, Manifest
 from mdi_exit.segments import SegmentKey
 from mdi_exit.span import LayerSpan
 
@@ -140,139 +133,6 @@ def test_accuracy_on_the_shipped_images_is_that_of_the_manifest(artifact: Artifa
         assert right == pytest.approx(exit_spec.accuracy, abs=0.02)
 
 
-# --- what is broken is refused with one line
-
-
-@pytest.fixture
-def copied(tmp_path: Path) -> Path:
-    write_identity_artifact(tmp_path / "model", (1, 4, 4), 3)
-    return tmp_path / "model"
-
-
-def refused(folder: Path, *expected: str) -> None:
-    with pytest.raises(ArtifactError) as caught:
-        Composer(Artifact.open(folder)).segment(SegmentKey(0, 3, True))
-    text = str(caught.value)
-    assert "\n" not in text
-    assert caught.value.exit_status == 2
-    for part in expected:
-        assert part in text
-
-
-def edited(folder: Path, **changes: object) -> None:
-    """Change the manifest and give it a right digest."""
-    manifest = msgspec.json.decode((folder / "model.json").read_bytes(), type=Manifest)
-    manifest = msgspec.structs.replace(manifest, **changes)
-    manifest = msgspec.structs.replace(manifest, digest=manifest.computed_digest())
-    (folder / "model.json").write_bytes(msgspec.json.encode(manifest))
-
-
-def replaced_layer(folder: Path, raw: bytes) -> None:
-    """Put another graph in the place of layer 1, with a right digest."""
-    (folder / "layer-1.onnx").write_bytes(raw)
-    manifest = msgspec.json.decode((folder / "model.json").read_bytes(), type=Manifest)
-    layers = list(manifest.layers)
-    graph = GraphFile(file="layer-1.onnx", bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
-    layers[1] = msgspec.structs.replace(layers[1], graph=graph)
-    edited(folder, layers=tuple(layers))
-
-
-def test_no_such_model() -> None:
-    with pytest.raises(ArtifactError, match="no-such-model"):
-        Artifact.open("no-such-model")
-
-
-def test_another_format_version_is_refused(copied: Path) -> None:
-    edited(copied, format=2)
-    refused(copied, "format", "version 1", "got 2")
-
-
-def test_an_edited_manifest_is_refused(copied: Path) -> None:
-    path = copied / "model.json"
-    path.write_bytes(path.read_bytes().replace(b'"identity"', b'"identitz"'))
-    refused(copied, "digest")
-
-
-def test_a_manifest_that_is_none_is_refused(copied: Path) -> None:
-    (copied / "model.json").write_bytes(b"\x80\x04not json")
-    refused(copied, "model.json")
-
-
-def test_shapes_that_do_not_fit_together_are_refused(copied: Path) -> None:
-    layers = list(Artifact.open(copied).manifest.layers)
-    layers[1] = msgspec.structs.replace(layers[1], in_shape=(2, 4, 4))
-    edited(copied, layers=tuple(layers))
-    refused(copied, "shape entering layer 1")
-
-
-def test_a_truncated_a_changed_and_a_missing_file_are_refused(copied: Path) -> None:
-    path = copied / "layer-1.onnx"
-    good = path.read_bytes()
-    path.write_bytes(good[:-3])
-    refused(copied, "layer-1.onnx", "size")
-    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    refused(copied, "layer-1.onnx", "SHA-256")
-    path.unlink()
-    refused(copied, "layer-1.onnx")
-
-
-def test_bytes_that_are_no_graph_are_refused(copied: Path) -> None:
-    replaced_layer(copied, b"\x00\x01\x02 not a graph")
-    refused(copied, "layer 1")
-
-
-def graph_bytes(shape: tuple[int, ...], *, domain: str = "", external: bool = False) -> bytes:
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", *shape])
-    w = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
-    if external:
-        w.ClearField("float_data")
-        w.data_location = TensorProto.EXTERNAL
-        w.external_data.add(key="location", value="../../etc/passwd")
-    node = helper.make_node("Mul", ["x", "w"], ["y"], domain=domain)
-    model = helper.make_model(
-        helper.make_graph([node], "g", [x], [y], [w]),
-        opset_imports=[helper.make_opsetid("", 17), *([helper.make_opsetid(domain, 1)] if domain else [])],
-        ir_version=8,
-    )
-    return model.SerializeToString()
-
-
-def test_external_data_foreign_operators_and_other_shapes_are_refused(copied: Path) -> None:
-    replaced_layer(copied, graph_bytes((1, 4, 4), external=True))
-    refused(copied, "layer 1")
-    replaced_layer(copied, graph_bytes((1, 4, 4), domain="evil.ops"))
-    refused(copied, "standard operators", "evil.ops")
-    replaced_layer(copied, graph_bytes((1, 5, 4)))
-    refused(copied, "layer 1", "shape")
-
-
-# --- engines and executor
-
-
-@pytest.mark.parametrize("name", ["onnxruntime", "torch"])
-def test_engines_refuse_what_does_not_fit(name: str, artifact: Artifact) -> None:
-    if name == "torch":
-        pytest.importorskip("torch", reason="needs the extra 'torch'")
-    engine, key = make_engine(name, model=DEFAULT_MODEL), SegmentKey(0, 2, True)
-    engine.load(key, Composer(artifact).segment(key))
-    with pytest.raises(EngineError):
-        engine.run(key, np.zeros((1, 3, 28, 28), np.float32))
-    output = engine.run(key, np.zeros((3, 1, 28, 28), np.float32))
-    assert output.features.shape == (3, *artifact.manifest.in_shape(2))
-    assert output.logits_NK.shape == (3, 10)
-
-
-def test_onnxruntime_refuses_what_is_not_loaded_and_what_is_no_graph() -> None:
-    engine = make_engine("onnxruntime")
-    with pytest.raises(EngineError, match="loaded"):
-        engine.run(SegmentKey(0, 1, False), np.zeros((1, 1), np.float32))
-    with pytest.raises(EngineError):
-        engine.load(SegmentKey(0, 1, False), b"no graph")
-    with pytest.raises(UsageError, match="one of"):
-        make_engine("tensorflow")
-
-
 def test_scores_of_extreme_logits_are_in_range_and_nan_never_exits() -> None:
     logits = np.array([[1e4, -1e4], [0.0, 0.0], [np.nan, 1.0]], np.float32)
     labels, scores = labels_and_scores(logits)
@@ -280,35 +140,7 @@ def test_scores_of_extreme_logits_are_in_range_and_nan_never_exits() -> None:
     assert scores == pytest.approx([1.0, 0.5, 0.0])
 
 
-async def test_the_executor_says_what_went_wrong_and_stretches_to_the_profile(artifact: Artifact) -> None:
-    from mdi_exit.events import RunSegment, SegmentDone, SegmentFailed, Task
-
-    profile = parse_profile("jetson-nanox4")
-    executor = Executor(make_engine("onnxruntime"), profile)
-    key = SegmentKey(0, 2, True)
-    try:
-        seconds = await executor.load(artifact.manifest, {key: Composer(artifact).segment(key)})
-        stated = profile.seconds(artifact.manifest, key, 1)
-        assert seconds[key] >= stated
-        task = Task(1, 1, 0, 0, np.zeros((1, 28, 28), np.float32), 3136)
-        done = await executor.run(RunSegment(1, key, (task, task)))
-        assert isinstance(done, SegmentDone)
-        assert done.seconds >= profile.seconds(artifact.manifest, key, 2)
-        assert len(done.outcomes) == 2
-        wrong = Task(1, 2, 0, 0, np.zeros((2, 28, 28), np.float32), 3136)
-        failed = await executor.run(RunSegment(2, key, (wrong,)))
-        assert isinstance(failed, SegmentFailed)
-    finally:
-        executor.close()
-
-
-@pytest.mark.parametrize("bad", ["nano", "jetson-nanox0", "jetson-nanoxnan", "x2", ""])
-def test_unknown_profiles_are_refused(bad: str) -> None:
-    with pytest.raises(UsageError, match="device profile"):
-        parse_profile(bad)
-
-
-# --- data and training
+# --- training
 
 
 def idx(folder: Path, name: str, array: np.ndarray, *, compressed: bool) -> None:
@@ -321,79 +153,6 @@ def write_fashion(folder: Path, dataset: Dataset, count: int) -> None:
     for stem, compressed in (("train", True), ("t10k", False)):
         idx(folder, f"{stem}-images-idx3-ubyte", dataset.images_NHWC[:count, ..., 0], compressed=compressed)
         idx(folder, f"{stem}-labels-idx1-ubyte", dataset.labels_N[:count].astype(np.uint8), compressed=compressed)
-
-
-def test_fashion_mnist_is_read_from_its_own_files(tmp_path: Path) -> None:
-    write_fashion(tmp_path / "fashion-mnist", shipped(), 30)
-    for split in ("train", "test"):
-        dataset = load("fashion-mnist", split, tmp_path)
-        assert np.array_equal(dataset.images_NHWC, shipped().images_NHWC[:30])
-        assert np.array_equal(dataset.labels_N, shipped().labels_N[:30])
-    (tmp_path / "fashion-mnist" / "t10k-images-idx3-ubyte").write_bytes(b"\x00\x00\x08\x03\x00")
-    with pytest.raises(UsageError, match="t10k-images"):
-        load("fashion-mnist", "test", tmp_path)
-
-
-def test_cifar_is_read_from_its_binary_version(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
-    rows = b"".join(bytes([label]) + image.tobytes() for label, image in zip((3, 1, 9, 0), images, strict=True))
-    (tmp_path / "cifar-10-batches-bin").mkdir()
-    (tmp_path / "cifar-10-batches-bin" / "test_batch.bin").write_bytes(rows)
-    dataset = load("cifar10", "test", tmp_path)
-    assert dataset.labels_N.tolist() == [3, 1, 9, 0]
-    assert np.array_equal(dataset.images_NHWC, images.transpose(0, 2, 3, 1))
-    (tmp_path / "test.bin").write_bytes(b"".join(bytes([5, 77]) + image.tobytes() for image in images))
-    assert load("cifar100", "test", tmp_path).labels_N.tolist() == [77] * 4
-    (tmp_path / "test.bin").write_bytes(b"123")
-    with pytest.raises(UsageError, match="multiple of"):
-        load("cifar100", "test", tmp_path)
-
-
-def test_unknown_data_sets_are_refused() -> None:
-    with pytest.raises(UsageError, match="fashion-mnist"):
-        load("mnist", "test")
-
-
-def test_the_shipped_images_are_the_first_of_the_test_set() -> None:
-    dataset = shipped()
-    assert dataset.images_NHWC.shape == (2000, 28, 28, 1)
-    if not Path("/usr/share/datasets/fashion-mnist").is_dir():
-        pytest.skip("the whole data set is not on this machine")
-    assert np.array_equal(load("fashion-mnist", "test").images_NHWC[:2000], dataset.images_NHWC)
-
-
-def test_training_lowers_the_loss_and_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch", reason="needs the extra 'torch'")
-    from mdi_exit.model.network import MobileNetV2Config, mobilenetv2
-    from mdi_exit.training.joint import TrainConfig, normalised, train_joint
-
-    dataset = shipped()
-    x = normalised(dataset.images_NHWC[:256], (0.286,), (0.353,))
-    y = torch.from_numpy(dataset.labels_N[:256])
-    config = TrainConfig(epochs=3, batch_size=64, learning_rate=0.05, threads=1)
-
-    def fresh():
-        torch.manual_seed(0)
-        return mobilenetv2(MobileNetV2Config(width=0.25))
-
-    straight = fresh()
-    losses = train_joint(straight, x, y, config)
-    assert losses[-1] < losses[0]
-
-    class InterruptError(Exception):
-        pass
-
-    def interrupt(epoch: int) -> None:
-        if epoch == 1:
-            raise InterruptError
-
-    checkpoint = tmp_path / "checkpoint.pt"
-    with pytest.raises(InterruptError):
-        train_joint(fresh(), x, y, config, checkpoint=checkpoint, epoch_done=interrupt)
-    resumed = fresh()
-    assert train_joint(resumed, x, y, config, checkpoint=checkpoint) == pytest.approx(losses)
-    for name, value in straight.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
 
 
 def test_the_train_command_makes_an_artifact_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

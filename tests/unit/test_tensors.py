@@ -42,7 +42,9 @@ def test_any_floats_come_back_finite_within_the_stated_error(x: np.ndarray) -> N
     for codec in ("float16", "int8"):
         back = decode_tensor(codec, x.shape, encode_tensor(codec, x)).astype(np.float64)
         largest = 65504.0 if codec == "float16" else float(np.finfo(np.float32).max)
-        wanted = np.clip(np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=largest, neginf=-largest), -largest, largest)
+        wanted = np.clip(
+            np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=largest, neginf=-largest), -largest, largest
+        )
         assert np.isfinite(back).all()
         if codec == "float16":
             bound = np.maximum(np.abs(wanted) * 2.0**-11, 2.0**-25)

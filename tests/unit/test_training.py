@@ -24,7 +24,7 @@ CONFIG = TrainConfig(epochs=2, batch_size=32, learning_rate=0.05, threads=1)
 COUNT = 64
 
 
-class CutShort(Exception):
+class CutShortError(Exception):
     pass
 
 
@@ -44,10 +44,10 @@ def checkpoint(tmp_path: Path) -> Path:
     """That of a run which ended after its first epoch."""
 
     def cut(epoch: int) -> None:
-        raise CutShort
+        raise CutShortError
 
     path = tmp_path / "checkpoint.pt"
-    with pytest.raises(CutShort):
+    with pytest.raises(CutShortError):
         train_joint(fresh(), *data(), CONFIG, checkpoint=path, epoch_done=cut)
     return path
 
@@ -206,5 +206,5 @@ def test_a_folder_given_as_a_dot_is_the_current_one(
 ) -> None:
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path / "model")
-    assert command.run(arguments(data_dir, Path("."), "--limit", "32")) == 0
+    assert command.run(arguments(data_dir, Path(), "--limit", "32")) == 0
     assert Artifact.open(tmp_path / "model").manifest.training["images"] == 32
