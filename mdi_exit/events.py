@@ -243,8 +243,11 @@ class SendTask:
 
 @dataclass(frozen=True, slots=True)
 class SendResults:
+    """``run``: the one that the rows belong to; they are worth nothing in another."""
+
     rows: tuple[ResultRow, ...]
     moved: tuple[Moved, ...]
+    run: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

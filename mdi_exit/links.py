@@ -106,10 +106,13 @@ class Outbound:
         self.unacknowledged.append(Sent(self.seq, layer, item, size_bytes, now))
         return self.seq
 
-    def unsent(self, seq: int) -> None:
-        """The transport did not take message ``seq``: give the credit back. The gap in the numbers does no harm."""
+    def unsent(self, seq: int, item: int) -> None:
+        """The transport did not take message ``seq``: give the credit back. The gap in the numbers does no harm.
+
+        A number of an earlier start of the neighbour, told late, is known by its other ``item``.
+        """
         for entry in self.unacknowledged:
-            if entry.seq == seq:
+            if (entry.seq, entry.item) == (seq, item):
                 self.unacknowledged.remove(entry)
                 self.used[entry.layer] -= 1
                 return

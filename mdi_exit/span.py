@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mdi_exit.errors import UsageError
 
 __all__ = ["LayerSpan", "missing_layers"]
+
+_SPAN = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -24,10 +27,11 @@ class LayerSpan:
     @classmethod
     def parse(cls, text: str) -> LayerSpan:
         """Read ``4-8`` or ``4``. Raises ``UsageError``."""
-        first, dash, last = text.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UsageError("layer span", "FIRST-LAST such as 4-8, or one layer such as 4", repr(text))
-        return cls(int(first), int(last if dash else first) + 1)
+        match = _SPAN.fullmatch(text.strip())
+        if not match:
+            raise UsageError("layer span", "FIRST-LAST such as 4-8, or one layer such as 4", repr(text[:80]))
+        first, last = int(match[1]), int(match[2] or match[1])
+        return cls(first, last + 1)
 
     @property
     def last(self) -> int:

@@ -28,7 +28,8 @@ __all__ = ["CODECS", "MAX_ELEMENTS", "check_payload", "decode_tensor", "encode_t
 
 MAX_ELEMENTS: Final = 2**24
 _F16_MAX: Final = 65504.0
-_INT8_MAX: Final = 3.4e38  # so that 127 steps of it are still finite
+_INT8_MAX: Final = 3.4e38
+_SCALE_MAX: Final = np.float32(_INT8_MAX / 127)  # 127 steps of it are still finite
 
 Array = NDArray[np.float32]
 
@@ -51,7 +52,7 @@ def _encode_float16(x: Array) -> bytes:
 
 def _encode_int8(x: Array) -> bytes:
     flat_CX = _finite(x, _INT8_MAX).reshape(x.shape[0], -1)
-    scale_C = (np.abs(flat_CX).max(axis=1) / np.float32(127)).astype("<f4")
+    scale_C = np.minimum(np.abs(flat_CX).max(axis=1) / np.float32(127), _SCALE_MAX).astype("<f4")
     divisor_C = np.where(scale_C > 0, scale_C, np.float32(1))
     quantised_CX = np.clip(np.rint(flat_CX / divisor_C[:, None]), -127, 127).astype(np.int8)
     return bytes(scale_C.tobytes() + quantised_CX.tobytes())
@@ -101,8 +102,8 @@ def check_payload(codec: str, shape: tuple[int, ...], payload: memoryview | byte
     size = encoded_size(codec, shape)
     if len(payload) != size:
         raise WireError("payload-size", f"expected {size} bytes of {codec} for shape {shape}, got {len(payload)}")
-    if codec == "int8" and not np.isfinite(np.frombuffer(payload, "<f4", shape[0])).all():
-        raise WireError("payload", "expected finite scales, got others")
+    if codec == "int8" and not (np.abs(np.frombuffer(payload, "<f4", shape[0])) <= _SCALE_MAX).all():
+        raise WireError("payload", f"expected scales up to {_SCALE_MAX:.3g}, got others")
 
 
 def decode_tensor(codec: str, shape: tuple[int, ...], payload: memoryview | bytes) -> Array:

@@ -51,12 +51,12 @@ CHUNK     = TopicKind("model/{digest}/{file}/{chunk}",    "Chunk",     1, retain
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _FIELD = {
-    "span": r"(?P<span>\d{1,5}-\d{1,5})",
+    "span": r"(?P<span>[0-9]{1,4}-[0-9]{1,4})",
     "node": r"(?P<node>[A-Za-z0-9_-]{1,40})",
     "sender": r"(?P<sender>[A-Za-z0-9_-]{1,40})",
     "digest": r"(?P<digest>[0-9a-f]{8,64})",
     "file": r"(?P<file>[A-Za-z0-9_.-]{1,80})",
-    "chunk": r"(?P<chunk>\d{1,6})",
+    "chunk": r"(?P<chunk>[0-9]{1,6})",
 }
 
 

@@ -43,16 +43,16 @@ MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024
 _PREFIX_BYTES: Final = 5
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,40}\Z")]
 Path = Annotated[tuple[Name, ...], Meta(max_length=64)]
 UInt = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Layer = Annotated[int, Meta(ge=0, le=65535)]
 Dim = Annotated[int, Meta(ge=1, le=2**24)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Score = Annotated[float, Meta(ge=0, le=1)]
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{8,64}$")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{8,64}\Z")]
 Text = Annotated[str, Meta(max_length=400)]
-FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,80}$")]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,80}\Z")]
 Span = tuple[Layer, Layer]  # half-open
 
 
@@ -159,7 +159,7 @@ class Status(Struct, frozen=True, array_like=True, tag="status"):
     node: Name
     incarnation: UInt
     online: bool
-    role: Annotated[str, Meta(pattern="^(agent|source)$")] = "agent"
+    role: Annotated[str, Meta(pattern=r"^(agent|source)\Z")] = "agent"
     state: Annotated[str, Meta(max_length=40)] = "offline"
     span: Span | None = None
     entries: Annotated[tuple[Layer, ...], Meta(max_length=4096)] = ()
@@ -215,7 +215,7 @@ class SegmentFile(Struct, frozen=True, array_like=True):
     stop: Layer
     head: bool
     bytes: Annotated[int, Meta(ge=1, le=2**31)]
-    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     chunks: Annotated[int, Meta(ge=1, le=100_000)]
 
 

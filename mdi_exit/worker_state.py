@@ -75,10 +75,16 @@ _GREETING_DELAY_S: Final = 0.02
 @dataclass(slots=True)
 class _Running:
     batch: int
+    plan: ModelPlan
     key: SegmentKey
     tasks: tuple[Task, ...]
     started_at: float
     expected_s: float
+
+    @property
+    def last(self) -> bool:
+        """The network ends here: the tasks have no followers, hence no slots."""
+        return self.key.stop == self.plan.layer_count
 
 
 class WorkerState:
@@ -169,6 +175,7 @@ class WorkerState:
                     self._ready = frozenset()
                     self._seconds.clear()
                     self._keys.clear()
+                    self._flush()
                 self.plan = plan
                 self._entries = self._find_entries()
             case SegmentsReady(seconds):
@@ -278,7 +285,7 @@ class WorkerState:
     def validate(self) -> None:
         """Check every invariant; raises ``IllegalEventError`` that names the broken ones."""
         running: Counter[int] = Counter()
-        if self._running and self.plan and self._running.key.stop < self.plan.layer_count:
+        if self._running and not self._running.last:
             running[self._running.key.stop] = len(self._running.tasks)
         problems = self.store.problems(running)
         here = self.inputs + self.outputs + (len(self._running.tasks) if self._running else 0)
@@ -343,47 +350,44 @@ class WorkerState:
         self.store.add(held, output=not (self._mine(layer) and stays))
 
     def _segment_done(self, now: float, event: SegmentDone) -> None:
-        running = self._finish(event.batch)
+        running = self._batch(event.batch)
         if len(event.outcomes) != len(running.tasks):
             raise IllegalEventError(
                 f"expected {len(running.tasks)} outcomes, got {len(event.outcomes)}", tuple(self.story)
             )
+        if running.last and any(outcome.label is None for outcome in event.outcomes):
+            raise IllegalEventError("the last segment gave no label", tuple(self.story))
+        self._running = None
         self._measured(running.key, len(running.tasks), event.seconds)
         self.totals.executed += len(running.tasks)
         self.totals.batches += 1
         self.totals.compute_s += event.seconds
         share_s = event.seconds / len(running.tasks)
         for task, outcome in zip(running.tasks, event.outcomes, strict=True):
-            if task.run != self.run:
+            if task.run != self.run or self.plan is None or running.plan.digest != self.plan.digest:
                 self.totals.dropped += 1
-                self._free_output(running.key)
+                self._free_output(running)
             else:
-                self._continue(now, running.key, self._advance(running, task, share_s), outcome)
+                self._continue(now, running, self._advance(running, task, share_s), outcome)
 
     def _advance(self, running: _Running, task: Task, share_s: float) -> Task:
         path = task.path if task.path[-1:] == (self.name,) else (*task.path, self.name)
         waited_s = max(running.started_at - task.since, 0.0)
         return replace(task, path=path, compute_s=task.compute_s + share_s, wait_s=task.wait_s + waited_s)
 
-    def _continue(self, now: float, key: SegmentKey, task: Task, outcome: Outcome) -> None:
+    def _continue(self, now: float, running: _Running, task: Task, outcome: Outcome) -> None:
         """Alg. 1 after a segment: exit, or go on with the next task."""
-        plan = self.plan
-        if plan is None:
-            raise IllegalEventError("a segment ended without a model", tuple(self.story))
-        last = key.stop == plan.layer_count
-        best = task.best
+        key, plan, best = running.key, running.plan, task.best
         if outcome.label is not None and key.stop - 1 in plan.exit_layers:
             here = Best(plan.exit_index(key.stop - 1), outcome.label, outcome.score)
             best = here if best is None or here.score >= best.score else best
-            if should_exit(outcome.score, self.threshold, last=last):
-                self._free_output(key)
+            if should_exit(outcome.score, self.threshold, last=running.last):
+                self._free_output(running)
                 self.totals.exited += 1
                 self.totals.exits[here.exit] += 1
                 times = (task.compute_s, task.wait_s)
                 self._row(ResultRow(task.item, task.attempt, task.path, here.exit, here.label, here.score, times=times))
                 return
-        if last:
-            raise IllegalEventError("the last segment gave no label", tuple(self.story))
         follower = replace(
             task, next_layer=key.stop, payload=outcome.payload, size_bytes=outcome.size_bytes, best=best, since=now
         )
@@ -391,25 +395,25 @@ class WorkerState:
 
     def _segment_failed(self, now: float, event: SegmentFailed) -> None:
         del now
-        running = self._finish(event.batch)
+        running = self._batch(event.batch)
+        self._running = None
         for task in running.tasks:
-            self._free_output(running.key)
+            self._free_output(running)
             self.totals.failed += 1
             if task.run == self.run:
                 text = f"{self.name}: {event.reason}"[:400]
                 self._row(ResultRow(task.item, task.attempt, task.path, error=text, refused=True))
         self._out.append(Notice("segment-failed", f"{running.key.file}: {event.reason}"))
 
-    def _finish(self, batch: int) -> _Running:
+    def _batch(self, batch: int) -> _Running:
         running = self._running
         if running is None or running.batch != batch:
             raise IllegalEventError(f"expected the end of the running batch, got {batch}", tuple(self.story))
-        self._running = None
         return running
 
-    def _free_output(self, key: SegmentKey) -> None:
-        if self.plan and key.stop < self.plan.layer_count:
-            self.store.release(key.stop)
+    def _free_output(self, running: _Running) -> None:
+        if not running.last:
+            self.store.release(running.key.stop)
 
     def _measured(self, key: SegmentKey, count: int, seconds: float) -> None:
         known = self._seconds.setdefault(key, {})
@@ -422,12 +426,16 @@ class WorkerState:
     def _send_failed(self, command: SendTask | SendResults) -> None:
         """The transport did not take it: results are kept, a task goes back to the head of O_n, its credit to the link."""
         if isinstance(command, SendResults):
-            self._rows.extend(command.rows)
-            self._moved.extend(command.moved)
+            if command.run == self.run:
+                self._rows.extend(command.rows)
+                self._moved.extend(command.moved)
             return
         self.totals.sent[command.to] -= 1
         if peer := self.members.get(command.to):
-            peer.out.unsent(command.seq)
+            peer.out.unsent(command.seq, command.task.item)
+        if command.task.run != self.run:
+            self.totals.dropped += 1
+            return
         self.store.add(Held(command.task, Origin.INJECTED), output=True, front=True)
 
     def _status_received(self, now: float, status: Status, *, retained: bool) -> None:
@@ -593,15 +601,18 @@ class WorkerState:
                 return
 
     def _start(self, now: float, key: SegmentKey, count: int) -> None:
+        plan = self.plan
+        if plan is None:
+            raise IllegalEventError("a segment starts without a model", tuple(self.story))
         helds = self.store.take(key.entry, count)
-        if self.plan and key.stop < self.plan.layer_count:
-            self.store.reserve(key.stop, count)
         for held in helds:
             self._released(held, now)
         tasks = tuple(held.task for held in helds)
         expected_s = count * self.seconds(key.entry, count)
         self._batches += 1
-        self._running = _Running(self._batches, key, tasks, now, expected_s)
+        self._running = _Running(self._batches, plan, key, tasks, now, expected_s)
+        if not self._running.last:
+            self.store.reserve(key.stop, count)
         self._out.append(RunSegment(self._batches, key, tasks))
 
     def _released(self, held: Held, now: float | None = None) -> None:
@@ -635,7 +646,7 @@ class WorkerState:
     def _send_results(self, now: float) -> None:
         due = self._moved_due_at is not None and now >= self._moved_due_at
         if self._rows or due:
-            self._out.append(SendResults(tuple(self._rows), tuple(self._moved)))
+            self._out.append(SendResults(tuple(self._rows), tuple(self._moved), self.run))
             self._rows.clear()
             self._moved.clear()
             self._moved_due_at = None

@@ -1,8 +1,9 @@
 """The baselines of ``mdi-exit benchmark hop``: source -> relay -> source with nothing of this project in the way.
 
 One over MQTT, as aiomqtt's documentation has one write it and with TCP_NODELAY set; one over plain TCP with a length before
-each payload. The relay is a process of its own, as an agent is. The source keeps ``window`` messages in flight: without a
-window a broker drops what a slow receiver does not fetch, and a throughput of lost messages means nothing.
+each payload. A third is this project's transport and nothing else of it. The relay is a process of its own, as an agent is.
+The source keeps ``window`` messages in flight: without a window a broker drops what a slow receiver does not fetch, and a
+throughput of lost messages means nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from typing import Final
 import aiomqtt
 
 from broker.embedded import dies_with_parent
-from mdi_exit.errors import StartError
+from mdi_exit.errors import MdiExitError, StartError
+from mdi_exit.transport.mqtt import MqttTransport
 from mdi_exit.values import broker_address
 
-__all__ = ["RelayResult", "aiomqtt_relay", "percentile", "tcp_relay"]
+__all__ = ["RelayResult", "aiomqtt_relay", "percentile", "tcp_relay", "transport_relay"]
 
 _NODELAY: Final = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
 _READY: Final = b"ready"
@@ -91,6 +93,34 @@ async def aiomqtt_relay(
         return await _measured("aiomqtt", run, payload_bytes, qos, window, messages, round_trips)
 
 
+async def transport_relay(
+    url: str,
+    payload_bytes: int,
+    *,
+    qos: int = 0,
+    window: int = 16,
+    messages: int = 2000,
+    round_trips: int = _ROUND_TRIPS,
+) -> RelayResult:
+    """As ``aiomqtt_relay``, with ``MqttTransport`` at both ends. Raises ``StartError``."""
+    prefix = f"relay-{uuid.uuid4().hex[:8]}"
+    there, back = f"{prefix}/there", f"{prefix}/back"
+    end = _End()
+    async with (
+        _relay_process(("transport", url, there, back, str(qos))),
+        MqttTransport(url, client_id=prefix, handler=end) as transport,
+    ):
+        await transport.subscribe(back, qos)
+        await asyncio.wait_for(end.connected.wait(), _READY_DEADLINE_S)
+
+        async def send(payload: bytes) -> None:
+            if not transport.publish(there, payload, qos=qos):
+                raise MdiExitError("relay: expected a connection with room for a message, got none")
+
+        run = _rounds(send, end.receive, payload_bytes)
+        return await _measured("transport", run, payload_bytes, qos, window, messages, round_trips)
+
+
 async def tcp_relay(
     payload_bytes: int, *, window: int = 16, messages: int = 2000, round_trips: int = _ROUND_TRIPS
 ) -> RelayResult:
@@ -114,6 +144,27 @@ async def tcp_relay(
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+
+class _End:
+    """A transport's handler: what arrives waits to be received, or goes straight back."""
+
+    def __init__(self, answer: Callable[[bytes], object] | None = None) -> None:
+        self.connected = asyncio.Event()
+        self.answer = answer
+        self._arrived: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def on_message(self, _topic: str, payload: bytes, _retained: bool, /) -> None:
+        (self.answer or self._arrived.put_nowait)(payload)
+
+    def on_connected(self) -> None:
+        self.connected.set()
+
+    def on_disconnected(self, reason: str, /) -> None:
+        sys.stderr.write(f"relay: {reason}\n")
+
+    async def receive(self) -> None:
+        await self._arrived.get()
 
 
 def _rounds(
@@ -188,6 +239,16 @@ async def _relay_mqtt(host: str, port: int, there: str, back: str, qos: int) -> 
             await client.publish(back, message.payload, qos)
 
 
+async def _relay_transport(url: str, there: str, back: str, qos: int) -> None:
+    end = _End()
+    async with MqttTransport(url, client_id=f"{back}-relay", handler=end) as transport:
+        end.answer = lambda payload: transport.publish(back, payload, qos=qos)
+        await transport.subscribe(there, qos)
+        await end.connected.wait()
+        _say_ready("")
+        await asyncio.Event().wait()
+
+
 async def _relay_tcp() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.get_extra_info("socket").setsockopt(*_NODELAY[0])
@@ -210,11 +271,13 @@ def _say_ready(more: str) -> None:
 
 
 def _main(arguments: list[str]) -> None:
-    if arguments[0] == "tcp":
-        asyncio.run(_relay_tcp())
-    else:
-        host, port, there, back, qos = arguments[1:]
-        asyncio.run(_relay_mqtt(host, int(port), there, back, int(qos)))
+    match arguments:
+        case ["mqtt", host, port, there, back, qos]:
+            asyncio.run(_relay_mqtt(host, int(port), there, back, int(qos)))
+        case ["transport", url, there, back, qos]:
+            asyncio.run(_relay_transport(url, there, back, int(qos)))
+        case _:
+            asyncio.run(_relay_tcp())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from mdi_exit.errors import ArtifactError
 from mdi_exit.model.artifact import Artifact
@@ -22,14 +22,17 @@ LOGITS = "logits"
 _OPERATOR_SETS = frozenset({"", "ai.onnx"})
 
 
-def checked_graph(raw: bytes, what: str, in_shape: tuple[int, ...]) -> ModelProto:
+def checked_graph(
+    raw: bytes, what: str, in_shape: tuple[int, ...], out_shape: tuple[int, ...] | None = None
+) -> ModelProto:
     """A layer's or head's graph: one input of ``in_shape``, one output, no external data, standard operators only.
 
-    Raises ``ArtifactError``.
+    Shapes are without batch. ``out_shape``: what the output must be (None: whatever it is). Raises ``ArtifactError``.
     """
     try:
         model = onnx.load_from_string(raw)
-        onnx.checker.check_model(model)
+        # Infers shapes too, so that the output's declared one is not taken on trust.
+        onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # noqa: BLE001 - protobuf and onnx raise many kinds for the one fault: not a graph
         raise ArtifactError(what, "a valid ONNX graph", str(error).splitlines()[0][:200] or "none") from None
     graph = model.graph
@@ -39,11 +42,18 @@ def checked_graph(raw: bytes, what: str, in_shape: tuple[int, ...]) -> ModelProt
         raise ArtifactError(what, "standard operators only", f"operators of {', '.join(sorted(foreign))}")
     if len(graph.input) != 1 or len(graph.output) != 1:
         raise ArtifactError(what, "one input and one output", f"{len(graph.input)} and {len(graph.output)}")
-    dims = graph.input[0].type.tensor_type.shape.dim
-    shape = tuple(dim.dim_value for dim in dims[1:])
-    if not dims or shape != in_shape or dims[0].HasField("dim_value"):
-        raise ArtifactError(f"{what}: input shape", f"(N, {', '.join(map(str, in_shape))})", f"(?, {shape})")
+    _check_shape(graph.input[0], f"{what}: input shape", in_shape)
+    if out_shape is not None:
+        _check_shape(graph.output[0], f"{what}: output shape", out_shape)
     return model
+
+
+def _check_shape(value: ValueInfoProto, what: str, expected: tuple[int, ...]) -> None:
+    """The batch is free, every other axis fixed. Raises ``ArtifactError``."""
+    dims = value.type.tensor_type.shape.dim
+    shape = tuple(dim.dim_value for dim in dims[1:])
+    if not dims or shape != expected or dims[0].HasField("dim_value"):
+        raise ArtifactError(what, f"(N, {', '.join(map(str, expected))})", f"(?, {shape})")
 
 
 def _tensors(graph: GraphProto) -> Iterable[TensorProto]:
@@ -91,14 +101,16 @@ class Composer:
 
     def _layer(self, layer: int) -> ModelProto:
         spec = self.artifact.manifest.layers[layer]
-        return checked_graph(self.artifact.read(spec.graph), f"{self.artifact.folder}: layer {layer}", spec.in_shape)
+        what = f"{self.artifact.folder}: layer {layer}"
+        return checked_graph(self.artifact.read(spec.graph), what, spec.in_shape, spec.out_shape)
 
     def _with_head(self, model: ModelProto, key: SegmentKey, end: str) -> ModelProto:
         manifest = self.artifact.manifest
         last = key.stop - 1
         spec = next(spec for spec in manifest.exits if spec.layer == last)
         what = f"{self.artifact.folder}: exit at layer {last}"
-        raw = checked_graph(self.artifact.read(spec.graph), what, manifest.layers[last].out_shape)
+        out_shape = (len(manifest.labels),) if manifest.labels else None  # a model without names has any number
+        raw = checked_graph(self.artifact.read(spec.graph), what, manifest.layers[last].out_shape, out_shape)
         head = _renamed(raw, "head_", "head_in", LOGITS)
         keep = [LOGITS] if key.stop == len(manifest.layers) else [end, LOGITS]
         return onnx.compose.merge_models(model, head, io_map=[(end, "head_in")], outputs=keep)

@@ -165,7 +165,7 @@ def _show(console: Console, artifact: Artifact, test_images: int) -> None:
     table = Table(title=f"{artifact.folder} on {test_images:,} test images")
     for column in ("exit", "layer", "MACs to here", "share", "accuracy"):
         table.add_column(column, justify="right")
-    whole = sum(layer.macs for layer in manifest.layers) + manifest.exits[-1].macs
+    whole = sum(layer.macs for layer in manifest.layers) + sum(spec.macs for spec in manifest.exits)
     for number, spec in enumerate(manifest.exits):
         macs = sum(layer.macs for layer in manifest.layers[: spec.layer + 1])
         macs += sum(earlier.macs for earlier in manifest.exits[: number + 1])

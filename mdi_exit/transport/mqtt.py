@@ -39,6 +39,7 @@ __all__ = ["MqttTransport"]
 
 _BACKOFF_FIRST_S: Final = 0.1
 _BACKOFF_MOST_S: Final = 5.0
+_LASTING_S: Final = 1.0  # a broker that soon hangs up again is not asked ten times a second
 _ANSWER_S: Final = 5.0
 _GOODBYE_S: Final = 2.0
 _MAX_PENDING_BYTES: Final = 32 * 1024 * 1024
@@ -49,6 +50,7 @@ _NEEDED: Final = (
     "_sock", "_ping_t", "loop_read", "loop_write", "disconnect", "disable_logger",
     "on_socket_register_write", "on_socket_unregister_write",
 )  # fmt: skip
+_NEEDED_OF_AIOMQTT: Final = ("_client", "_disconnected")
 
 T = TypeVar("T")
 
@@ -135,12 +137,12 @@ class MqttTransport:
     async def _keep_connected(self) -> None:
         attempt, said = 0, ""
         while not self._stopping.is_set():
-            connects = self.counters.connects
+            connects, begin = self.counters.connects, time.monotonic()
             reason = f"broker {self._address}: {await self._one_connection()}"
             if self._stopping.is_set():
                 return
             was_connected = self.counters.connects > connects
-            if was_connected:
+            if was_connected and time.monotonic() - begin > _LASTING_S:
                 attempt = 0
             if was_connected or reason != said:
                 told(self.counters, partial(self._handler.on_disconnected, reason))
@@ -153,13 +155,13 @@ class MqttTransport:
     async def _one_connection(self) -> str:
         """Connect, and stay until it ends; returns why it did."""
         client = aiomqtt.Client(**self._options)
+        _prepare(client)
         try:
             await client.__aenter__()
+            stream, self._ended = self._take_over(client)
         except Exception as error:  # noqa: BLE001 - name resolution, refusal, TLS, a broker that is none: all are reasons
             _abandon(client)
             return _reason(error)
-        stream = self._take_over(client)
-        self._ended = asyncio.create_task(_until_lost(client), name="mqtt connection")
         try:
             if await self._restore(client):
                 self._client, self._is_connected = client, True
@@ -172,10 +174,11 @@ class MqttTransport:
             await self._let_go(client, stream, self._ended)
         return reason
 
-    def _take_over(self, client: aiomqtt.Client) -> Stream:
-        """Put a ``Stream`` in the place of the socket inside paho inside aiomqtt.
+    def _take_over(self, client: aiomqtt.Client) -> tuple[Stream, asyncio.Task[None]]:
+        """Put a ``Stream`` in the place of the socket inside paho inside aiomqtt. The task ends with the connection.
 
-        The one place that reaches behind aiomqtt's surface; another layout inside stops the program with a clear line.
+        This and the functions at the end of this file reach behind aiomqtt's surface; where ``_paho_of`` finds another
+        layout there, the program stops with a clear line.
         """
         paho = _paho_of(client)
 
@@ -192,13 +195,23 @@ class MqttTransport:
             self._on_packet(packet, stream)
 
         raw = paho._sock
+        if raw is None:
+            raise TransportError("the broker accepted and closed the connection")
+        ended = asyncio.create_task(_until_lost(client), name="mqtt connection")
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        stream = Stream(raw, limit=self._max_packet_bytes, on_packet=on_packet, on_other=read_other, on_alive=on_alive)
+        stream = Stream(
+            raw,
+            limit=self._max_packet_bytes,
+            on_packet=on_packet,
+            on_other=read_other,
+            on_alive=on_alive,
+            on_lost=ended.cancel,
+        )
         paho.disable_logger()
         paho.on_socket_register_write, paho.on_socket_unregister_write = write_now, None
         paho._sock = stream
         self._stream = stream
-        return stream
+        return stream, ended
 
     async def _restore(self, client: aiomqtt.Client) -> bool:
         """Subscribe to everything wanted, also what comes to be wanted meanwhile; False if the connection was lost."""
@@ -334,9 +347,25 @@ def _address(url: str) -> values.BrokerAddress:
 def _paho_of(client: aiomqtt.Client) -> Any:
     paho: Any = getattr(client, "_client", None)
     missing = [name for name in _NEEDED if not hasattr(paho, name)]
+    missing += [name for name in _NEEDED_OF_AIOMQTT if not hasattr(client, name)]
     if missing:
         raise StartError(f"aiomqtt: expected a version in 2.5 to 3 on paho-mqtt 2, got one without {missing[0]}")
     return paho
+
+
+def _prepare(client: aiomqtt.Client) -> None:
+    """Make it bear a peer that hangs up at once.
+
+    aiomqtt has the loop watch the socket's number a little later, when it may be invalid, or another socket's. What is
+    written before the ``Stream`` takes over, a CONNECT, always fits. And it forgets a loss that comes with the acceptance.
+    """
+    paho, loop = _paho_of(client), asyncio.get_running_loop()
+    client._disconnected.add_done_callback(lambda lost: lost.cancelled() or lost.exception())
+
+    def write_soon(*_: object) -> None:  # called in the thread that connects
+        loop.call_soon_threadsafe(paho.loop_write)
+
+    paho.on_socket_register_write, paho.on_socket_unregister_write = write_soon, None
 
 
 def _abandon(client: aiomqtt.Client) -> None:

@@ -28,9 +28,8 @@ _LATER: Final = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SS
 
 class Stream:
     """Takes over ``sock``, which must be connected and not blocking. ``on_other`` is told that ``recv`` has something,
-    ``on_alive`` that the peer gave a sign of life: it sent something, or took some of what waited for it.
-
-    When the connection is lost, ``recv`` gives ``b""``, and ``on_other`` is called to let it be noticed.
+    ``on_alive`` that the peer gave a sign of life: it sent something, or took some of what waited for it; ``on_lost`` that
+    the connection is lost, through no wish of ours, and ``error`` says why.
     """
 
     def __init__(
@@ -41,11 +40,13 @@ class Stream:
         on_packet: Callable[[Arrived | Acknowledged | TooLarge], None],
         on_other: Callable[[], object],
         on_alive: Callable[[], None],
+        on_lost: Callable[[], object],
     ) -> None:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._splitter = Splitter(limit)
-        self._on_packet, self._on_other, self._on_alive = on_packet, on_other, on_alive
+        self._on_packet, self._on_other = on_packet, on_other
+        self._on_alive, self._on_lost = on_alive, on_lost
         self._out: deque[bytes | memoryview] = deque()
         self._others = b""
         self._is_lost = self._is_closed = self._is_flushing = self._is_blocked = False
@@ -54,7 +55,8 @@ class Stream:
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(sock.fileno(), self._readable)
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # else megabytes would wait in the kernel, where ``pending`` sees none
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _HIDDEN_BYTES)
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _HIDDEN_BYTES)
 
     @property
     def raw(self) -> socket.socket:
@@ -86,8 +88,6 @@ class Stream:
     def recv(self, size: int) -> bytes:
         """For the client library: the packets that are not messages, byte by byte if it likes."""
         if not self._others:
-            if self._is_lost:
-                return b""
             raise BlockingIOError
         piece, self._others = self._others[:size], self._others[size:]
         return piece
@@ -204,7 +204,7 @@ class Stream:
             count -= len(piece)
 
     def _lose(self, error: Exception) -> None:
-        """Not from here: the library's callbacks would run in the middle of somebody's publish."""
+        """Not told from here: this may be in the middle of somebody's publish."""
         if not self.is_open():
             return
         self._is_lost = True
@@ -213,4 +213,4 @@ class Stream:
         self.pending = 0
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
-        self._loop.call_soon(self._on_other)
+        self._loop.call_soon(self._on_lost)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import paho.mqtt.client
 import pytest
 
 from broker.embedded import free_port
@@ -73,6 +75,67 @@ async def test_a_broker_that_is_late_is_waited_for_and_its_absence_told_once(mos
         assert transport.counters.reconnects == 0
     assert len(handler.reasons) == len(set(handler.reasons))
     assert handler.reasons[0].startswith(f"broker {mosquitto.url}: refused: ")
+
+
+async def test_a_peer_that_hangs_up_at_once_does_not_upset_the_loop(
+    recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A port forwarder with nothing behind it. The loop is about to see the end just when the greeting is to be written."""
+    is_reading, is_greeted, attempts = threading.Event(), threading.Event(), asyncio.Semaphore(0)
+    paho_client = paho.mqtt.client.Client
+    greet, read = paho_client._send_connect, paho_client.loop_read
+
+    def greet_meanwhile(self: Any, *arguments: Any) -> Any:
+        is_reading.wait(10)
+        try:
+            return greet(self, *arguments)
+        finally:
+            is_greeted.set()
+
+    def read_late(self: Any, *arguments: Any) -> Any:
+        is_reading.set()
+        is_greeted.wait(10)
+        attempts.release()
+        return read(self, *arguments)
+
+    monkeypatch.setattr(paho_client, "_send_connect", greet_meanwhile)
+    monkeypatch.setattr(paho_client, "loop_read", read_late)
+    monkeypatch.setattr(module, "_ANSWER_S", 0.2)
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    handler = recorder()
+    async with server, client(f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}", handler):
+        await asyncio.wait_for(attempts.acquire(), 20)
+        await handler.until(lambda: bool(handler.reasons))
+    assert handler.connects == 0
+
+
+async def test_a_broker_that_accepts_and_closes_is_asked_again_less_and_less_often(
+    recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def jitter(least: float, most: float) -> float:
+        waits.append(most)
+        return least
+
+    monkeypatch.setattr(module.random, "uniform", jitter)
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\x00\x04MQTT\x04")
+        writer.write(b"\x20\x02\x00\x00")
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    handler = recorder()
+    async with server, client(f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}", handler) as transport:
+        await handler.until(lambda: bool(handler.reasons))
+        task = transport._task
+        assert task is not None
+        async with asyncio.timeout(20):
+            while len(waits) < 8:
+                assert not task.done()
+                await asyncio.sleep(0.005)
+    assert waits[:8] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
 
 
 async def test_a_slow_broker_that_still_takes_what_waits_is_not_given_up(recorder: Any) -> None:
@@ -183,6 +246,46 @@ async def test_something_that_is_no_broker_is_a_reason(
         await handler.until(lambda: len(handler.reasons) >= 1)
         assert not transport.connected
     assert handler.connects == 0
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        b"\x90\x03\x12\x34\x00",  # SUBACK, UNSUBACK and PUBACK that nobody waits for
+        b"\xb0\x02\x12\x34",
+        b"\x40\x02\x90\x00",
+        b"\x90\x00",  # SUBACK and UNSUBACK without anything
+        b"\xb0\x00",
+        b"\x20\x02\x00\x05",  # one more CONNACK, a refusal
+        b"\x50\x02\x00\x01\x62\x02\x00\x01\x70\x02\x00\x01",  # QoS 2
+        b"\x34\x06\x00\x01a\x00\x01x",
+        b"\x30\x01\x00",  # a PUBLISH cut short
+        b"\x30\x03\x00\x01\xff",  # a topic that is not UTF-8
+        b"\x10\x00\xe0\x00\xf0\x00",  # what only clients send, and what nobody does
+        b"\x00" * 64,
+        bytes(range(256)),
+    ],
+)
+async def test_a_broker_that_talks_nonsense_costs_a_connection_at_most(recorder: Any, says: bytes) -> None:
+    turns = iter([says, b""])
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"\x00\x04MQTT\x04")
+            writer.write(b"\x20\x02\x00\x00")
+            if nonsense := next(turns, b""):
+                await handler.until(lambda: handler.connects == 1)
+                writer.write(nonsense)
+                writer.write_eof()
+            await reader.read()
+        writer.close()
+
+    handler = recorder()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, client(f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}", handler) as transport:
+        await handler.until(lambda: handler.connects == 2)
+        assert transport.connected
+        assert transport.counters.reconnects == 1
 
 
 async def test_an_unknown_host_is_a_reason(recorder: Any) -> None:

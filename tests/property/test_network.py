@@ -6,11 +6,10 @@ from collections import Counter
 from itertools import count
 from random import Random
 
-import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from mdi_exit.events import InputEnded, InputOffered, SetAdmission
+from mdi_exit.events import InputEnded, InputOffered
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.simulation import SimulatedNetwork, SimulatedNode
 from mdi_exit.source_state import SourceConfig, SourceState
@@ -85,7 +84,7 @@ class Bench:
 
 
 @given(seed=st.integers(0, 10_000), window=st.sampled_from([1, 2]))
-@settings(max_examples=12, deadline=None, phases=NO_SHRINKING)
+@settings(max_examples=8, deadline=None, phases=NO_SHRINKING)
 def test_interleaved_spans_on_a_ring_do_not_deadlock(seed: int, window: int) -> None:
     bench = Bench(span="0-1", items=60, seed=seed, window=window, threshold=1.0, neighbours=frozenset({"a"}))
     # Each node sends only to the next; b and c hold later layers before earlier ones come round again.
@@ -98,7 +97,7 @@ def test_interleaved_spans_on_a_ring_do_not_deadlock(seed: int, window: int) -> 
 
 
 @given(seed=st.integers(0, 10_000), window=st.sampled_from([1, 2, 4]))
-@settings(max_examples=12, deadline=None, phases=NO_SHRINKING)
+@settings(max_examples=8, deadline=None, phases=NO_SHRINKING)
 def test_overlapping_spans_round_a_ring_do_not_deadlock(seed: int, window: int) -> None:
     bench = Bench(span="0-8", items=80, seed=seed, window=window, threshold=0.95, neighbours=frozenset({"a"}))
     bench.agent("a", "0-8", 0.5, neighbours=frozenset({"b"}))
@@ -181,49 +180,3 @@ def test_a_silent_node_is_noticed_and_its_items_go_elsewhere() -> None:
     assert any(n.kind == "silent" and "frozen" in n.text for _, n in bench.net.notices)
     bench.finish(60.0)
     assert bench.source.errors == 0
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_threshold_falls_under_load_meets_the_rate_and_rises_again(seed: int) -> None:
-    bench = Bench(
-        span="0-8", items=None, seed=seed, validate=False, rate_per_s=20.0, adapt="threshold", threshold=0.9, floor=0.4
-    )
-    bench.agent("a", "0-8", 1.0)
-    bench.agent("b", "0-8", 2.0)
-    series = []
-    for second in range(1, 81):
-        if second == 10:
-            bench.net.at(bench.net.now, "source", SetAdmission(rate_per_s=60.0))
-        if second == 50:
-            bench.net.at(bench.net.now, "source", SetAdmission(rate_per_s=10.0))
-        bench.net.run(float(second))
-        series.append((bench.source.threshold, bench.source.queue, bench.source.completed))
-    thresholds, queues, completed = zip(*series, strict=True)
-    assert min(thresholds[15:48]) < thresholds[8] - 0.1
-    assert max(queues) <= bench.source.config.max_queue
-    settled = (completed[48] - completed[28]) / 20
-    assert settled == pytest.approx(60.0, rel=0.1)
-    assert thresholds[-1] > min(thresholds[15:48]) + 0.2
-    assert min(thresholds) >= 0.4
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_admission_settles_near_capacity_without_overflow(seed: int) -> None:
-    def network(adapt: str) -> Bench:
-        bench = Bench(span="0-8", items=None, seed=seed, validate=False, adapt=adapt, threshold=0.9)
-        bench.agent("a", "0-8", 1.0)
-        bench.agent("b", "0-8", 2.0)
-        return bench
-
-    saturated = network("none")
-    saturated.net.run(40.0)
-    capacity = (saturated.source.completed) / 40.0
-    bench = network("rate")
-    admitted, queues = [], []
-    for second in range(1, 91):
-        bench.net.run(float(second))
-        admitted.append(bench.source.admitted)
-        queues.append(bench.source.queue)
-    assert (admitted[-1] - admitted[44]) / 45 == pytest.approx(capacity, rel=0.15)
-    assert bench.source.refused == 0
-    assert max(queues) <= bench.source.config.max_queue

@@ -42,6 +42,51 @@ def test_a_file_is_short_well_named_and_does_not_assert(path: Path) -> None:
     assert "pickle.load" not in source, "nothing is ever unpickled"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_says_what_is_public_and_each_name_is_there(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    if all(isinstance(node, ast.Expr) for node in tree.body):
+        return  # nothing but a docstring
+    (names,) = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == ["__all__"]
+    ]
+    assert len(set(names)) == len(names)
+    defined = {
+        name
+        for node in ast.walk(tree)
+        for name in (
+            [node.name]
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            else [alias.asname or alias.name for alias in node.names]
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            else [node.id]
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            else []
+        )
+    }
+    dynamic = "__getattr__" in defined
+    assert dynamic or set(names) <= defined
+    assert ast.get_docstring(tree), "a module says what it is for"
+
+
+CORE = (
+    *("errors", "span", "segments", "topics", "wire", "events", "links", "membership", "queues"),
+    *("worker_config", "worker_state", "source_state"),
+    *("policy.batching", "policy.exiting", "policy.offloading", "policy.queueing", "policy.steps"),
+)
+
+
+def test_the_core_loads_no_event_loop_no_arrays_and_no_transport() -> None:
+    modules = ", ".join(f"mdi_exit.{name}" for name in CORE)
+    code = f"import sys; before = set(sys.modules); import {modules}; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"asyncio", "numpy", "torch", "onnx", "onnxruntime", "aiomqtt", "paho", "logging", "psutil"}
+
+
 def test_the_import_contracts_hold() -> None:
     linter = shutil.which("lint-imports", path=str(Path(sys.executable).parent))
     assert linter, "import-linter is part of the dev extra"

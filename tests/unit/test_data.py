@@ -51,6 +51,40 @@ def test_types_and_positions(folder: Path) -> None:
     assert len(part) == 2
 
 
+def test_idx_files_are_read_plain_and_compressed_and_of_both_splits(tmp_path: Path) -> None:
+    wanted = shipped().subset(np.arange(30))
+    folder = tmp_path / "FashionMNIST" / "raw"  # where torchvision puts them
+    folder.mkdir(parents=True)
+    for name, array in (("images-idx3-ubyte", wanted.images_NHWC[..., 0]), ("labels-idx1-ubyte", wanted.labels_N)):
+        (folder / f"train-{name}").write_bytes(idx(array))
+        (folder / f"t10k-{name}.gz").write_bytes(gzip.compress(idx(array)))
+    for split in ("train", "test"):
+        dataset = load("fashion-mnist", split, tmp_path)
+        assert np.array_equal(dataset.images_NHWC, wanted.images_NHWC)
+        assert np.array_equal(dataset.labels_N, wanted.labels_N)
+
+
+def test_unknown_data_sets_are_refused() -> None:
+    with pytest.raises(UsageError, match="one of fashion-mnist, cifar10, cifar100, got 'mnist'"):
+        load("mnist", "test")
+
+
+def test_the_shipped_images_are_2000_with_every_class() -> None:
+    dataset = shipped()
+    assert dataset.images_NHWC.shape == (2000, 28, 28, 1)
+    assert set(dataset.labels_N.tolist()) == set(range(10))
+    assert len(dataset.classes) == 10
+
+
+def test_the_shipped_images_are_the_first_of_the_whole_test_set(tmp_path: Path) -> None:
+    if not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        pytest.skip("needs the whole data set (Debian: dataset-fashion-mnist)")
+    whole = load("fashion-mnist", "test", tmp_path)
+    assert len(whole) == 10_000
+    assert np.array_equal(whole.images_NHWC[:2000], shipped().images_NHWC)
+    assert np.array_equal(whole.labels_N[:2000], shipped().labels_N)
+
+
 GOOD = idx(np.zeros((5, 28, 28)))
 
 

@@ -144,6 +144,21 @@ async def test_loading_measures_each_segment_and_a_bad_one_is_said(
         await executor.load(manifest, {BODY: b"bad"})
 
 
+async def test_a_run_is_stretched_to_what_the_profile_states() -> None:
+    manifest, key = Artifact.open(DEFAULT_MODEL).manifest, SegmentKey(0, 2, True)
+    profile = parse_profile("jetson-nanox4")
+    executor = Executor(Fake(), profile)
+    try:
+        seconds = await executor.load(manifest, {key: b"good"})
+        assert seconds[key] >= profile.seconds(manifest, key, 1)
+        x = np.zeros((1, 28, 28), np.float32)
+        done = await executor.run(RunSegment(1, key, (task(x), task(x, 1))))
+        assert isinstance(done, SegmentDone)
+        assert done.seconds >= profile.seconds(manifest, key, 2)
+    finally:
+        executor.close()
+
+
 # --- profiles
 
 
@@ -169,7 +184,21 @@ def test_a_factor_makes_everything_faster_by_as_much(name: str) -> None:
     assert half.seconds(manifest, key, 3) == pytest.approx(2 * plain.seconds(manifest, key, 3))
 
 
-@pytest.mark.parametrize("bad", ["jetson-nanox-1", "jetson-nanoxinf", "jetson-nanox", "jetson-nanox1e9", "JETSON-NANO"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "jetson-nanox-1",
+        "jetson-nanoxinf",
+        "jetson-nanox",
+        "jetson-nanox1e9",
+        "JETSON-NANO",
+        "nano",
+        "jetson-nanox0",
+        "jetson-nanoxnan",
+        "x2",
+        "",
+    ],
+)
 def test_factors_that_are_none_are_refused(bad: str) -> None:
     with pytest.raises(UsageError, match="jetson-orin-nano"):
         parse_profile(bad)

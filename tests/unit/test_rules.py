@@ -197,7 +197,7 @@ def test_a_loss_at_the_tail_is_found_by_a_probe() -> None:
 
 def test_a_message_that_was_not_taken_gives_its_credit_back() -> None:
     link = Outbound(1, window=1)
-    link.unsent(link.sent(0.0, 4, 1, 100))
+    link.unsent(link.sent(0.0, 4, 1, 100), 1)
     assert link.room(4) == 1
 
 

@@ -68,6 +68,12 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(checkpoint:
     assert epochs_run(fresh(), *data(), CONFIG, checkpoint) == []  # nothing is left to do
 
 
+def test_training_lowers_the_loss() -> None:
+    losses = train_joint(fresh(), *data(), TrainConfig(epochs=6, batch_size=32, learning_rate=0.05, threads=1))
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+
+
 def test_a_checkpoint_of_another_network_configuration_or_data_is_not_gone_on_from(checkpoint: Path) -> None:
     saved = checkpoint.read_bytes()
     for network, (x, y), config in (
@@ -163,6 +169,10 @@ def test_the_command_makes_folder_artifact_and_record(
     assert [path.name for path in out.parent.iterdir()] == ["yet"]  # no checkpoint left
     for spec in artifact.manifest.exits:
         assert f"{100 * spec.accuracy:.2f} %" in printed
+    rows = [line for line in printed.splitlines() if line.strip("│ ").endswith(" %") and "│" in line]
+    shares = [int(row.split("│")[4].strip(" %")) for row in rows]
+    assert shares == sorted(shares)
+    assert (len(shares), shares[-1]) == (5, 100)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import zlib
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -154,6 +155,98 @@ def test_limits() -> None:
     with pytest.raises(WireError) as extra:
         wire.decode(wire.encode(MESSAGES["probe"][0]) + b"x")
     assert extra.value.reason == "payload-size"
+
+
+def test_each_message_has_a_golden_file() -> None:
+    assert {type(message) for message, _ in MESSAGES.values()} == set(get_args(wire.Message))
+    assert {path.name for path in GOLDEN.glob("*.bin")} == {f"{name}.v{wire.VERSION}.bin" for name in MESSAGES}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_frame_cut_anywhere_is_refused(name: str) -> None:
+    message, body = MESSAGES[name]
+    frame = wire.encode(message, body)
+    reasons = [refusal(frame[:length]) for length in range(len(frame))]
+    header_end = len(frame) - len(body)
+    assert set(reasons[:header_end]) == {"truncated"}
+    assert set(reasons[header_end:]) <= {"crc"}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_any_other_version_is_refused(name: str) -> None:
+    frame = wire.encode(*MESSAGES[name])
+    assert {refusal(bytes([version]) + frame[1:]) for version in range(256) if version != wire.VERSION} == {"version"}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_each_message_may_have_fields_of_a_newer_writer(name: str) -> None:
+    message, body = MESSAGES[name]
+    rows = [*msgspec.to_builtins(message), None, {"more": [1, 2.5]}, b"bytes"]
+    assert wire.decode(framed(rows) + body)[0] == message
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+@given(data=st.data())
+def test_a_field_of_any_value_is_refused_or_valid(name: str, data: st.DataObject) -> None:
+    message, body = MESSAGES[name]
+    rows = msgspec.to_builtins(message)
+    index = data.draw(st.integers(0, len(rows) - 1))
+    numbers = st.integers(-(2**63), 2**64 - 1) | st.floats()
+    values = (
+        st.none()
+        | st.booleans()
+        | numbers
+        | st.text(max_size=50)
+        | st.binary(max_size=9)
+        | st.lists(numbers, max_size=20)
+    )
+    rows[index] = data.draw(values | st.dictionaries(st.text(max_size=3) | st.integers(0, 9), numbers, max_size=3))
+    assert refusal(framed(rows) + body) in {"", "header", "crc", "payload-size"}
+
+
+SECONDS = [
+    ("features", 18, 0),
+    ("telemetry", 6, None),
+    ("telemetry", 7, 4),
+    ("telemetry", 8, 4),
+    ("telemetry", 15, None),
+    ("ack", 4, None),
+]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -1e-9, 1e300])
+@pytest.mark.parametrize(("name", "index", "inside"), [*SECONDS, ("ack", 8, None), ("control", 6, None)])
+def test_bounded_numbers_out_of_bounds_are_refused(name: str, index: int, inside: int | None, bad: float) -> None:
+    message, body = MESSAGES[name]
+    rows = msgspec.to_builtins(message, builtin_types=(dict,))
+    if inside is None:
+        rows[index] = bad
+    else:
+        rows[index] = dict(rows[index]) | {inside: bad} if isinstance(rows[index], dict) else [bad, 0.0]
+    assert refusal(framed(rows) + body) == "header"
+
+
+@pytest.mark.parametrize("name", ["a\n", "a/b", "+", "", "a" * 41, "n\u00e4me", "a\x00"])
+def test_names_that_could_not_stand_in_a_topic_or_a_log_are_refused(name: str) -> None:
+    assert refusal(wire.encode(wire.Status(name, 1, online=True))) == "header"
+    assert refusal(wire.encode(wire.Results(7, 1, (wire.ResultRow(1, 0, (name,)),)))) == "header"
+
+
+@pytest.mark.parametrize("opening", [b"\x91", b"\x81\x00", b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"])
+def test_deep_and_boastful_headers_are_refused(opening: bytes) -> None:
+    header = opening * (60_000 // len(opening))
+    frame = bytes([wire.VERSION]) + len(header).to_bytes(4, "little") + header
+    assert refusal(frame) == "header"
+    known = b"\x93\xa5probe" + header  # inside a message that is known
+    assert refusal(bytes([wire.VERSION]) + len(known).to_bytes(4, "little") + known) == "header"
+
+
+def test_a_payload_or_header_above_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_PAYLOAD_BYTES", 8)
+    assert refusal(wire.encode(*MESSAGES["chunk"])) == "payload-size"
+    rows = tuple(wire.ResultRow(item, 0, (), error="x" * 300) for item in range(1000))
+    with pytest.raises(WireError, match="header bytes"):
+        wire.encode(wire.Results(7, 1, rows))
 
 
 if __name__ == "__main__":
