@@ -85,16 +85,12 @@ class SimulatedNetwork:
     _number: int = 0
 
     def add(self, node: SimulatedNode) -> None:
-        """A node comes up now, with the broker's retained messages."""
+        """A node comes up now."""
         worker = node.worker
         self.nodes[worker.name] = node
         node.up = True
         self._give(worker.name, ModelKnown(self.plan))
         self._give(worker.name, TransportUp())
-        for status in list(self._statuses.values()):
-            self._give(worker.name, StatusReceived(status, retained=True))
-        if self._control is not None and isinstance(node.state, WorkerState):
-            self._give(worker.name, ControlReceived(self._control))
         if worker.config.span is not None:
             span = worker.config.span
             keys = {self.plan.segment(layer, span, early_exits=early) for layer in span for early in (True, False)}
@@ -141,6 +137,15 @@ class SimulatedNetwork:
         if wake < node.wake_at:
             node.wake_at = wake
             self.at(wake, name, Tick(), node)
+        if isinstance(event, TransportUp):
+            self._subscribed(name, node)
+
+    def _subscribed(self, name: str, node: SimulatedNode) -> None:
+        """The broker's retained messages as of this moment: never older than what was heard live."""
+        for status in list(self._statuses.values()):
+            self._give(name, StatusReceived(status, retained=True))
+        if self._control is not None and isinstance(node.state, WorkerState):
+            self._give(name, ControlReceived(self._control))
 
     def _do(self, name: str, node: SimulatedNode, command: Command) -> None:
         match command:
@@ -151,8 +156,8 @@ class SimulatedNetwork:
             case SendTask(to, _, seq, _, task):
                 incarnation = node.worker.config.incarnation
                 self._send(name, to, TaskReceived(name, incarnation, seq, task), task.size_bytes, lossy=True)
-            case SendResults(rows, moved):
-                message = Results(node.worker.run or 0, node.worker.config.incarnation, rows, moved)
+            case SendResults(rows, moved, run):
+                message = Results(run or 0, node.worker.config.incarnation, rows, moved)
                 for other, peer in self.nodes.items():
                     if isinstance(peer.state, SourceState):
                         self._send(name, other, ResultsReceived(name, message), 100)

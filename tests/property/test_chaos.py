@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from mdi_exit.events import (
     Command,
-    ControlReceived,
     Event,
     InputEnded,
     InputOffered,
@@ -101,11 +100,6 @@ class Chaos(SimulatedNetwork):
         self.refusing.discard(name)
         self.down.discard(name)
         self.at(self.now + 0.06, name, TransportUp(), self.nodes[name])
-        for status in self._statuses.values():
-            if status.node != name:
-                self.at(self.now + 0.07, name, StatusReceived(status, retained=True), self.nodes[name])
-        if self._control is not None and name != "source":
-            self.at(self.now + 0.07, name, ControlReceived(self._control), self.nodes[name])
 
     def _give(self, name: str, event: Event) -> None:
         if name in self.refusing and not isinstance(event, OWN_EVENTS):
