@@ -362,7 +362,7 @@ class NodeDriver:
             case SendTask():
                 self._send_task(command)
             case SendResults():
-                message = Results(self.worker.run or 0, self.worker.config.incarnation, command.rows, command.moved)
+                message = Results(command.run or 0, self.worker.config.incarnation, command.rows, command.moved)
                 if not self.publish(kinds.RESULTS, self.topics.results(self.name), encode(message)):
                     self._loop.call_soon(self.feed, SendFailed(command))
             case SendTelemetry(telemetry):

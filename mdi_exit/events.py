@@ -247,7 +247,7 @@ class SendResults:
 
     rows: tuple[ResultRow, ...]
     moved: tuple[Moved, ...]
-    run: int | None = None
+    run: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ class SourceState:
                 self._ended = True
                 self._draws = 0
             case ResultsReceived(sender, results):
-                self._results(now, sender, SendResults(results.rows, results.moved))
+                self._results(now, sender, SendResults(results.rows, results.moved, results.run))
             case SetAdmission():
                 self._set_admission(now, event)
             case GiveUp(reason):
