@@ -109,10 +109,12 @@ async def test_a_peer_that_hangs_up_at_once_does_not_upset_the_loop(
     assert handler.connects == 0
 
 
+@pytest.mark.parametrize("when", ["at once", "once connected"])
 async def test_a_broker_that_accepts_and_closes_is_asked_again_less_and_less_often(
-    recorder: Any, monkeypatch: pytest.MonkeyPatch
+    recorder: Any, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     waits: list[float] = []
+    handler = recorder()
 
     def jitter(least: float, most: float) -> float:
         waits.append(most)
@@ -122,11 +124,13 @@ async def test_a_broker_that_accepts_and_closes_is_asked_again_less_and_less_oft
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\x00\x04MQTT\x04")
+        before = handler.connects
         writer.write(b"\x20\x02\x00\x00")
+        if when == "once connected":
+            await handler.until(lambda: handler.connects > before)
         writer.close()
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    handler = recorder()
     async with server, client(f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}", handler) as transport:
         await handler.until(lambda: bool(handler.reasons))
         task = transport._task
