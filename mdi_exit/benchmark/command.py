@@ -24,7 +24,7 @@ from rich.table import Table
 from broker.embedded import embedded_broker
 from mdi_exit import __version__
 from mdi_exit.benchmark.hop import hop
-from mdi_exit.benchmark.relays import aiomqtt_relay, tcp_relay
+from mdi_exit.benchmark.relays import aiomqtt_relay, tcp_relay, transport_relay
 from mdi_exit.errors import MdiExitError, UsageError
 
 __all__ = ["main"]
@@ -82,6 +82,8 @@ async def _hop(args: argparse.Namespace) -> list[dict[str, Any]]:
                     await tcp_relay(size, **load),
                     await aiomqtt_relay(broker.url, size, qos=0, **load),
                     await aiomqtt_relay(broker.url, size, qos=1, **load),
+                    await transport_relay(broker.url, size, qos=0, **load),
+                    await transport_relay(broker.url, size, qos=1, **load),
                 ]
                 with tempfile.TemporaryDirectory(prefix="mdi-exit-hop-") as folder:
                     for results in (False, True):
