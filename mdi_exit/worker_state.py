@@ -53,8 +53,8 @@ from mdi_exit.events import (
     TransportDown,
     TransportUp,
 )
+from mdi_exit.measured import SegmentSeconds
 from mdi_exit.membership import Change, Members, Peer
-from mdi_exit.policy.batching import choose_batch, seconds_per_task
 from mdi_exit.policy.exiting import early_exits_wanted, should_exit
 from mdi_exit.policy.offloading import OFFLOADING, Candidate, Own, forward
 from mdi_exit.policy.queueing import keeps_here
@@ -67,8 +67,6 @@ __all__ = ["WorkerState"]
 
 _STORY_LENGTH: Final = 40
 _ROWS_KEPT: Final = 4096
-_SPEED_WEIGHT: Final = 0.2
-_FORGET_BATCHES_AFTER: Final = 500
 _GREETING_DELAY_S: Final = 0.02
 
 
@@ -102,10 +100,9 @@ class WorkerState:
         self.story: deque[str] = deque(maxlen=_STORY_LENGTH)
         self._rng = rng
         self._offload = OFFLOADING[config.offloading]
-        self._ready: frozenset[SegmentKey] = frozenset()
         self._entries: tuple[int, ...] = ()
         self._keys: dict[tuple[int, bool], SegmentKey] = {}
-        self._seconds: dict[SegmentKey, dict[int, float]] = {}
+        self._seconds = SegmentSeconds()
         self._running: _Running | None = None
         self._batches = 0
         self._rows: deque[ResultRow] = deque(maxlen=_ROWS_KEPT)
@@ -172,16 +169,13 @@ class WorkerState:
                 self._place(Held(replace(task, since=now), Origin.INJECTED))
             case ModelKnown(plan):
                 if self.plan is not None and plan.digest != self.plan.digest:
-                    self._ready = frozenset()
                     self._seconds.clear()
                     self._keys.clear()
                     self._flush()
                 self.plan = plan
                 self._entries = self._find_entries()
             case SegmentsReady(seconds):
-                self._ready |= frozenset(seconds)
-                for key, measured in seconds.items():
-                    self._seconds.setdefault(key, {})[1] = measured
+                self._seconds.ready(seconds)
                 self._entries = self._find_entries()
             case TransportUp():
                 self._transport_up(now)
@@ -232,7 +226,7 @@ class WorkerState:
             layer
             for layer in span
             if layer < plan.layer_count
-            and all(plan.segment(layer, span, early_exits=early) in self._ready for early in (True, False))
+            and all(plan.segment(layer, span, early_exits=early) in self._seconds for early in (True, False))
         )
 
     @property
@@ -256,8 +250,7 @@ class WorkerState:
         key = self._key(layer)
         if key is None:
             return self.config.unmeasured_s
-        measured = self._seconds.get(key) or self._seconds.get(replace(key, head=not key.head), {})
-        return seconds_per_task(waiting, measured, self.config.unmeasured_s)
+        return self._seconds.per_task(key, waiting, self.config.unmeasured_s)
 
     def backlog_by_layer_s(self) -> dict[int, float]:
         """Expected seconds of what waits in I_n, by next layer."""
@@ -358,7 +351,7 @@ class WorkerState:
         if running.last and any(outcome.label is None for outcome in event.outcomes):
             raise IllegalEventError("the last segment gave no label", tuple(self.story))
         self._running = None
-        self._measured(running.key, len(running.tasks), event.seconds)
+        self._seconds.add(running.key, len(running.tasks), event.seconds)
         self.totals.executed += len(running.tasks)
         self.totals.batches += 1
         self.totals.compute_s += event.seconds
@@ -414,14 +407,6 @@ class WorkerState:
     def _free_output(self, running: _Running) -> None:
         if not running.last:
             self.store.release(running.key.stop)
-
-    def _measured(self, key: SegmentKey, count: int, seconds: float) -> None:
-        known = self._seconds.setdefault(key, {})
-        before = known.get(count, seconds)
-        known[count] = before + _SPEED_WEIGHT * (seconds - before)
-        if self.totals.batches % _FORGET_BATCHES_AFTER == 0:
-            for size in [size for size in known if size > 1]:
-                del known[size]
 
     def _send_failed(self, command: SendTask | SendResults) -> None:
         """The transport did not take it: results are kept, a task goes back to the head of O_n, its credit to the link."""
@@ -585,11 +570,11 @@ class WorkerState:
     def _batch_for(self, layer: int, waiting: int) -> tuple[SegmentKey, int] | None:
         """The segment for ``layer`` and how many of the waiting tasks it can take now; None if it cannot run."""
         key = self._key(layer)
-        if key is None or key not in self._ready or self.plan is None:
+        if key is None or key not in self._seconds or self.plan is None:
             return None
         if key.stop < self.plan.layer_count:
             waiting = min(waiting, self.store.room(key.stop))
-        return (key, choose_batch(waiting, self._seconds.get(key, {}))) if waiting > 0 else None
+        return (key, self._seconds.batch(key, waiting)) if waiting > 0 else None
 
     def _run(self, now: float) -> None:
         """Start the latest layer's waiting tasks whose product has a slot, as a batch when that is faster."""

@@ -65,13 +65,21 @@ def never(own: Own, candidates: Sequence[Candidate], rng: Random) -> str | None:
 OFFLOADING: Final[dict[str, OffloadPolicy]] = {"paper": paper, "never": never}
 
 _TWO_CHOICES_ABOVE: Final = 4
+_ALIKE_S: Final = 1e-3
+_ALIKE_SHARE: Final = 0.1
 
 
 def forward(candidates: Sequence[Candidate], rng: Random) -> str | None:
     """Mandatory forwarding: a task that the node cannot run goes to the least D_nm + backlog.
 
-    Among more than four candidates only two random ones are compared, so that nodes with the same stale reports do
-    not all choose the same idle neighbour. None when there are no candidates.
+    Costs within a tenth, or within a millisecond, of the least one are alike, since they are known no better; of those one
+    is drawn, so that under light load no node is left without work and without fresh measurements. Among more than four
+    candidates only two random ones are compared, so that nodes with the same stale reports do not all choose the same
+    idle neighbour. None when there are no candidates.
     """
+    if not candidates:
+        return None
     pool = rng.sample(candidates, 2) if len(candidates) > _TWO_CHOICES_ABOVE else candidates
-    return min(pool, key=lambda c: (c.cost_s, c.name)).name if pool else None
+    least_s = min(candidate.cost_s for candidate in pool)
+    limit_s = least_s + max(_ALIKE_SHARE * least_s, _ALIKE_S)
+    return rng.choice([candidate.name for candidate in pool if candidate.cost_s <= limit_s])

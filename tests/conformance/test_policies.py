@@ -43,8 +43,9 @@ def test_forwarding_names_a_candidate_if_there_is_one(rows, seed) -> None:
     chosen = forward(offered, Random(seed))
     assert (chosen is None) == (not offered)
     if 0 < len(offered) <= 4:
-        best = min(candidate.cost_s for candidate in offered)
-        assert next(c for c in offered if c.name == chosen).cost_s == best
+        least_s = min(candidate.cost_s for candidate in offered)
+        cost_s = next(c for c in offered if c.name == chosen).cost_s
+        assert cost_s <= least_s + max(0.1 * least_s, 1e-3)
 
 
 @pytest.mark.parametrize("name", OFFLOADING)

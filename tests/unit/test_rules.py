@@ -77,6 +77,17 @@ def test_mandatory_forwarding_goes_to_the_least_delay_plus_backlog() -> None:
     assert "n9" not in chosen
 
 
+def test_neighbours_that_cost_alike_share_the_work() -> None:
+    """Else under light load the one with the least measured delay would get all, and a newcomer never anything."""
+    rng = Random(0)
+    quick = [Candidate("a", 0, 0.0, 0.0006), Candidate("b", 0, 0.0, 0.0015), Candidate("late", 0, 0.0, 0.0017)]
+    chosen = [forward(quick, rng) for _ in range(400)]
+    assert chosen.count("a") == pytest.approx(200, abs=50)
+    assert "late" not in chosen, "more than a millisecond is a difference"
+    slow = [Candidate("a", 0, 0.0, 0.1), Candidate("b", 0, 0.0, 0.109), Candidate("late", 0, 0.0, 0.111)]
+    assert {forward(slow, rng) for _ in range(100)} == {"a", "b"}
+
+
 @given(
     own=st.builds(Own, st.integers(0, 50), st.integers(1, 50), st.floats(0, 100)),
     rows=st.lists(st.tuples(st.floats(0, 50), st.floats(0, 100), st.floats(0, 10)), max_size=6),

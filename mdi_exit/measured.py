@@ -1,0 +1,58 @@
+"""What a node has learnt of its own speed: measured seconds by segment and batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from mdi_exit.policy.batching import choose_batch, seconds_per_task
+from mdi_exit.segments import SegmentKey
+
+__all__ = ["SegmentSeconds"]
+
+_WEIGHT: Final = 0.2
+_FORGET_AFTER: Final = 500
+
+
+@dataclass(slots=True)
+class SegmentSeconds:
+    """Exponential averages, seconds of a whole batch, of the segments that the engine can run (``key in ...``).
+
+    Sizes above 1 are forgotten now and then, to be tried afresh.
+    """
+
+    _by_key: dict[SegmentKey, dict[int, float]] = field(default_factory=dict)
+    _batches: int = 0
+
+    def __contains__(self, key: SegmentKey) -> bool:
+        return key in self._by_key
+
+    def ready(self, seconds: Mapping[SegmentKey, float]) -> None:
+        """The engine can run these; ``seconds`` is one warm run of each at batch 1."""
+        for key, measured in seconds.items():
+            self._by_key.setdefault(key, {})[1] = measured
+
+    def add(self, key: SegmentKey, count: int, seconds: float) -> None:
+        """One run of ``count`` tasks; a segment of a model no longer in force teaches nothing."""
+        known = self._by_key.get(key)
+        if known is None:
+            return
+        self._batches += 1
+        before = known.get(count, seconds)
+        known[count] = before + _WEIGHT * (seconds - before)
+        if self._batches % _FORGET_AFTER == 0:
+            for size in [size for size in known if size > 1]:
+                del known[size]
+
+    def batch(self, key: SegmentKey, waiting: int) -> int:
+        """How many of ``waiting`` tasks to run at once."""
+        return choose_batch(waiting, self._by_key.get(key, {}))
+
+    def per_task(self, key: SegmentKey, waiting: int, fallback_s: float) -> float:
+        """Γ: expected seconds a task, when ``waiting`` are there; with or without head is taken to be alike."""
+        measured = self._by_key.get(key) or self._by_key.get(replace(key, head=not key.head), {})
+        return seconds_per_task(waiting, measured, fallback_s)
+
+    def clear(self) -> None:
+        self._by_key.clear()
