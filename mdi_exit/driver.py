@@ -37,6 +37,7 @@ from mdi_exit.events import (
     SendAck,
     SendFailed,
     SendProbe,
+    SendReport,
     SendResults,
     SendStatus,
     SendTask,
@@ -56,7 +57,19 @@ from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.tensors import check_payload, encode_tensor
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport, Will
-from mdi_exit.wire import Ack, Control, Features, Message, Probe, Results, Status, Telemetry, decode, encode
+from mdi_exit.wire import (
+    Ack,
+    Control,
+    Features,
+    Message,
+    Probe,
+    Results,
+    SourceReport,
+    Status,
+    Telemetry,
+    decode,
+    encode,
+)
 from mdi_exit.worker_state import WorkerState
 
 __all__ = ["NodeDriver", "State", "new_incarnation"]
@@ -288,6 +301,8 @@ class NodeDriver:
             case Telemetry():
                 self._same_node(route, message.node)
                 self.feed(TelemetryReceived(message))
+            case SourceReport():
+                self._same_node(route, message.node)
             case Status():
                 self._same_node(route, message.node)
                 if message.node != self.name:
@@ -368,6 +383,8 @@ class NodeDriver:
             case SendTelemetry(telemetry):
                 full = msgspec.structs.replace(telemetry, sent_bytes=self.sent_bytes, cpu_percent=self.cpu_percent())
                 self.publish(kinds.TELEMETRY, self.topics.telemetry(self.name), encode(full))
+            case SendReport(report):
+                self.publish(kinds.TELEMETRY, self.topics.telemetry(self.name), encode(report))
             case SendStatus(status):
                 self.publish(kinds.AGENTS, self.topics.agents(self.name), encode(status))
                 self.status_changed(status)
@@ -440,7 +457,7 @@ class NodeDriver:
         return taken
 
 
-_SHARED: Final = {"Link": ("Ack", "Probe")}
+_SHARED: Final = {"Link": ("Ack", "Probe"), "Telemetry": ("SourceReport",)}
 
 
 def _resolve(future: asyncio.Future[None] | None) -> None:

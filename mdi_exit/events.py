@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.span import LayerSpan
-from mdi_exit.wire import Ack, Best, Control, Moved, Probe, ResultRow, Results, Status, Telemetry
+from mdi_exit.wire import Ack, Best, Control, Moved, Probe, ResultRow, Results, SourceReport, Status, Telemetry
 
 __all__ = [
     "AckReceived",
@@ -39,6 +39,7 @@ __all__ = [
     "SendControl",
     "SendFailed",
     "SendProbe",
+    "SendReport",
     "SendResults",
     "SendStatus",
     "SendTask",
@@ -263,6 +264,13 @@ class SendTelemetry:
 
 
 @dataclass(frozen=True, slots=True)
+class SendReport:
+    """The source's own report, beside its telemetry."""
+
+    report: SourceReport
+
+
+@dataclass(frozen=True, slots=True)
 class SendStatus:
     status: Status
 
@@ -317,6 +325,7 @@ Command = (
     | SendTask
     | SendResults
     | SendTelemetry
+    | SendReport
     | SendStatus
     | SendAck
     | SendProbe

@@ -8,10 +8,11 @@ in order, so a jump in the sequence numbers is a loss; a loss at the tail is fou
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from mdi_exit.wire import Ack
+from mdi_exit.wire import Ack, LinkLoad
 
 __all__ = ["DelayModel", "Inbound", "Outbound", "Sent"]
 
@@ -93,6 +94,7 @@ class Outbound:
     reported_at: float = 0.0
     reported_seq: int = 0
     lost: int = 0
+    sent_bytes: int = 0
     _released: dict[int, int] = field(default_factory=dict)
 
     def room(self, layer: int) -> int:
@@ -102,6 +104,7 @@ class Outbound:
     def sent(self, now: float, layer: int, item: int, size_bytes: int) -> int:
         """Record a send; returns its sequence number."""
         self.seq += 1
+        self.sent_bytes += size_bytes
         self.used[layer] += 1
         self.unacknowledged.append(Sent(self.seq, layer, item, size_bytes, now))
         return self.seq
@@ -157,6 +160,11 @@ class Outbound:
         unseen = [entry for entry in self.unacknowledged if entry.seq > self.reported_seq]
         on_the_way = sum(speed_s.get(entry.layer, fallback_s) for entry in unseen)
         return self.inputs * share + len(unseen), left + on_the_way
+
+    def load_report(self, layers: Iterable[int]) -> LinkLoad:
+        """What telemetry says of this link; ``layers``: those at which the neighbour takes tasks."""
+        left = sum(max(self.room(layer), 0) for layer in layers)
+        return LinkLoad(self.seq, self.sent_bytes, self.delay.delay_s(0), left)
 
     def probe(self, now: float) -> int:
         """Start a probe; returns its number."""

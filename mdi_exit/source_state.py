@@ -8,7 +8,9 @@ first stands; a later answer is counted and not recorded. Loss, duplicates and d
 from __future__ import annotations
 
 import heapq
-from collections import deque
+import math
+from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Final, Literal
@@ -30,7 +32,9 @@ from mdi_exit.events import (
     Record,
     ResultsReceived,
     SendControl,
+    SendReport,
     SendResults,
+    SendTelemetry,
     SetAdmission,
     StatusReceived,
     Task,
@@ -41,7 +45,7 @@ from mdi_exit.events import (
 from mdi_exit.policy.steps import QueueBands, RateSteps, ThresholdSteps, next_interval_s, next_threshold, smoothed
 from mdi_exit.segments import ModelPlan
 from mdi_exit.span import LayerSpan, missing_layers
-from mdi_exit.wire import Control, ResultRow
+from mdi_exit.wire import Control, Happening, ResultRow, SourceReport
 from mdi_exit.worker_config import WorkerConfig
 from mdi_exit.worker_state import WorkerState
 
@@ -50,6 +54,8 @@ __all__ = ["SourceConfig", "SourceState"]
 _MAX_DRAWS: Final = 16
 _RETRY_TOKENS: Final = 20.0
 _IDLE_RETRIES_PER_S: Final = 2.0
+_HAPPENED_KEPT: Final = 16
+_TOLD_FOR_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,8 @@ class SourceState:
         self.threshold = config.threshold
         self.offered = self.admitted = self.completed = self.errors = 0
         self.refused = self.duplicates = self.retried = self.unknown = 0
+        self.right = self.judged = 0
+        self.exits: Counter[int] = Counter()
         self.missing: tuple[int, ...] | None = None
         self._missing_since = 0.0
         self._told_missing: tuple[int, ...] | None = None
@@ -135,6 +143,8 @@ class SourceState:
         self.pending: dict[int, Pending] = {}
         self.retry_timer = RetryTimer(config.min_retry_s)
         self.stopped = False
+        self.happened: deque[tuple[float, Happening]] = deque(maxlen=_HAPPENED_KEPT)
+        self._happenings = 0
         self._rng = rng
         self._ended = False
         self._started = False
@@ -187,8 +197,17 @@ class SourceState:
             self._adapt(now)
             self._retry_due(now)
         self._draw(now)
+        self._note(now)
         out, self._out = self._out, []
         return out
+
+    def _note(self, now: float) -> None:
+        """Keep what people want to know, for the reports to come."""
+        for command in self._out:
+            if isinstance(command, Notice):
+                self._happenings += 1
+                kept = Happening(self._happenings, 0.0, command.kind[:40], command.text[:400])
+                self.happened.append((now, kept))
 
     def _work(self, now: float, event: Event) -> None:
         """Hand an event to the own worker; its results come back here and not over the broker."""
@@ -197,6 +216,8 @@ class SourceState:
                 self._results(now, self.worker.name, command)
             elif not isinstance(command, Drained):
                 self._out.append(command)
+                if isinstance(command, SendTelemetry) and self.plan is not None:
+                    self._out.append(SendReport(self.report(now, self.plan)))
 
     # --- reading the state
 
@@ -229,6 +250,38 @@ class SourceState:
             )
         if len(self.pending) > self.config.max_pending:
             raise IllegalEventError(f"{len(self.pending)} pending", tuple(self.worker.story))
+
+    def report(self, now: float, plan: ModelPlan) -> SourceReport:
+        """The source's report as of ``now``."""
+        worker = self.worker
+        return SourceReport(
+            run=self.config.run,
+            incarnation=worker.config.incarnation,
+            node=worker.name,
+            model=plan.digest,
+            offered=self.offered,
+            admitted=self.admitted,
+            completed=self.completed,
+            errors=self.errors,
+            refused=self.refused,
+            retried=self.retried,
+            duplicates=self.duplicates,
+            pending=len(self.pending),
+            right=self.right,
+            judged=self.judged,
+            exits=dict(self.exits),
+            threshold=self.threshold,
+            floor=self.config.floor,
+            adapt=self.config.adapt,
+            rate_per_s=1.0 / self.interval_s if self._paced else None,
+            paused=self.stopped,
+            latency_s=_quantiles(self.latencies_s),
+            happened=tuple(
+                Happening(told.number, now - at, told.kind, told.text, told.order)
+                for at, told in self.happened
+                if now - at <= _TOLD_FOR_S
+            ),
+        )
 
     # --- admission
 
@@ -319,7 +372,11 @@ class SourceState:
             self.errors += 1
         else:
             self.completed += 1
+            self.exits[row.exit] += 1
             self.latencies_s.append(now - entry.admitted_at)
+            if entry.truth is not None:
+                self.judged += 1
+                self.right += row.label == entry.truth
         self._out.append(Record(entry.sample, entry.truth, row, now - entry.admitted_at))
 
     # --- retries
@@ -449,6 +506,15 @@ class SourceState:
         if self.worker.connected:
             self._out.append(SendControl(control))
         self._work(now, ControlReceived(control))
+
+
+def _quantiles(values: Iterable[float]) -> tuple[float, float, float] | None:
+    """p50, p90 and p99: the smallest value that so many do not exceed."""
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    p50, p90, p99 = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.9, 0.99))
+    return p50, p90, p99
 
 
 def _final_error(row: ResultRow, error: str) -> ResultRow:

@@ -15,6 +15,7 @@ from mdi_exit.span import LayerSpan
 __all__ = [
     "AGENTS",
     "CHUNK",
+    "COMMANDS",
     "CONTROL",
     "LAYERS",
     "LINKS",
@@ -41,10 +42,11 @@ class TopicKind:
 # fmt: off
 LAYERS    = TopicKind("layers/{span}/{node}",             "Features",  0, retain=False)
 RESULTS   = TopicKind("results/{node}",                   "Results",   1, retain=False)
-TELEMETRY = TopicKind("telemetry/{node}",                 "Telemetry", 0, retain=False)
+TELEMETRY = TopicKind("telemetry/{node}",                 "Telemetry", 0, retain=False)  # and the source's SourceReport
 AGENTS    = TopicKind("agents/{node}",                    "Status",    1, retain=True)
 LINKS     = TopicKind("links/{node}/{sender}",            "Link",      0, retain=False)
 CONTROL   = TopicKind("control",                          "Control",   1, retain=True)
+COMMANDS  = TopicKind("commands/{node}",                  "Order",     1, retain=False)
 MANIFEST  = TopicKind("model/manifest",                   "Manifest",  1, retain=True)
 CHUNK     = TopicKind("model/{digest}/{file}/{chunk}",    "Chunk",     1, retain=True)
 # fmt: on
@@ -64,7 +66,9 @@ def _pattern(kind: TopicKind) -> re.Pattern[str]:
     return re.compile(re.sub(r"\{(\w+)\}", lambda match: _FIELD[match[1]], kind.template))
 
 
-_KINDS = [(kind, _pattern(kind)) for kind in (LAYERS, RESULTS, TELEMETRY, AGENTS, LINKS, CONTROL, MANIFEST, CHUNK)]
+_KINDS = [
+    (kind, _pattern(kind)) for kind in (LAYERS, RESULTS, TELEMETRY, AGENTS, LINKS, CONTROL, COMMANDS, MANIFEST, CHUNK)
+]
 
 
 def checked_name(name: str, what: str = "name") -> str:
@@ -114,6 +118,9 @@ class Topics:
     @property
     def control(self) -> str:
         return f"{self._prefix}control"
+
+    def commands(self, client: str) -> str:
+        return f"{self._prefix}commands/{client}"
 
     @property
     def manifest(self) -> str:

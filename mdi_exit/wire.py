@@ -22,16 +22,21 @@ __all__ = [
     "VERSION",
     "Ack",
     "Best",
+    "Board",
     "Chunk",
     "Control",
     "Features",
+    "Happening",
+    "LinkLoad",
     "Manifest",
     "Message",
     "Moved",
+    "Order",
     "Probe",
     "ResultRow",
     "Results",
     "SegmentFile",
+    "SourceReport",
     "Status",
     "Telemetry",
     "decode",
@@ -125,6 +130,27 @@ class Results(Struct, frozen=True, array_like=True, tag="results"):
     moved: Annotated[tuple[Moved, ...], Meta(max_length=4096)] = ()
 
 
+class LinkLoad(Struct, frozen=True, array_like=True):
+    """What a node has sent to one neighbour since its start: tasks and bytes of features; the measured delay of an empty
+    message; credits left, all layers together.
+    """
+
+    tasks: UInt
+    bytes: UInt
+    delay_s: Seconds
+    credits: UInt
+
+
+class Board(Struct, frozen=True, array_like=True):
+    """The device of a node, as far as it can be read. ``energy_j``: since the start; ``measured``: by a sensor."""
+
+    memory_bytes: UInt = 0
+    temperature_c: float | None = None
+    power_w: Seconds | None = None
+    energy_j: Seconds | None = None
+    measured: bool = False
+
+
 class Telemetry(Struct, frozen=True, array_like=True, tag="telemetry"):
     """Load of one node. Dictionaries by layer hold only layers of its span; ``received`` is by sender.
 
@@ -147,6 +173,59 @@ class Telemetry(Struct, frozen=True, array_like=True, tag="telemetry"):
     stranded: dict[Layer, UInt] = {}
     sent_bytes: UInt = 0
     cpu_percent: Annotated[float, Meta(ge=0, le=1e5)] = 0.0
+    links: dict[Name, LinkLoad] = {}
+    board: Board | None = None
+
+
+class Happening(Struct, frozen=True, array_like=True):
+    """Something that people want to know of, ``age_s`` before the report: a join, a death, a gap, an order."""
+
+    number: UInt
+    age_s: Seconds
+    kind: Annotated[str, Meta(max_length=40)]
+    text: Text
+    order: UInt = 0
+
+
+class SourceReport(Struct, frozen=True, array_like=True, tag="source"):
+    """What only the source knows, beside its telemetry and on the same topic; counts are totals of the run.
+
+    ``right`` of ``judged`` items with a known truth had the right label; ``latency_s``: p50, p90, p99 of the last items;
+    ``rate_per_s``: offered (None: as fast as admission allows); ``happened``: the last few, numbered without gaps.
+    """
+
+    run: UInt
+    incarnation: UInt
+    node: Name
+    model: Digest
+    offered: UInt
+    admitted: UInt
+    completed: UInt
+    errors: UInt
+    refused: UInt
+    retried: UInt
+    duplicates: UInt
+    pending: UInt
+    right: UInt
+    judged: UInt
+    exits: dict[Layer, UInt]
+    threshold: Score
+    floor: Score
+    adapt: Annotated[str, Meta(max_length=40)]
+    rate_per_s: float | None
+    paused: bool
+    latency_s: tuple[Seconds, Seconds, Seconds] | None = None
+    happened: Annotated[tuple[Happening, ...], Meta(max_length=64)] = ()
+
+
+class Order(Struct, frozen=True, array_like=True, tag="order"):
+    """A one-off command of a person or a program. ``node``: whom it concerns; empty: all. ``number``: the client's own."""
+
+    client: Name
+    number: UInt
+    what: Annotated[str, Meta(max_length=40)]
+    value: Annotated[str, Meta(max_length=100)] = ""
+    node: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,40}\Z")] = ""
 
 
 class Status(Struct, frozen=True, array_like=True, tag="status"):
@@ -239,7 +318,7 @@ class Chunk(Struct, frozen=True, array_like=True, tag="chunk"):
     crc: UInt
 
 
-Message = Features | Results | Telemetry | Status | Ack | Probe | Control | Manifest | Chunk
+Message = Features | Results | Telemetry | SourceReport | Status | Ack | Probe | Control | Order | Manifest | Chunk
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

@@ -679,4 +679,5 @@ class WorkerState:
                 for layer in outputs.latest_first()
                 if not self._mine(layer) and not any(peer.takes(layer) for peer in self.members)
             },
+            links={peer.name: peer.out.load_report(peer.status.entries) for peer in self.members if peer.out.seq},
         )

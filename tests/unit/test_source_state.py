@@ -22,6 +22,7 @@ from mdi_exit.events import (
     SegmentDone,
     SegmentsReady,
     SendControl,
+    SendReport,
     SendTask,
     SetAdmission,
     StatusReceived,
@@ -94,6 +95,35 @@ def run_clock(
                 seen += [(now, more) for more in offer(state, now, f"drawn {now} {len(seen)}")]
         state.validate()
     return seen
+
+
+# --- reports
+
+
+def test_each_telemetry_of_the_source_comes_with_a_report_of_the_run() -> None:
+    state = source(rate_per_s=4.0, threshold=0.9, floor=0.6)
+    for number, (truth, label) in enumerate([(1, 1), (1, 2), (None, 3)], start=1):
+        state.handle(0.1 * number, InputOffered(f"s{number}", None, 100, truth))
+        state.handle(0.1 * number + 0.02 * number, answer(number, label=label))
+    state.handle(0.6, InputOffered("s4", None, 100, 1))
+    (report,) = [c.report for _, c in run_clock(state, 0.6, 1.2, answer_draws=False) if isinstance(c, SendReport)]
+    assert (report.node, report.run, report.model) == ("source", 7, PLAN.digest)
+    assert (report.admitted, report.completed, report.errors, report.pending) == (4, 3, 0, 1)
+    assert (report.right, report.judged) == (1, 2), "an item without a truth is not judged"
+    assert report.exits == {0: 3}
+    assert (report.threshold, report.floor, report.adapt) == (0.9, 0.6, "none")
+    assert report.rate_per_s == pytest.approx(4.0)
+    assert report.latency_s == pytest.approx((0.04, 0.06, 0.06))
+    assert [(told.kind, told.number) for told in report.happened] == [("joined", 1), ("covered", 2)]
+    assert 0.5 < report.happened[0].age_s < 1.3
+
+
+def test_what_happened_long_ago_is_not_told_again() -> None:
+    state = source()
+    run_clock(state, 0.0, 11.0, answer_draws=False)
+    meet(state, "b", "0-8", now=11.2)
+    assert [told.kind for told in state.report(11.5, PLAN).happened] == ["joined"]
+    assert state.report(11.5, PLAN).happened[0].number == 3
 
 
 # --- gaps

@@ -55,10 +55,23 @@ MESSAGES: dict[str, tuple[wire.Message, bytes]] = {
     ),
     "telemetry": (
         wire.Telemetry(
-            7, 11, "nano-1", 3, 1, 0.25, {4: 0.25}, {4: 0.0625}, {4: 13}, {"source": 9}, {"sent": 5}, {2: 7}
+            *(7, 11, "nano-1", 3, 1, 0.25, {4: 0.25}, {4: 0.0625}, {4: 13}, {"source": 9}, {"sent": 5}, {2: 7}),
+            links={"nano-2": wire.LinkLoad(5, 4096, 0.002, 11)},
+            board=wire.Board(2**26, 48.5, 5.25, 99.5, True),
         ),
         b"",
     ),
+    "source": (
+        wire.SourceReport(
+            *(7, 11, "source", "ab" * 16, 50, 48, 40, 1, 2, 3, 1, 7, 30, 32, {0: 20, 2: 20}, 0.9, 0.5, "threshold"),
+            rate_per_s=25.0,
+            paused=False,
+            latency_s=(0.02, 0.05, 0.125),
+            happened=(wire.Happening(4, 1.5, "joined", "nano-1 joined with layers 4-8 (ready)"),),
+        ),
+        b"",
+    ),
+    "order": (wire.Order("desk", 1, "threshold", "0.7"), b""),
     "status": (wire.Status("nano-1", 11, True, "agent", "ready", (4, 9), (4, 6), 16, "onnxruntime CPU"), b""),
     "ack": (wire.Ack(11, 12, 9, 0.004, {4: 8}, (5, 6), 3, 0.25, 2), b""),
     "probe": (wire.Probe(11, 2, 9), b""),
