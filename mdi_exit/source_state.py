@@ -30,6 +30,10 @@ from mdi_exit.events import (
     ModelKnown,
     Notice,
     Record,
+    ReplyFailed,
+    RequestPrepared,
+    RequestReceived,
+    RequestUnusable,
     ResultsReceived,
     SendControl,
     SendReport,
@@ -42,7 +46,9 @@ from mdi_exit.events import (
     Tick,
     TransportUp,
 )
+from mdi_exit.items import Pending, RetryTimer
 from mdi_exit.policy.steps import QueueBands, RateSteps, ThresholdSteps, next_interval_s, next_threshold, smoothed
+from mdi_exit.requests import Request, RequestDesk, RequestLimits
 from mdi_exit.segments import ModelPlan
 from mdi_exit.span import LayerSpan, missing_layers
 from mdi_exit.wire import Control, Happening, ResultRow, SourceReport
@@ -56,6 +62,7 @@ _RETRY_TOKENS: Final = 20.0
 _IDLE_RETRIES_PER_S: Final = 2.0
 _HAPPENED_KEPT: Final = 16
 _TOLD_FOR_S: Final = 10.0
+_LEAVING: Final = "the source is leaving"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +72,11 @@ class SourceConfig:
     ``rate_per_s``: arrivals (None: as fast as admission allows); ``max_queue``: Q at which an arrival is refused;
     ``max_pending``: items admitted and not yet answered; ``period_s``: of the step rules; ``retry_share``: retries per
     admission at most. ``floor``: lowest threshold; below it items are refused instead, since a promised accuracy
-    outranks throughput.
+    outranks throughput. ``own_input`` False: the only items are requests of other programs.
     """
 
     run: int
+    own_input: bool = True
     rate_per_s: float | None = None
     arrivals: Literal["fixed", "poisson"] = "fixed"
     adapt: Literal["none", "rate", "threshold"] = "none"
@@ -84,42 +92,7 @@ class SourceConfig:
     rate_steps: RateSteps = RateSteps()
     threshold_steps: ThresholdSteps = ThresholdSteps()
     start_interval_s: float = 0.1
-
-
-@dataclass(slots=True)
-class Pending:
-    """An admitted item. ``holder``: the node that has the present attempt, as far as the source knows."""
-
-    sample: str
-    truth: int | None
-    payload: object
-    size_bytes: int
-    admitted_at: float
-    attempt: int = 0
-    sent_at: float = 0.0
-    holder: str = ""
-    overdue: bool = False
-
-
-@dataclass(slots=True)
-class RetryTimer:
-    """Time after which an attempt is taken for lost: max(1 s, SRTT + 4·RTTVAR)·2^attempt, at most 30 s (as in RFC 6298)."""
-
-    least_s: float
-    most_s: float = 30.0
-    mean_s: float | None = None
-    deviation_s: float = 0.0
-
-    def measured(self, latency_s: float) -> None:
-        if self.mean_s is None:
-            self.mean_s, self.deviation_s = latency_s, latency_s / 2
-            return
-        self.deviation_s += 0.25 * (abs(latency_s - self.mean_s) - self.deviation_s)
-        self.mean_s += 0.125 * (latency_s - self.mean_s)
-
-    def after_s(self, attempt: int) -> float:
-        expected_s = self.least_s if self.mean_s is None else self.mean_s + 4 * self.deviation_s
-        return min(max(self.least_s, expected_s) * 2.0**attempt, self.most_s)
+    requests: RequestLimits = RequestLimits()
 
 
 class SourceState:
@@ -132,8 +105,8 @@ class SourceState:
         self.rate_per_s = config.rate_per_s
         self.interval_s = 1.0 / config.rate_per_s if config.rate_per_s else config.start_interval_s
         self.threshold = config.threshold
-        self.offered = self.admitted = self.completed = self.errors = 0
-        self.refused = self.duplicates = self.retried = self.unknown = 0
+        self.admitted = self.completed = self.errors = 0
+        self.duplicates = self.retried = self.unknown = 0
         self.right = self.judged = 0
         self.exits: Counter[int] = Counter()
         self.missing: tuple[int, ...] | None = None
@@ -148,7 +121,9 @@ class SourceState:
         self._rng = rng
         self._ended = False
         self._started = False
-        self._draws = 0
+        self.desk = RequestDesk(config.requests)
+        self._own_offered = self._own_refused = 0
+        self._draws = self._due = self._overdrawn = 0
         self._next_item = 1
         self._arrival_at = 0.0
         self._period_at = 0.0
@@ -168,19 +143,28 @@ class SourceState:
             case InputOffered():
                 self._offered(now, event)
             case InputEnded():
-                self._ended = True
+                self._end(now)
                 self._draws = 0
+            case RequestReceived():
+                self.desk.receive(now, event, _LEAVING if self._ended else "")
+            case RequestPrepared(ticket, payload, size_bytes):
+                self._prepared(now, ticket, payload, size_bytes)
+            case RequestUnusable(ticket, reason):
+                if request := self.desk.prepared(ticket):
+                    self.desk.reply(now, request, error="bad-request", reason=reason)
+            case ReplyFailed():
+                self.desk.failed(now, event)
             case ResultsReceived(sender, results):
                 self._results(now, sender, SendResults(results.rows, results.moved, results.run))
             case SetAdmission():
                 self._set_admission(now, event)
             case GiveUp(reason):
-                self._ended = True
+                self._end(now)
                 for item in list(self.pending):
                     attempt = self.pending[item].attempt
                     self._record(now, item, ResultRow(item, attempt, (), error=reason))
             case Drain():
-                self._ended = True
+                self._end(now)
                 self._out.append(Drained())
             case ModelKnown(plan):
                 self.plan = plan
@@ -196,7 +180,10 @@ class SourceState:
         if isinstance(event, Tick):
             self._adapt(now)
             self._retry_due(now)
+        self._expire(now)
         self._draw(now)
+        if self.worker.connected:
+            self._out += self.desk.outgoing(now)
         self._note(now)
         out, self._out = self._out, []
         return out
@@ -227,22 +214,41 @@ class SourceState:
         return self.worker.inputs + self.worker.outputs
 
     @property
+    def offered(self) -> int:
+        """Samples of the own input and requests of others that came."""
+        return self._own_offered + self.desk.received
+
+    @property
+    def refused(self) -> int:
+        """Those of them that were turned away before they became items."""
+        return self._own_refused + self.desk.turned_away
+
+    @property
     def done(self) -> bool:
         """No input will come and every admitted item has its result."""
         return self._ended and not self.pending and not self._draws
 
+    @property
+    def started(self) -> bool:
+        """All layers have been held once: items are asked for."""
+        return self._started
+
     def next_wakeup(self) -> float:
         """When ``Tick`` is wanted next, monotonic seconds."""
-        due = [self.worker.next_wakeup(), self._period_at]
+        due = [self.worker.next_wakeup(), self._period_at, self.desk.next_wakeup(connected=self.worker.connected)]
         if self._timers:
             due.append(self._timers[0][0])
-        if self._paced and self._started and not self._ended and self._draws < _MAX_DRAWS:
+        if self._paced and self._started and not self._ended and self._may_arrive:
             due.append(self._arrival_at)
         return min(due)
 
     def validate(self) -> None:
         """Check every invariant; raises ``IllegalEventError``."""
         self.worker.validate()
+        if self.offered != self.admitted + self.refused + self.desk.unadmitted:
+            raise IllegalEventError(
+                f"{self.offered} offered, {self.admitted} admitted, {self.refused} refused", tuple(self.worker.story)
+            )
         if self.admitted != self.completed + self.errors + len(self.pending):
             raise IllegalEventError(
                 f"{self.admitted} admitted, {self.completed} completed, {self.errors} errors, {len(self.pending)} pending",
@@ -250,6 +256,9 @@ class SourceState:
             )
         if len(self.pending) > self.config.max_pending:
             raise IllegalEventError(f"{len(self.pending)} pending", tuple(self.worker.story))
+        requests = sum(entry.request is not None for entry in self.pending.values())
+        if problems := self.desk.problems(requests):
+            raise IllegalEventError("; ".join(problems), tuple(self.worker.story))
 
     def report(self, now: float, plan: ModelPlan) -> SourceReport:
         """The source's report as of ``now``."""
@@ -293,49 +302,130 @@ class SourceState:
     def _full(self) -> bool:
         return self.queue >= self.config.max_queue or len(self.pending) >= self.config.max_pending
 
+    @property
+    def _may_arrive(self) -> bool:
+        return self.config.own_input and self._draws < _MAX_DRAWS and self._due <= self.config.max_queue
+
     def _draw(self, now: float) -> None:
-        """Ask for the samples that are due: by the clock, or as fast as the queue takes them."""
+        """Ask for the samples that are due and prepare the requests that there is room for, in turn."""
         if not self._started or self._ended or self.stopped:
             return
-        if not self._paced:
-            while self._draws + self.queue < self.config.bands.high and self._room_for_draw():
+        if self._paced:
+            self._arrive(now)
+        while (own := self._own_may_come()) | (clients := self._clients_may_come()):
+            request = self.desk.turn(own=own, clients=clients)
+            if request is None:
                 self._want()
-            return
+            elif self._hopeless(now, request):
+                self.desk.reply(now, request, error="deadline", reason="it would pass before an answer can be had")
+            else:
+                self._out.append(self.desk.prepare(request))
+
+    def _arrive(self, now: float) -> None:
+        """Count the arrivals of the own input that are due by the clock."""
         external = self.config.adapt != "rate"
-        while now >= self._arrival_at and self._draws < _MAX_DRAWS:
-            if not external and (self._full or not self._room_for_draw()):
+        while now >= self._arrival_at and self._may_arrive:
+            if not external and (self._due or self._full or not self._room_for_draw()):
                 self._arrival_at = now + self.interval_s
                 return
-            self._want()
+            self._due += 1
+            if not self.desk.waiting:
+                self._want()
             poisson = external and self.config.arrivals == "poisson"
             gap_s = self._rng.expovariate(1 / self.interval_s) if poisson else self.interval_s
             self._arrival_at = max(self._arrival_at + gap_s, now - 1.0)
 
+    def _own_may_come(self) -> bool:
+        """Whether the own input may take a turn: there is room, or it must be told that there is none."""
+        if not self.config.own_input or (self._paced and not self._due):
+            return False
+        if self._paced and (not self.desk.waiting or self._due > self.config.max_queue):
+            return self._draws < _MAX_DRAWS
+        taken = self._draws + self.queue + len(self.desk.preparing)
+        return taken < self.config.bands.high and self._room_for_draw()
+
+    def _clients_may_come(self) -> bool:
+        """Samples that were asked for do not count: a camera may be slow to give them."""
+        preparing = len(self.desk.preparing)
+        return (
+            self.desk.waiting > 0
+            and self.queue + preparing < self.config.bands.high
+            and preparing < self.config.requests.preparing
+            and len(self.pending) + self._draws + preparing < self.config.max_pending
+        )
+
     def _room_for_draw(self) -> bool:
-        return self._draws < _MAX_DRAWS and len(self.pending) + self._draws < self.config.max_pending
+        under_way = len(self.pending) + self._draws + len(self.desk.preparing)
+        return self._draws < _MAX_DRAWS and under_way < self.config.max_pending
 
     def _want(self) -> None:
+        if self._paced:
+            self._overdrawn += self._due > self.config.max_queue
+            self._due -= 1
         self._draws += 1
         self._out.append(DrawInput())
 
     def _offered(self, now: float, event: InputOffered) -> None:
         self._draws = max(self._draws - 1, 0)
-        self.offered += 1
-        if self._full or self._ended:
-            self.refused += 1
+        self._own_offered += 1
+        overdrawn = self._overdrawn > 0
+        self._overdrawn -= overdrawn
+        if overdrawn or self._full or self._ended:
+            self._own_refused += 1
             return
+        self._admit(now, Pending(event.sample, event.truth, event.payload, event.size_bytes, now))
+
+    def _admit(self, now: float, entry: Pending) -> None:
         item, self._next_item = self._next_item, self._next_item + 1
         self.admitted += 1
         self._tokens = min(self._tokens + self.config.retry_share, _RETRY_TOKENS)
-        self.pending[item] = Pending(event.sample, event.truth, event.payload, event.size_bytes, now)
+        self.pending[item] = entry
         self._inject(now, item)
 
     def _inject(self, now: float, item: int) -> None:
         entry = self.pending[item]
         entry.sent_at, entry.holder, entry.overdue = now, self.worker.name, False
         self._arm(now, item)
-        task = Task(self.config.run, item, entry.attempt, 0, entry.payload, entry.size_bytes)
+        deadline_at = entry.request.deadline_at if entry.request else math.inf
+        task = Task(
+            self.config.run, item, entry.attempt, 0, entry.payload, entry.size_bytes,
+            deadline_at=deadline_at if deadline_at < math.inf else None,
+        )  # fmt: skip
         self._work(now, Inject(task))
+
+    # --- requests of other programs
+
+    def _prepared(self, now: float, ticket: int, payload: object, size_bytes: int) -> None:
+        request = self.desk.prepared(ticket)
+        if request is None:
+            return
+        if len(self.pending) >= self.config.max_pending:
+            self.desk.reply(
+                now, request, error="refused", reason=f"overloaded: {len(self.pending)} items are under way"
+            )
+        else:
+            request.item = self._next_item
+            self._admit(now, Pending(request.sample, None, payload, size_bytes, now, request=request))
+
+    def _hopeless(self, now: float, request: Request) -> bool:
+        """Work on what cannot be ready in time would only take others' time. With nothing under way, one can try."""
+        timer = self.retry_timer
+        expected_s = 0.0 if timer.mean_s is None or not self.pending else timer.mean_s + timer.deviation_s
+        return now + expected_s >= request.deadline_at
+
+    def _expire(self, now: float) -> None:
+        """Requests whose deadline has passed are answered, wherever they are."""
+        for request in self.desk.expired(now):
+            if request.item is None:
+                self.desk.reply(now, request, error="deadline", reason=request.deadline_passed)
+            else:
+                attempt = self.pending[request.item].attempt
+                self._record(now, request.item, ResultRow(request.item, attempt, (), error=request.deadline_passed))
+
+    def _end(self, now: float) -> None:
+        """Nothing new is taken any more."""
+        self._ended = True
+        self.desk.refuse_all(now, _LEAVING)
 
     # --- results
 
@@ -368,6 +458,11 @@ class SourceState:
 
     def _record(self, now: float, item: int, row: ResultRow) -> None:
         entry = self.pending.pop(item)
+        request = entry.request
+        if request is not None:
+            if row.label is not None and request.too_late(now):
+                row = _final_error(row, request.deadline_passed)
+            self.desk.result(now, request, row)
         if row.label is None:
             self.errors += 1
         else:
@@ -463,11 +558,12 @@ class SourceState:
         if now < self._period_at:
             return
         self._period_at = now + self.config.period_s
-        self._queue = smoothed(self._queue, self.queue)
+        config = self.config
+        waiting = self.desk.waiting if config.adapt == "threshold" else 0
+        self._queue = smoothed(self._queue, self.queue + waiting)
         if not self._started or self.missing:
             return
-        config = self.config
-        if config.adapt == "rate":
+        if config.adapt == "rate" and not self._due:
             self.interval_s = next_interval_s(self.interval_s, self._queue, config.bands, config.rate_steps)
         elif config.adapt == "threshold":
             steps = config.threshold_steps
