@@ -37,9 +37,16 @@ def _benchmark(argv: Sequence[str]) -> int:
     return benchmark(argv)
 
 
+def _serve(argv: Sequence[str]) -> int:
+    from mdi_exit.gateway.command import main as serve
+
+    return serve(argv)
+
+
 _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "demo": ("the whole system on this machine, with a live view", _demo),
     "train": ("a multi-exit model from a data set to an artifact (needs the extra torch)", _train),
+    "serve": ("labels over HTTP and a live page (needs the extra web)", _serve),
     "benchmark": ("measure this machine: hop, agent", _benchmark),
 }
 

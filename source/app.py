@@ -51,6 +51,7 @@ from mdi_exit.wire import Message, Results, encode
 from mdi_exit.worker_config import WorkerConfig
 from source.config import REQUESTS_ONLY, SourceSettings
 from source.inputs import Input, Sample, open_input, preprocess
+from source.pictures import Pictures
 from source.reception import Reception
 from source.results import ResultsWriter, Summary, SummaryBuilder
 from source.timeline import Timeline
@@ -85,6 +86,7 @@ class SourceDriver(NodeDriver):
         self.summary = SummaryBuilder()
         self.timeline = Timeline(state)
         self.results: ResultsWriter | None = None
+        self.pictures: Pictures | None = None
         self.started_at: float | None = None
         self.last_result_at = 0.0
         self.bytes_by_node: dict[str, int] = {}
@@ -136,6 +138,8 @@ class SourceDriver(NodeDriver):
         for sample in samples:
             x = preprocess(sample.pixels, self._artifact.manifest.input)
             read.append(InputOffered(sample.id, x, x.nbytes, sample.truth))
+            if self.pictures is not None:
+                self.pictures.offer(sample.id, sample.pixels)
             if len(read) >= _PREFETCH_AT_ONCE:
                 break
         return read
@@ -233,6 +237,14 @@ class SourceDriver(NodeDriver):
         self.timeline.add(record)
         if self.results is not None:
             self.results.write(record, self._artifact.manifest.labels)
+        if self.pictures is not None:
+            self._show(self.pictures, record)
+
+    def _show(self, pictures: Pictures, record: Record) -> None:
+        found = pictures.frame(self._loop.time(), record, run=self.source.config.run, node=self.name)
+        if found is not None:
+            frame, picture = found
+            self.publish(kinds.FRAMES, self.topics.frames(self.name), encode(frame, picture))
 
     def notice(self, notice: Notice) -> None:
         super().notice(notice)
@@ -276,6 +288,8 @@ async def serve(settings: SourceSettings) -> int:
     state = _state(settings, engine.description, profile.name if profile else "")
     executor = Executor(engine, profile)
     driver = SourceDriver(state, Topics(settings.deployment), executor, artifact, codec=settings.codec, samples=samples)
+    if settings.frames is not None:
+        driver.pictures = Pictures(settings.frames)
     with contextlib.ExitStack() as files:
         if settings.results is not None:
             driver.results = files.enter_context(ResultsWriter(settings.results, settings.overwrite))

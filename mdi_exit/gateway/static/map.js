@@ -1,0 +1,158 @@
+// The map: the source in the middle, its agents around it, features as lines whose width says how many.
+
+import { bytes, fullness, levelOf, perSecond, say, svg, time } from "./dom.js";
+
+const DISC = 29;
+const RING = 34;
+const ROUND = 2 * Math.PI * RING;
+const LABELS = 78;
+const BEND = 30;
+const SHOWN = 40;
+
+export class NodeMap {
+  constructor(parent) {
+    this.parent = parent;
+    this.pipes = svg("g");
+    this.discs = svg("g");
+    this.labels = svg("g");
+    this.empty = svg("text", { class: "empty" });
+    this.root = svg("svg", { role: "img", "aria-label": "No nodes yet" }, this.pipes, this.discs, this.labels, this.empty);
+    parent.append(this.root);
+    this.nodes = new Map();
+    this.links = new Map();
+    new ResizeObserver(() => this.state && this.draw(this.state)).observe(parent);
+  }
+
+  draw(state) {
+    this.state = state;
+    const { clientWidth: width, clientHeight: height } = this.parent;
+    this.root.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    const nodes = state.nodes.slice(0, SHOWN);
+    const places = placed(nodes, width, height);
+    this.keep(this.nodes, nodes.map((node) => node.name), () => this.makeNode());
+    nodes.forEach((node) => drawNode(this.nodes.get(node.name), node, places.get(node.name), nodes.length > 12));
+    const links = state.links.filter((link) => link.tasks > 0 && places.has(link.sender) && places.has(link.to));
+    const key = (link) => `${link.sender} ${link.to}`;
+    this.keep(this.links, links.map(key), () => this.makeLink());
+    links.forEach((link) => drawLink(this.links.get(key(link)), link, places));
+    this.describe(state, links, width, height);
+  }
+
+  describe(state, links, width, height) {
+    const hidden = state.nodes.length - SHOWN;
+    const text = !state.nodes.length ? "Nodes appear here as they join" : hidden > 0 ? `and ${hidden} more nodes, in the table` : "";
+    say(this.empty, text);
+    this.empty.setAttribute("x", width / 2);
+    this.empty.setAttribute("y", state.nodes.length ? height - 8 : height / 2);
+    const busy = links.filter((link) => link.tasks_per_s >= 0.05);
+    const flows = busy.map((link) => `${link.sender} to ${link.to} ${perSecond(link.tasks_per_s)} a second`).join("; ");
+    this.root.setAttribute("aria-label", `${state.nodes.length} nodes. Tasks: ${flows || "none on their way"}.`);
+  }
+
+  /** One drawing for each key: new ones made, those of keys that are gone removed. */
+  keep(drawings, keys, make) {
+    const wanted = new Set(keys);
+    for (const [key, parts] of drawings) {
+      if (!wanted.has(key)) {
+        parts.all.forEach((part) => part.remove());
+        drawings.delete(key);
+      }
+    }
+    for (const key of wanted) if (!drawings.has(key)) drawings.set(key, make());
+  }
+
+  makeNode() {
+    const parts = {
+      track: svg("circle", { class: "track", r: RING }),
+      load: svg("circle", { class: "load", r: RING, transform: "rotate(-90)" }),
+      rate: svg("text", { class: "rate", y: 1 }),
+      unit: svg("text", { class: "sub", y: 15 }),
+      name: svg("text", { class: "name" }),
+      sub: svg("text", { class: "sub" }),
+      title: svg("title"),
+    };
+    const disc = svg("circle", { class: "disc", r: DISC });
+    parts.group = svg("g", {}, parts.title, parts.track, parts.load, disc, parts.rate, parts.unit, parts.name, parts.sub);
+    parts.all = [parts.group];
+    this.discs.append(parts.group);
+    return parts;
+  }
+
+  makeLink() {
+    const parts = { title: svg("title"), flow: svg("path", { class: "flow" }), label: svg("text", { class: "label" }) };
+    parts.pipe = svg("path", { class: "pipe" }, parts.title);
+    parts.all = [parts.pipe, parts.flow, parts.label];
+    this.pipes.append(parts.pipe, parts.flow);
+    this.labels.append(parts.label);
+    return parts;
+  }
+}
+
+/** Where each node stands: the first source in the middle, all others on an ellipse around it. */
+function placed(nodes, width, height) {
+  const source = nodes.find((node) => node.role === "source");
+  const others = nodes.filter((node) => node !== source);
+  const tall = width < 1.4 * height;
+  const middle = { x: width / 2, y: height / 2 };
+  // Three would leave a quarter of the space empty: they spread, and all of it moves aside.
+  const three = others.length === 3;
+  const rx = Math.max(Math.min((width - 120) / (three && !tall ? 1.5 : 2), 340), 50);
+  const ry = Math.max((height - 2 * LABELS) / (three && tall ? 1.5 : 2), 50);
+  if (three && tall) middle.y = LABELS + ry;
+  else if (three) middle.x += rx / 4;
+  const places = new Map();
+  if (source) places.set(source.name, middle);
+  const even = others.length % 2 === 0 && others.length > 2;
+  const first = (tall ? -Math.PI / 2 : Math.PI) + (even ? Math.PI / others.length : 0);
+  others.forEach((node, number) => {
+    const angle = first + (2 * Math.PI * number) / others.length;
+    const y = middle.y + ry * Math.sin(angle);
+    places.set(node.name, { x: middle.x + rx * Math.cos(angle), y, above: y < middle.y - 10 });
+  });
+  return places;
+}
+
+function drawNode(parts, node, place, crowded) {
+  const gone = node.state === "gone";
+  parts.name.setAttribute("y", place.above ? -RING - 26 : RING + 20);
+  parts.sub.setAttribute("y", place.above ? -RING - 10 : RING + 36);
+  const share = gone ? 0 : fullness(node);
+  parts.group.setAttribute("transform", `translate(${place.x.toFixed(1)} ${place.y.toFixed(1)})${crowded ? " scale(.7)" : ""}`);
+  parts.group.setAttribute("class", `${node.role}${gone ? " gone" : ""}`);
+  parts.load.setAttribute("class", `load ${levelOf(share)}`);
+  parts.load.setAttribute("stroke-dasharray", `${(share * ROUND).toFixed(1)} ${ROUND.toFixed(1)}`);
+  parts.load.setAttribute("visibility", share ? "visible" : "hidden");
+  say(parts.rate, gone ? "gone" : perSecond(node.executed_per_s));
+  say(parts.unit, gone ? "" : "tasks/s");
+  say(parts.name, node.name);
+  const ready = gone || node.state === "ready" || (node.role === "source" && !node.span);
+  say(parts.sub, ready ? (node.span ? `layers ${node.span.replace("-", "–")}` : "no layers") : node.state);
+  const more = [`${node.inputs + node.outputs} waiting`, `backlog ${time(node.backlog_s)}`, node.engine, node.emulated && `emulated: ${node.emulated}`];
+  say(parts.title, `${node.name}: ${node.state}, ${more.filter(Boolean).join(", ")}`);
+}
+
+function drawLink(parts, link, places) {
+  const a = places.get(link.sender);
+  const b = places.get(link.to);
+  const far = Math.hypot(b.x - a.x, b.y - a.y) || 1;
+  const [ux, uy] = [(b.x - a.x) / far, (b.y - a.y) / far];
+  const edge = RING + 4;
+  const [x1, y1, x2, y2] = [a.x + ux * edge, a.y + uy * edge, b.x - ux * edge, b.y - uy * edge];
+  // To the right of its direction, so that the two directions lie side by side.
+  const bend = Math.min(BEND, far * 0.14);
+  const [cx, cy] = [(x1 + x2) / 2 - uy * bend, (y1 + y2) / 2 + ux * bend];
+  const path = `M${x1.toFixed(1)} ${y1.toFixed(1)}Q${cx.toFixed(1)} ${cy.toFixed(1)} ${x2.toFixed(1)} ${y2.toFixed(1)}`;
+  const idle = link.tasks_per_s < 0.05;
+  const width = idle ? 1.5 : Math.min(2.5 + 2.2 * Math.sqrt(link.tasks_per_s), 18);
+  parts.pipe.setAttribute("d", path);
+  parts.pipe.setAttribute("class", `pipe${idle ? " idle" : ""}`);
+  parts.pipe.setAttribute("stroke-width", width.toFixed(1));
+  parts.flow.setAttribute("d", path);
+  parts.flow.setAttribute("class", `flow${idle ? " idle" : ""}`);
+  parts.flow.setAttribute("stroke-width", Math.min(width * 0.6, 5).toFixed(1));
+  parts.label.setAttribute("x", ((x1 + x2) / 4 + cx / 2 - uy * 9).toFixed(1));
+  parts.label.setAttribute("y", ((y1 + y2) / 4 + cy / 2 + ux * 9 + 4).toFixed(1));
+  say(parts.label, idle ? "" : `${perSecond(link.tasks_per_s)}/s`);
+  const facts = [`${perSecond(link.tasks_per_s)} tasks/s`, `${bytes(link.bytes_per_s)}/s`, `delay ${time(link.delay_s)}`, `${link.credits} credits`];
+  say(parts.title, `${link.sender} to ${link.to}: ${facts.join(", ")}`);
+}
