@@ -2,7 +2,7 @@
 
 import { byId, el, percent, say, time } from "./dom.js";
 
-const SLOTS = 24;
+const MOST = 24;
 const CAMERA_MS = 700;
 const LARGEST_BYTES = 8 * 1024 * 1024;
 const SIDE = 640;
@@ -11,6 +11,7 @@ export class Frames {
   constructor() {
     this.list = byId("frames");
     this.own = new Set();
+    this.recent = [];
     this.stream = null;
     byId("file").addEventListener("change", (event) => {
       this.postAll([...event.target.files]);
@@ -18,20 +19,34 @@ export class Frames {
     });
     this.acceptDrops(byId("drop"));
     this.offerCamera(byId("camera"));
-    this.fill();
+    let width = 0;
+    new ResizeObserver(() => {
+      if (width === this.list.clientWidth) return;
+      width = this.list.clientWidth;
+      this.layOut();
+    }).observe(this.list);
+    this.layOut();
   }
 
-  /** Newest first. After a restart of the gateway the numbers begin anew. */
+  /** Each new frame takes the place of the oldest, so that nothing else moves. After a gap all begins anew. */
   add(frames, { anew = false } = {}) {
-    if (anew) this.list.replaceChildren();
-    this.list.prepend(...frames.toReversed().map((frame) => this.card(frame)));
-    this.fill();
+    this.recent = [...(anew ? [] : this.recent), ...frames].slice(-MOST);
+    if (anew) this.layOut();
+    else frames.slice(-this.places).forEach((frame) => this.put(this.card(frame), "new"));
   }
 
-  /** Exactly so many cards, empty ones where frames are missing. */
-  fill() {
-    while (this.list.children.length < SLOTS) this.list.append(el("li", { class: "frame none", "aria-hidden": "true" }));
-    while (this.list.children.length > SLOTS) this.list.lastElementChild.remove();
+  put(card, ...classes) {
+    card.classList.add(...classes);
+    this.list.children[this.next].replaceWith(card);
+    this.next = (this.next + 1) % this.places;
+  }
+
+  /** As many places as two rows have. */
+  layOut() {
+    this.places = 2 * getComputedStyle(this.list).gridTemplateColumns.split(" ").length;
+    this.next = 0;
+    this.list.replaceChildren(...Array.from({ length: this.places }, () => el("li", { class: "frame none", "aria-hidden": "true" })));
+    this.recent.slice(-this.places).forEach((frame) => this.put(this.card(frame)));
   }
 
   card(frame) {
@@ -105,8 +120,10 @@ export class Frames {
   // --- the camera
 
   offerCamera(button) {
-    if (!navigator.mediaDevices?.getUserMedia) return; // only pages of this machine or over TLS may ask for it
-    button.hidden = false;
+    if (!navigator.mediaDevices?.getUserMedia) { // only pages of this machine or over TLS may ask for it
+      button.style.visibility = "hidden";
+      return;
+    }
     button.addEventListener("click", () => (this.stream ? this.stopCamera() : this.startCamera()));
   }
 
