@@ -48,7 +48,7 @@ from mdi_exit.events import (
 )
 from mdi_exit.items import Pending, RetryTimer
 from mdi_exit.policy.steps import QueueBands, RateSteps, ThresholdSteps, next_interval_s, next_threshold, smoothed
-from mdi_exit.requests import Request, RequestDesk, RequestLimits
+from mdi_exit.requests import OWN, RequestDesk, RequestLimits
 from mdi_exit.segments import ModelPlan
 from mdi_exit.span import LayerSpan, missing_layers
 from mdi_exit.wire import Control, Happening, ResultRow, SourceReport
@@ -113,6 +113,7 @@ class SourceState:
         self._missing_since = 0.0
         self._told_missing: tuple[int, ...] | None = None
         self.latencies_s: deque[float] = deque(maxlen=200)
+        self._recorded_at: deque[float] = deque(maxlen=32)
         self.pending: dict[int, Pending] = {}
         self.retry_timer = RetryTimer(config.min_retry_s)
         self.stopped = False
@@ -304,7 +305,7 @@ class SourceState:
 
     @property
     def _may_arrive(self) -> bool:
-        return self.config.own_input and self._draws < _MAX_DRAWS and self._due <= self.config.max_queue
+        return self.config.own_input and self._draws < _MAX_DRAWS
 
     def _draw(self, now: float) -> None:
         """Ask for the samples that are due and prepare the requests that there is room for, in turn."""
@@ -312,14 +313,33 @@ class SourceState:
             return
         if self._paced:
             self._arrive(now)
-        while (own := self._own_may_come()) | (clients := self._clients_may_come()):
-            request = self.desk.turn(own=own, clients=clients)
-            if request is None:
+        while True:
+            expected_s = self._expected_s(now)
+            crowded = self._crowded(expected_s)
+            own, clients = self._own_may_come(crowded), not crowded and self._clients_may_come()
+            party = self.desk.next_party(own=own, clients=clients)
+            if party is None:
+                return
+            if party == OWN:
+                self.desk.count_turn(OWN)
                 self._want()
-            elif self._hopeless(now, request):
-                self.desk.reply(now, request, error="deadline", reason="it would pass before an answer can be had")
+                continue
+            request = self.desk.take(party)
+            if now + expected_s >= request.deadline_at:
+                self.desk.hopeless(now, request)
             else:
                 self._out.append(self.desk.prepare(request))
+
+    def _crowded(self, expected_s: float) -> bool:
+        """Whether the items under way leave less than half of its time to a request that waits.
+
+        Then all wait for them to become fewer, as long as enough is left to keep every node busy: what waits here is shared
+        fairly and may be turned away, what is under way is not.
+        """
+        if expected_s <= self.desk.hurry_s / 2:
+            return False
+        nodes = 1 + sum(bool(peer.alive and peer.status.entries) for peer in self.worker.members)
+        return len(self.pending) + len(self.desk.preparing) >= nodes * self.worker.config.window // 2
 
     def _arrive(self, now: float) -> None:
         """Count the arrivals of the own input that are due by the clock."""
@@ -329,20 +349,23 @@ class SourceState:
                 self._arrival_at = now + self.interval_s
                 return
             self._due += 1
-            if not self.desk.waiting:
+            if self._due > self.config.max_queue:
+                self._overdrawn += 1
+                self._want()
+            elif not self.desk.waiting:
                 self._want()
             poisson = external and self.config.arrivals == "poisson"
             gap_s = self._rng.expovariate(1 / self.interval_s) if poisson else self.interval_s
             self._arrival_at = max(self._arrival_at + gap_s, now - 1.0)
 
-    def _own_may_come(self) -> bool:
-        """Whether the own input may take a turn: there is room, or it must be told that there is none."""
+    def _own_may_come(self, crowded: bool) -> bool:
+        """Whether the own input may take a turn; while nobody else waits, what does not fit is drawn, and refused."""
         if not self.config.own_input or (self._paced and not self._due):
             return False
-        if self._paced and (not self.desk.waiting or self._due > self.config.max_queue):
+        if self._paced and not self.desk.waiting:
             return self._draws < _MAX_DRAWS
         taken = self._draws + self.queue + len(self.desk.preparing)
-        return taken < self.config.bands.high and self._room_for_draw()
+        return not crowded and taken < self.config.bands.high and self._room_for_draw()
 
     def _clients_may_come(self) -> bool:
         """Samples that were asked for do not count: a camera may be slow to give them."""
@@ -360,7 +383,6 @@ class SourceState:
 
     def _want(self) -> None:
         if self._paced:
-            self._overdrawn += self._due > self.config.max_queue
             self._due -= 1
         self._draws += 1
         self._out.append(DrawInput())
@@ -407,11 +429,18 @@ class SourceState:
             request.item = self._next_item
             self._admit(now, Pending(request.sample, None, payload, size_bytes, now, request=request))
 
-    def _hopeless(self, now: float, request: Request) -> bool:
-        """Work on what cannot be ready in time would only take others' time. With nothing under way, one can try."""
-        timer = self.retry_timer
-        expected_s = 0.0 if timer.mean_s is None or not self.pending else timer.mean_s + timer.deviation_s
-        return now + expected_s >= request.deadline_at
+    def _expected_s(self, now: float) -> float:
+        """What an item that is admitted now is expected to take; work on what would be late only takes others' time.
+
+        The lesser of what answers have taken of late, which is late to notice that the load has gone, and of what those
+        under way will take at the present rate (Little's law), which a quiet hour makes too long. With nothing under way: 0,
+        since one can try.
+        """
+        if not self.pending or self.retry_timer.mean_s is None:
+            return 0.0
+        recent, ahead = self._recorded_at, len(self.pending) + len(self.desk.preparing)
+        queued_s = ahead * (now - recent[0]) / len(recent) if recent else math.inf
+        return min(queued_s, self.retry_timer.mean_s) * (1 + self.desk.caution)
 
     def _expire(self, now: float) -> None:
         """Requests whose deadline has passed are answered, wherever they are."""
@@ -467,6 +496,7 @@ class SourceState:
             self.errors += 1
         else:
             self.completed += 1
+            self._recorded_at.append(now)
             self.exits[row.exit] += 1
             self.latencies_s.append(now - entry.admitted_at)
             if entry.truth is not None:
