@@ -24,8 +24,6 @@ __all__ = ["OWN", "Request", "RequestDesk", "RequestLimits"]
 OWN: Final = ""  # the source's own input among the clients, whose names are not empty
 _HEAP_SLACK: Final = 64
 _AGAIN_S: Final = 0.2
-_MISSED_SHARE: Final = 0.02
-_CAUTION_STEP: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,6 @@ class RequestDesk:
         self.limits = limits
         self.received = 0
         self.turned_away = 0
-        self.caution = 0.0
         self.waiting = 0
         self.waiting_bytes = 0
         self.preparing: dict[int, Request] = {}
@@ -268,8 +265,6 @@ class RequestDesk:
 
     def result(self, now: float, request: Request, row: ResultRow) -> None:
         """Answer with what became of its item."""
-        if request.deadline_at < math.inf:
-            self._learn(missed=request.too_late(now))
         if row.label is None:
             error = "deadline" if request.too_late(now) else "failed"
             self.reply(now, request, error=error, reason=row.error or "no label")
@@ -278,18 +273,6 @@ class RequestDesk:
             request.client, request.id, row.label, confidence=row.score, exit=row.exit, path=row.path,
             latency_s=max(now - request.received_at, 0.0),
         ))  # fmt: skip
-
-    def hopeless(self, now: float, request: Request) -> None:
-        """There is not enough time left for it. Many of these and no miss: one can dare more."""
-        self.caution = max(self.caution - _CAUTION_STEP * _MISSED_SHARE / 10, 0.0)
-        self.reply(now, request, error="deadline", reason="it would pass before an answer can be had")
-
-    def _learn(self, *, missed: bool) -> None:
-        """Of the items with a deadline one in fifty may miss it: fewer, and more are turned away that could have been ready;
-        more, and time is lost on them. ``caution`` is the share by which the expected seconds are exceeded for that.
-        """
-        step = _CAUTION_STEP * ((1 - _MISSED_SHARE) if missed else -_MISSED_SHARE)
-        self.caution = min(max(self.caution + step, 0.0), 1.0)
 
     def _answer(self, request: Request, reply: Reply) -> None:
         if request.answered:

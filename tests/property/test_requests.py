@@ -306,7 +306,7 @@ def test_each_request_is_answered_once_under_any_events(seed: int, length: int) 
     assert desk.asked <= desk.replies.keys()
     assert len(desk.replies) == desk.state.desk.received
     assert set(desk.recorded.values()) <= {1}
-    assert desk.state.done or desk.state._draws
+    assert desk.state.done or desk.state._turns.draws
 
 
 @given(seed=st.integers(0, 2**32))
