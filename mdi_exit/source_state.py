@@ -10,11 +10,11 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, deque
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
-from typing import Final, Literal
+from typing import Final
 
+from mdi_exit.admission import Admission, Room
 from mdi_exit.errors import IllegalEventError
 from mdi_exit.events import (
     Command,
@@ -46,10 +46,11 @@ from mdi_exit.events import (
     Tick,
     TransportUp,
 )
-from mdi_exit.items import Pending, RetryTimer
-from mdi_exit.policy.steps import QueueBands, RateSteps, ThresholdSteps, next_interval_s, next_threshold, smoothed
-from mdi_exit.requests import Request, RequestDesk, RequestLimits
+from mdi_exit.items import Forecast, Pending, RetryTimer, final_error, named_layers, quantiles
+from mdi_exit.policy.steps import next_interval_s, next_threshold, smoothed
+from mdi_exit.requests import OWN, RequestDesk
 from mdi_exit.segments import ModelPlan
+from mdi_exit.source_config import SourceConfig
 from mdi_exit.span import LayerSpan, missing_layers
 from mdi_exit.wire import Control, Happening, ResultRow, SourceReport
 from mdi_exit.worker_config import WorkerConfig
@@ -57,42 +58,11 @@ from mdi_exit.worker_state import WorkerState
 
 __all__ = ["SourceConfig", "SourceState"]
 
-_MAX_DRAWS: Final = 16
 _RETRY_TOKENS: Final = 20.0
 _IDLE_RETRIES_PER_S: Final = 2.0
 _HAPPENED_KEPT: Final = 16
 _TOLD_FOR_S: Final = 10.0
 _LEAVING: Final = "the source is leaving"
-
-
-@dataclass(frozen=True, slots=True)
-class SourceConfig:
-    """What the source is told at start; every constant is ours.
-
-    ``rate_per_s``: arrivals (None: as fast as admission allows); ``max_queue``: Q at which an arrival is refused;
-    ``max_pending``: items admitted and not yet answered; ``period_s``: of the step rules; ``retry_share``: retries per
-    admission at most. ``floor``: lowest threshold; below it items are refused instead, since a promised accuracy
-    outranks throughput. ``own_input`` False: the only items are requests of other programs.
-    """
-
-    run: int
-    own_input: bool = True
-    rate_per_s: float | None = None
-    arrivals: Literal["fixed", "poisson"] = "fixed"
-    adapt: Literal["none", "rate", "threshold"] = "none"
-    threshold: float = 0.9
-    floor: float = 0.5
-    max_queue: int = 40
-    max_pending: int = 512
-    period_s: float = 0.5
-    max_attempts: int = 6
-    min_retry_s: float = 1.0
-    retry_share: float = 0.1
-    bands: QueueBands = QueueBands()
-    rate_steps: RateSteps = RateSteps()
-    threshold_steps: ThresholdSteps = ThresholdSteps()
-    start_interval_s: float = 0.1
-    requests: RequestLimits = RequestLimits()
 
 
 class SourceState:
@@ -113,6 +83,7 @@ class SourceState:
         self._missing_since = 0.0
         self._told_missing: tuple[int, ...] | None = None
         self.latencies_s: deque[float] = deque(maxlen=200)
+        self.forecast = Forecast()
         self.pending: dict[int, Pending] = {}
         self.retry_timer = RetryTimer(config.min_retry_s)
         self.stopped = False
@@ -123,7 +94,7 @@ class SourceState:
         self._started = False
         self.desk = RequestDesk(config.requests)
         self._own_offered = self._own_refused = 0
-        self._draws = self._due = self._overdrawn = 0
+        self._turns = Admission(config, self.desk)
         self._next_item = 1
         self._arrival_at = 0.0
         self._period_at = 0.0
@@ -144,7 +115,7 @@ class SourceState:
                 self._offered(now, event)
             case InputEnded():
                 self._end(now)
-                self._draws = 0
+                self._turns.draws = 0
             case RequestReceived():
                 self.desk.receive(now, event, _LEAVING if self._ended else "")
             case RequestPrepared(ticket, payload, size_bytes):
@@ -226,7 +197,7 @@ class SourceState:
     @property
     def done(self) -> bool:
         """No input will come and every admitted item has its result."""
-        return self._ended and not self.pending and not self._draws
+        return self._ended and not self.pending and not self._turns.draws
 
     @property
     def started(self) -> bool:
@@ -238,17 +209,13 @@ class SourceState:
         due = [self.worker.next_wakeup(), self._period_at, self.desk.next_wakeup(connected=self.worker.connected)]
         if self._timers:
             due.append(self._timers[0][0])
-        if self._paced and self._started and not self._ended and self._may_arrive:
+        if self._paced and self._started and not self._ended and self._turns.may_arrive:
             due.append(self._arrival_at)
         return min(due)
 
     def validate(self) -> None:
         """Check every invariant; raises ``IllegalEventError``."""
         self.worker.validate()
-        if self.offered != self.admitted + self.refused + self.desk.unadmitted:
-            raise IllegalEventError(
-                f"{self.offered} offered, {self.admitted} admitted, {self.refused} refused", tuple(self.worker.story)
-            )
         if self.admitted != self.completed + self.errors + len(self.pending):
             raise IllegalEventError(
                 f"{self.admitted} admitted, {self.completed} completed, {self.errors} errors, {len(self.pending)} pending",
@@ -256,8 +223,10 @@ class SourceState:
             )
         if len(self.pending) > self.config.max_pending:
             raise IllegalEventError(f"{len(self.pending)} pending", tuple(self.worker.story))
-        requests = sum(entry.request is not None for entry in self.pending.values())
-        if problems := self.desk.problems(requests):
+        problems = self.desk.problems(sum(entry.request is not None for entry in self.pending.values()))
+        if self.offered != self.admitted + self.refused + self.desk.unadmitted:
+            problems.append(f"{self.offered} offered, {self.admitted} admitted, {self.refused} refused")
+        if problems:
             raise IllegalEventError("; ".join(problems), tuple(self.worker.story))
 
     def report(self, now: float, plan: ModelPlan) -> SourceReport:
@@ -284,7 +253,7 @@ class SourceState:
             adapt=self.config.adapt,
             rate_per_s=1.0 / self.interval_s if self._paced else None,
             paused=self.stopped,
-            latency_s=_quantiles(self.latencies_s),
+            latency_s=quantiles(self.latencies_s),
             happened=tuple(
                 Happening(told.number, now - at, told.kind, told.text, told.order)
                 for at, told in self.happened
@@ -302,75 +271,51 @@ class SourceState:
     def _full(self) -> bool:
         return self.queue >= self.config.max_queue or len(self.pending) >= self.config.max_pending
 
-    @property
-    def _may_arrive(self) -> bool:
-        return self.config.own_input and self._draws < _MAX_DRAWS and self._due <= self.config.max_queue
-
     def _draw(self, now: float) -> None:
         """Ask for the samples that are due and prepare the requests that there is room for, in turn."""
         if not self._started or self._ended or self.stopped:
             return
         if self._paced:
             self._arrive(now)
-        while (own := self._own_may_come()) | (clients := self._clients_may_come()):
-            request = self.desk.turn(own=own, clients=clients)
-            if request is None:
+        while (party := self._turns.next_party(room := self._room(now))) is not None:
+            if party == OWN:
+                self.desk.count_turn(OWN)
                 self._want()
-            elif self._hopeless(now, request):
+                continue
+            request = self.desk.take(party)
+            if now + room.expected_s >= request.deadline_at:
+                self.forecast.dare()
                 self.desk.reply(now, request, error="deadline", reason="it would pass before an answer can be had")
             else:
                 self._out.append(self.desk.prepare(request))
 
+    def _room(self, now: float) -> Room:
+        pending = len(self.pending)
+        nodes = 1 + sum(bool(peer.alive and peer.status.entries) for peer in self.worker.members)
+        ahead = pending + len(self.desk.preparing)
+        expected_s = self.forecast.expected_s(now, ahead, self.retry_timer.mean_s) if pending else 0.0  # one can try
+        return Room(self.queue, pending, nodes * self.worker.config.window // 2, expected_s, self._paced)
+
     def _arrive(self, now: float) -> None:
         """Count the arrivals of the own input that are due by the clock."""
         external = self.config.adapt != "rate"
-        while now >= self._arrival_at and self._may_arrive:
-            if not external and (self._due or self._full or not self._room_for_draw()):
+        while now >= self._arrival_at and self._turns.may_arrive:
+            if not external and (self._turns.due or self._full or not self._turns.room_for_draw(len(self.pending))):
                 self._arrival_at = now + self.interval_s
                 return
-            self._due += 1
-            if not self.desk.waiting:
+            if self._turns.arrived():
                 self._want()
             poisson = external and self.config.arrivals == "poisson"
             gap_s = self._rng.expovariate(1 / self.interval_s) if poisson else self.interval_s
             self._arrival_at = max(self._arrival_at + gap_s, now - 1.0)
 
-    def _own_may_come(self) -> bool:
-        """Whether the own input may take a turn: there is room, or it must be told that there is none."""
-        if not self.config.own_input or (self._paced and not self._due):
-            return False
-        if self._paced and (not self.desk.waiting or self._due > self.config.max_queue):
-            return self._draws < _MAX_DRAWS
-        taken = self._draws + self.queue + len(self.desk.preparing)
-        return taken < self.config.bands.high and self._room_for_draw()
-
-    def _clients_may_come(self) -> bool:
-        """Samples that were asked for do not count: a camera may be slow to give them."""
-        preparing = len(self.desk.preparing)
-        return (
-            self.desk.waiting > 0
-            and self.queue + preparing < self.config.bands.high
-            and preparing < self.config.requests.preparing
-            and len(self.pending) + self._draws + preparing < self.config.max_pending
-        )
-
-    def _room_for_draw(self) -> bool:
-        under_way = len(self.pending) + self._draws + len(self.desk.preparing)
-        return self._draws < _MAX_DRAWS and under_way < self.config.max_pending
-
     def _want(self) -> None:
-        if self._paced:
-            self._overdrawn += self._due > self.config.max_queue
-            self._due -= 1
-        self._draws += 1
+        self._turns.want(paced=self._paced)
         self._out.append(DrawInput())
 
     def _offered(self, now: float, event: InputOffered) -> None:
-        self._draws = max(self._draws - 1, 0)
         self._own_offered += 1
-        overdrawn = self._overdrawn > 0
-        self._overdrawn -= overdrawn
-        if overdrawn or self._full or self._ended:
+        if not self._turns.offered() or self._full or self._ended:
             self._own_refused += 1
             return
         self._admit(now, Pending(event.sample, event.truth, event.payload, event.size_bytes, now))
@@ -406,12 +351,6 @@ class SourceState:
         else:
             request.item = self._next_item
             self._admit(now, Pending(request.sample, None, payload, size_bytes, now, request=request))
-
-    def _hopeless(self, now: float, request: Request) -> bool:
-        """Work on what cannot be ready in time would only take others' time. With nothing under way, one can try."""
-        timer = self.retry_timer
-        expected_s = 0.0 if timer.mean_s is None or not self.pending else timer.mean_s + timer.deviation_s
-        return now + expected_s >= request.deadline_at
 
     def _expire(self, now: float) -> None:
         """Requests whose deadline has passed are answered, wherever they are."""
@@ -452,7 +391,7 @@ class SourceState:
         if row.attempt != entry.attempt:
             return
         if entry.attempt + 1 >= self.config.max_attempts:
-            self._record(now, row.item, _final_error(row, f"{row.error or 'refused'} (attempt {row.attempt + 1})"))
+            self._record(now, row.item, final_error(row, f"{row.error or 'refused'} (attempt {row.attempt + 1})"))
         else:
             self._waiting.append((row.item, row.attempt))
 
@@ -461,12 +400,15 @@ class SourceState:
         request = entry.request
         if request is not None:
             if row.label is not None and request.too_late(now):
-                row = _final_error(row, request.deadline_passed)
+                row = final_error(row, request.deadline_passed)
+            if request.deadline_at < math.inf:
+                self.forecast.learn(missed=request.too_late(now))
             self.desk.result(now, request, row)
         if row.label is None:
             self.errors += 1
         else:
             self.completed += 1
+            self.forecast.recorded(now)
             self.exits[row.exit] += 1
             self.latencies_s.append(now - entry.admitted_at)
             if entry.truth is not None:
@@ -548,7 +490,7 @@ class SourceState:
         if not missing:
             self._out.append(Notice("covered", "all layers are held"))
         elif now - self._missing_since >= self.config.period_s:
-            self._out.append(Notice("gap", f"no node holds {_layers(missing)}; {len(self.pending)} items wait"))
+            self._out.append(Notice("gap", f"no node holds {named_layers(missing)}; {len(self.pending)} items wait"))
         else:
             return
         self._told_missing = missing
@@ -563,7 +505,7 @@ class SourceState:
         self._queue = smoothed(self._queue, self.queue + waiting)
         if not self._started or self.missing:
             return
-        if config.adapt == "rate" and not self._due:
+        if config.adapt == "rate" and not self._turns.due:
             self.interval_s = next_interval_s(self.interval_s, self._queue, config.bands, config.rate_steps)
         elif config.adapt == "threshold":
             steps = config.threshold_steps
@@ -602,29 +544,3 @@ class SourceState:
         if self.worker.connected:
             self._out.append(SendControl(control))
         self._work(now, ControlReceived(control))
-
-
-def _quantiles(values: Iterable[float]) -> tuple[float, float, float] | None:
-    """p50, p90 and p99: the smallest value that so many do not exceed."""
-    ordered = sorted(values)
-    if not ordered:
-        return None
-    p50, p90, p99 = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.9, 0.99))
-    return p50, p90, p99
-
-
-def _final_error(row: ResultRow, error: str) -> ResultRow:
-    """``row`` as a final error."""
-    return ResultRow(row.item, row.attempt, row.path, error=error[:400])
-
-
-def _layers(layers: tuple[int, ...]) -> str:
-    """``layer 6`` or ``layers 4-6, 8``."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return f"layer{'s' if len(layers) > 1 else ''} {text}"

@@ -13,18 +13,18 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mdi_exit.data import DATASETS, Dataset, load, shipped
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.model.manifest import InputSpec, Manifest
-from source.images import pixels_of
 
 __all__ = ["Input", "Sample", "open_input", "preprocess"]
 
 Pixels = NDArray[np.uint8]
 
 IMAGE_SUFFIXES: Final = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_LARGEST_PIXELS: Final = 64_000_000
 _NAMED_FAILURES: Final = 3
 
 log = logging.getLogger(__name__)
@@ -225,5 +225,14 @@ def _truth_of(name: Path, known: dict[str, int]) -> int | None:
 
 
 def _read_image(path: Path) -> Pixels:
+    """H×W of a grey file, H×W×3 of any other: turned upright, the first frame, transparent parts on white."""
     with Image.open(path) as image:
-        return pixels_of(image)
+        if image.width * image.height > _LARGEST_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels, more than {_LARGEST_PIXELS:,}")
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16 bits a pixel
+            return (np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8)
+        if upright.has_transparency_data:
+            layer = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        return np.asarray(upright.convert("L" if upright.mode in {"1", "L"} else "RGB"), np.uint8)
