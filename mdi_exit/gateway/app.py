@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import msgspec
 from aiohttp import web
 
-from mdi_exit import wire
+from mdi_exit import values, wire
 from mdi_exit.client import Answer as Reply
 from mdi_exit.client import Client
 from mdi_exit.errors import BadRequest, DeadlineExceeded, Refused, RequestError, StartError
@@ -252,8 +252,11 @@ class _LateClient:
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: GatewaySettings) -> AsyncIterator[str]:
-    """A gateway for as long as the context lasts; gives its address, ``http://HOST:PORT/``. Raises ``StartError``."""
+async def serving(settings: GatewaySettings, flag: str = "--http") -> AsyncIterator[str]:
+    """A gateway for as long as the context lasts; gives its address, ``http://HOST:PORT/``.
+
+    Raises ``StartError``, which names ``flag``.
+    """
     observer = Observer(
         settings.broker,
         settings.deployment,
@@ -272,7 +275,7 @@ async def serving(settings: GatewaySettings) -> AsyncIterator[str]:
         ]
         try:
             await runner.setup()
-            yield await _listening(runner, settings)
+            yield await _listening(runner, settings.http, flag)
         finally:
             gateway.feed.close()
             await runner.cleanup()
@@ -281,12 +284,11 @@ async def serving(settings: GatewaySettings) -> AsyncIterator[str]:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _listening(runner: web.AppRunner, settings: GatewaySettings) -> str:
-    where = settings.http
+async def _listening(runner: web.AppRunner, where: values.HostPort, flag: str) -> str:
     try:
         await web.TCPSite(runner, where.host, where.port).start()
     except OSError as error:
-        raise StartError(f"--http {where}: {error.strerror or error}") from None
+        raise StartError(f"{flag} {where}: {error.strerror or error}") from None
     port = runner.addresses[0][1]
     host = f"[{where.host}]" if ":" in where.host else where.host
     return f"http://{host}:{port}/"

@@ -26,7 +26,7 @@ function tell(level, word, text) {
 function describe(state) {
   if (state.problem) {
     const word = state.problem.what === "broker" ? "No broker" : "No source";
-    const advice = state.problem.what === "broker" ? "" : ` Start one: edge-source --deployment ${state.deployment} …`;
+    const advice = state.problem.what === "broker" ? " Trying again." : ` Start one: edge-source --deployment ${state.deployment} …`;
     tell("wait", word, `${sentence(state.problem.text)}${state.run ? " The last figures are kept." : advice}`);
     return;
   }

@@ -7,6 +7,7 @@ const LEAST_S = 60;
 const GAP_S = 3;
 const HEIGHT = 170;
 const SERIES_COLOURS = 8;
+const MOST_NODES = 8;
 
 const CHARTS = [
   { id: "rate", title: "Rate", unit: "items a second", show: perSecond, tick: count, least: 4, series: [["offered", "Offered", 8], ["completed", "Completed", 1]] },
@@ -62,6 +63,7 @@ class Chart {
     this.summary = el("p", { class: "hide" });
     const caption = el("figcaption", {}, el("span", {}, spec.title), el("span", { class: "unit" }, spec.unit));
     parent.append(el("figure", { class: "chart", id: `chart-${spec.id}` }, caption, this.legend, this.plotAt, this.summary));
+    this.colours = new Map();
     this.plot = null;
     this.index = null;
   }
@@ -111,11 +113,15 @@ class Chart {
     this.tell();
   }
 
-  /** A series for each node, with a colour that stays its own. */
+  /** A series for each node, of many those with the longest queues; each keeps the colour that it had first. */
   followNodes(store) {
-    const names = [...store.columns.keys()].filter((name) => name.startsWith("queue "));
+    const all = [...store.columns].filter(([name]) => name.startsWith("queue "));
+    const length = ([, values]) => values.reduce((sum, value) => sum + (value ?? 0), 0);
+    const longest = all.length > MOST_NODES ? all.sort((a, b) => length(b) - length(a)).slice(0, MOST_NODES) : all;
+    const names = longest.map(([name]) => name).sort((a, b) => a.localeCompare(b));
     if (names.join() === this.series.map(([name]) => name).join()) return;
-    this.series = names.map((name, number) => [name, name.slice(6), (number % SERIES_COLOURS) + 1]);
+    for (const name of names) if (!this.colours.has(name)) this.colours.set(name, (this.colours.size % SERIES_COLOURS) + 1);
+    this.series = names.map((name) => [name, name.slice(6), this.colours.get(name)]);
     this.rebuild();
   }
 
@@ -149,7 +155,11 @@ export class Charts {
 
   draw() {
     const last = this.store.at.at(-1);
-    if (last === undefined) { this.charts.forEach((chart) => chart.plot ?? chart.rebuild()); return; }
+    if (last === undefined) {
+      const now = Date.now() / 1000;
+      this.charts.forEach((chart) => chart.draw(this.store, now - LEAST_S, now));
+      return;
+    }
     const seconds = Math.min(Math.max(last - this.store.at[0], LEAST_S), KEPT_S);
     this.charts.forEach((chart) => chart.draw(this.store, last - seconds, last));
   }

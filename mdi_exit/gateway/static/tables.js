@@ -92,6 +92,7 @@ export function drawLog(happenings) {
   const make = () => el("li", {}, el("time"), el("span", { class: "kind" }), el("span", { class: "text" }));
   const shown = items.length ? items : [{ at: 0, kind: "", text: "Joins, deaths, gaps and orders are noted here." }];
   rows(byId("log"), shown, key, make, (row, each) => {
+    row.classList.toggle("none", !each.at);
     say(row.children[0], each.at ? clock(each.at) : "");
     say(row.children[1], each.kind);
     say(row.children[2], each.text);
