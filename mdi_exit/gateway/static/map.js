@@ -8,6 +8,9 @@ const ROUND = 2 * Math.PI * RING;
 const LABELS = 78;
 const BEND = 30;
 const SHOWN = 40;
+const SMALL = 0.7;
+const IDLE_PER_S = 0.05;
+const LABELLED_AT = [0.5, 0.36, 0.64, 0.25, 0.75];
 
 export class NodeMap {
   constructor(parent) {
@@ -29,12 +32,20 @@ export class NodeMap {
     this.root.setAttribute("viewBox", `0 0 ${width} ${height}`);
     const nodes = state.nodes.slice(0, SHOWN);
     const places = placed(nodes, width, height);
+    const crowded = nodes.length > 12;
     this.keep(this.nodes, nodes.map((node) => node.name), () => this.makeNode());
-    nodes.forEach((node) => drawNode(this.nodes.get(node.name), node, places.get(node.name), nodes.length > 12));
+    nodes.forEach((node) => drawNode(this.nodes.get(node.name), node, places.get(node.name), crowded));
     const links = state.links.filter((link) => link.tasks > 0 && places.has(link.sender) && places.has(link.to));
     const key = (link) => `${link.sender} ${link.to}`;
     this.keep(this.links, links.map(key), () => this.makeLink());
-    links.forEach((link) => drawLink(this.links.get(key(link)), link, places));
+    const middle = places.get(nodes.find((node) => node.role === "source")?.name);
+    const labelled = links.map((link) => {
+      const parts = this.links.get(key(link));
+      const drawn = curve(places.get(link.sender), places.get(link.to), middle);
+      drawLink(parts, link, drawn);
+      return { parts, link, at: drawn.at };
+    });
+    drawLabels(labelled, places, crowded ? SMALL : 1);
     this.describe(state, links, width, height);
   }
 
@@ -44,7 +55,7 @@ export class NodeMap {
     say(this.empty, text);
     this.empty.setAttribute("x", width / 2);
     this.empty.setAttribute("y", state.nodes.length ? height - 8 : height / 2);
-    const busy = links.filter((link) => link.tasks_per_s >= 0.05);
+    const busy = links.filter((link) => link.tasks_per_s >= IDLE_PER_S);
     const flows = busy.map((link) => `${link.sender} to ${link.to} ${perSecond(link.tasks_per_s)} a second`).join("; ");
     this.root.setAttribute("aria-label", `${state.nodes.length} nodes. Tasks: ${flows || "none on their way"}.`);
   }
@@ -117,7 +128,7 @@ function drawNode(parts, node, place, crowded) {
   parts.name.setAttribute("y", place.above ? -RING - 26 : RING + 20);
   parts.sub.setAttribute("y", place.above ? -RING - 10 : RING + 36);
   const share = gone ? 0 : fullness(node);
-  parts.group.setAttribute("transform", `translate(${place.x.toFixed(1)} ${place.y.toFixed(1)})${crowded ? " scale(.7)" : ""}`);
+  parts.group.setAttribute("transform", `translate(${place.x.toFixed(1)} ${place.y.toFixed(1)})${crowded ? ` scale(${SMALL})` : ""}`);
   parts.group.setAttribute("class", `${node.role}${gone ? " gone" : ""}`);
   parts.load.setAttribute("class", `load ${levelOf(share)}`);
   parts.load.setAttribute("stroke-dasharray", `${(share * ROUND).toFixed(1)} ${ROUND.toFixed(1)}`);
@@ -131,18 +142,30 @@ function drawNode(parts, node, place, crowded) {
   say(parts.title, `${node.name}: ${node.state}, ${more.filter(Boolean).join(", ")}`);
 }
 
-function drawLink(parts, link, places) {
-  const a = places.get(link.sender);
-  const b = places.get(link.to);
+/** From disc to disc, to the right of its direction, so that the two directions lie side by side; around the middle. */
+function curve(a, b, middle) {
   const far = Math.hypot(b.x - a.x, b.y - a.y) || 1;
   const [ux, uy] = [(b.x - a.x) / far, (b.y - a.y) / far];
   const edge = RING + 4;
   const [x1, y1, x2, y2] = [a.x + ux * edge, a.y + uy * edge, b.x - ux * edge, b.y - uy * edge];
-  // To the right of its direction, so that the two directions lie side by side.
-  const bend = Math.min(BEND, far * 0.14);
-  const [cx, cy] = [(x1 + x2) / 2 - uy * bend, (y1 + y2) / 2 + ux * bend];
-  const path = `M${x1.toFixed(1)} ${y1.toFixed(1)}Q${cx.toFixed(1)} ${cy.toFixed(1)} ${x2.toFixed(1)} ${y2.toFixed(1)}`;
-  const idle = link.tasks_per_s < 0.05;
+  let bend = Math.min(BEND, far * 0.14);
+  if (middle && a !== middle && b !== middle) {
+    const along = (middle.x - a.x) * ux + (middle.y - a.y) * uy;
+    const aside = (middle.y - a.y) * ux - (middle.x - a.x) * uy; // of the middle, to the right
+    const needed = aside + RING + 22;
+    if (along > edge && along < far - edge && Math.abs(aside) < RING + 12) bend = Math.max(bend, 2 * needed);
+  }
+  const control = { x: (x1 + x2) / 2 - uy * bend, y: (y1 + y2) / 2 + ux * bend };
+  const at = (t) => ({
+    x: (1 - t) ** 2 * x1 + 2 * t * (1 - t) * control.x + t ** 2 * x2 - uy * 9,
+    y: (1 - t) ** 2 * y1 + 2 * t * (1 - t) * control.y + t ** 2 * y2 + ux * 9,
+  });
+  const [from, over, to] = [[x1, y1], [control.x, control.y], [x2, y2]].map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`);
+  return { path: `M${from}Q${over} ${to}`, at };
+}
+
+function drawLink(parts, link, { path }) {
+  const idle = link.tasks_per_s < IDLE_PER_S;
   const width = idle ? 1.5 : Math.min(2.5 + 2.2 * Math.sqrt(link.tasks_per_s), 18);
   parts.pipe.setAttribute("d", path);
   parts.pipe.setAttribute("class", `pipe${idle ? " idle" : ""}`);
@@ -150,9 +173,27 @@ function drawLink(parts, link, places) {
   parts.flow.setAttribute("d", path);
   parts.flow.setAttribute("class", `flow${idle ? " idle" : ""}`);
   parts.flow.setAttribute("stroke-width", Math.min(width * 0.6, 5).toFixed(1));
-  parts.label.setAttribute("x", ((x1 + x2) / 4 + cx / 2 - uy * 9).toFixed(1));
-  parts.label.setAttribute("y", ((y1 + y2) / 4 + cy / 2 + ux * 9 + 4).toFixed(1));
-  say(parts.label, idle ? "" : `${perSecond(link.tasks_per_s)}/s`);
   const facts = [`${perSecond(link.tasks_per_s)} tasks/s`, `${bytes(link.bytes_per_s)}/s`, `delay ${time(link.delay_s)}`, `${link.credits} credits`];
   say(parts.title, `${link.sender} to ${link.to}: ${facts.join(", ")}`);
+}
+
+const apart = (a, b) => Math.abs(a.x - b.x) * 2 >= a.width + b.width || Math.abs(a.y - b.y) * 2 >= a.height + b.height;
+
+/** Puts each label where it covers nothing, the busiest links' first; one without such a place is left out. */
+function drawLabels(labelled, places, small) {
+  const taken = [...places.values()].flatMap(({ x, y, above }) => [
+    { x, y, width: 2 * RING * small, height: 2 * RING * small },
+    { x, y: y + (above ? -RING - 22 : RING + 24) * small, width: 78 * small, height: 34 * small },
+  ]);
+  labelled.sort((a, b) => b.link.tasks - a.link.tasks);
+  for (const { parts, link, at } of labelled) {
+    const text = link.tasks_per_s < IDLE_PER_S ? "" : `${perSecond(link.tasks_per_s)}/s`;
+    const boxes = LABELLED_AT.map((t) => ({ ...at(t), width: 7.5 * text.length + 4, height: 15 }));
+    const box = text && boxes.find((each) => taken.every((other) => apart(each, other)));
+    say(parts.label, box ? text : "");
+    if (!box) continue;
+    taken.push(box);
+    parts.label.setAttribute("x", box.x.toFixed(1));
+    parts.label.setAttribute("y", (box.y + 4).toFixed(1));
+  }
 }
