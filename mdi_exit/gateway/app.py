@@ -7,7 +7,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -30,6 +30,8 @@ __all__ = ["Gateway", "serving"]
 
 _MAX_STREAMS: Final = 64
 _MAX_UNDER_WAY: Final = 256
+_MAX_BYTES_UNDER_WAY: Final = 8 * MAX_IMAGE_BYTES
+_MAX_THUMBNAILS: Final = 2
 _STREAM_STALLS_S: Final = 20.0
 _GOODBYE_S: Final = 2.0
 _FOR_EVER_S: Final = 1e9
@@ -52,7 +54,7 @@ class Gateway:
         self.feed = Feed(lambda: state_of(view(), time.time()), self.history, self.gallery)
         self._pages = Pages()
         self._openapi = msgspec.json.encode(openapi.description())
-        self._under_way = 0
+        self._under_way = self._bytes_under_way = self._thumbnails = 0
         self._looking: asyncio.Task[None] | None = None
         self.app = self._application()
 
@@ -61,12 +63,12 @@ class Gateway:
         app.on_response_prepare.append(guard.with_headers)
         app.router.add_post("/v1/infer", self._infer)
         app.router.add_get("/v1/state", self._state)
-        app.router.add_get("/v1/events", self._events)
+        app.router.add_get("/v1/events", self._events, allow_head=False)
         app.router.add_get(r"/v1/frames/{number:\d{1,12}}.jpg", self._picture)
         app.router.add_get("/openapi.json", self._describe)
         app.router.add_get("/healthz", self._healthy)
         app.router.add_get("/readyz", self._ready)
-        app.router.add_get("/{path:.*}", self._page)
+        app.router.add_get(r"/{path:(?!v1/).*}", self._page)
         return app
 
     def frame(self, frame: wire.Frame, picture: memoryview) -> None:
@@ -117,24 +119,40 @@ class Gateway:
 
     async def _infer(self, request: web.Request) -> web.StreamResponse:
         deadline_s = deadline_of(request, self._settings.deadline)
-        if self._under_way >= _MAX_UNDER_WAY:
-            text = f"expected at most {_MAX_UNDER_WAY} requests at a time, got more"
-            raise RejectedError(429, "refused", text, retry_after_s=1.0)
-        self._under_way += 1
-        try:
+        with self._room_for(request.content_length or MAX_IMAGE_BYTES):
             image = await image_of(request)
             if trouble := self._view().trouble:
                 raise RejectedError(503, "unavailable", trouble, retry_after_s=2.0)
             reply = await _asked(self._ask, image, deadline_s)
             return _json(await self._answer(reply, image))
+
+    @contextlib.contextmanager
+    def _room_for(self, size: int) -> Iterator[None]:
+        """Only so many requests, and so many bytes of theirs, are under way. Raises ``RejectedError``."""
+        full = self._under_way >= _MAX_UNDER_WAY or self._bytes_under_way + size > _MAX_BYTES_UNDER_WAY
+        if full and self._under_way:
+            raise RejectedError(429, "refused", "too many requests are under way here", retry_after_s=1.0)
+        self._under_way, self._bytes_under_way = self._under_way + 1, self._bytes_under_way + size
+        try:
+            yield
         finally:
-            self._under_way -= 1
+            self._under_way, self._bytes_under_way = self._under_way - 1, self._bytes_under_way - size
 
     async def _answer(self, reply: Reply, image: bytes) -> Answer:
         number = None
-        if self.gallery.most and (picture := await asyncio.to_thread(thumbnail, image)) is not None:
+        if (picture := await self._thumbnail(image)) is not None:
             number = self._shown(reply, reply.name, picture, confidence=reply.confidence, via="gateway")
         return Answer(reply.label, reply.name, reply.confidence, reply.exit, reply.path, reply.latency_s, number)
+
+    async def _thumbnail(self, image: bytes) -> bytes | None:
+        """None also where none is wanted, or enough are being made: a flood of images is not all to be looked at."""
+        if not self.gallery.most or self._thumbnails >= _MAX_THUMBNAILS:
+            return None
+        self._thumbnails += 1
+        try:
+            return await asyncio.to_thread(thumbnail, image)
+        finally:
+            self._thumbnails -= 1
 
     def _shown(
         self,
@@ -179,7 +197,7 @@ class Gateway:
         except (ConnectionError, TimeoutError):
             log.debug("a stream of events was cut")
         finally:
-            await events.aclose()  # type: ignore[attr-defined]
+            await events.aclose()
         return response
 
     async def _picture(self, request: web.Request) -> web.StreamResponse:
@@ -273,6 +291,8 @@ async def serving(settings: GatewaySettings, flag: str = "--http") -> AsyncItera
             asyncio.create_task(gateway.sample(), name="samples"),
             asyncio.create_task(client.run(), name="client"),
         ]
+        for task in tasks:
+            task.add_done_callback(_told)
         try:
             await runner.setup()
             yield await _listening(runner, settings.http, flag)
@@ -280,8 +300,14 @@ async def serving(settings: GatewaySettings, flag: str = "--http") -> AsyncItera
             gateway.feed.close()
             await runner.cleanup()
             for task in tasks:
+                task.remove_done_callback(_told)
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _told(task: asyncio.Task[None]) -> None:
+    """A part that should have lasted has ended: its defect is not to be missed."""
+    log.error("the gateway's %s ended: %s", task.get_name(), "cancelled" if task.cancelled() else task.exception())
 
 
 async def _listening(runner: web.AppRunner, where: values.HostPort, flag: str) -> str:

@@ -7,7 +7,7 @@ more in them, and samples and frames that have fallen out of their bounded store
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 import msgspec
@@ -52,7 +52,7 @@ class Feed:
         self.closed = True
         self.touch()
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes, None]:
         """Events for one client, until ``close``: an update for each change, and a beat each second without one."""
         self.clients += 1
         version, sample, frame = -1, 0, 0

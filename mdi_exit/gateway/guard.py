@@ -1,8 +1,8 @@
 """What keeps other sites' pages and hostile names out: headers of every answer, whose requests are taken.
 
-The page takes scripts, styles, pictures and data from the gateway only. There is no authentication: the gateway listens on
-loopback unless told otherwise, and there it answers only to names of loopback, so that no page of the web can read it
-through a name of its own that points here.
+The page takes scripts, styles, pictures and data from the gateway only, and may make no markup of text. There is no
+authentication: the gateway listens on loopback unless told otherwise, and there it answers only to names of loopback, so
+that no page of the web can read it through a name of its own that points here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["HEADERS", "check_host", "check_origin", "with_headers"]
 
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",

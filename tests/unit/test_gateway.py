@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import random
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -19,12 +20,14 @@ pytest.importorskip("aiohttp", reason="needs the extra web")
 
 from aiohttp import TCPConnector
 from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
+from aiohttp.web import AppKey
 
 from mdi_exit import values, wire
 from mdi_exit.client import Answer as Reply
-from mdi_exit.errors import BadRequest, DeadlineExceeded, Failed, Refused
+from mdi_exit.errors import BadRequest, DeadlineExceeded, Failed, Refused, UsageError
 from mdi_exit.gateway import guard, openapi
 from mdi_exit.gateway.app import Gateway
+from mdi_exit.gateway.command import need_web
 from mdi_exit.gateway.config import GatewaySettings
 from mdi_exit.gateway.feed import Feed
 from mdi_exit.gateway.gallery import Frame, Gallery, thumbnail
@@ -32,6 +35,7 @@ from mdi_exit.gateway.infer import RejectedError
 from mdi_exit.gateway.state import History, State, state_of
 from mdi_exit.observer import DeploymentView, NodeView, Watched
 
+GATEWAY = AppKey("gateway", Gateway)
 REPORT = wire.SourceReport(
     *(7, 11, "source", "ab" * 16, 50, 48, 40, 1, 2, 3, 1, 7, 30, 32, {0: 40}, 0.9, 0.5, "none"),
     rate_per_s=25.0,
@@ -230,6 +234,7 @@ def shown() -> Shown:
 @pytest.fixture
 async def http(asked: Asked, shown: Shown) -> AsyncIterator[TestClient[Any, Any]]:
     gateway = Gateway(GatewaySettings(http=values.HostPort("127.0.0.1", 0)), lambda: shown.view, asked)
+    gateway.app[GATEWAY] = gateway
     async with TestClient(TestServer(gateway.app, host="127.0.0.1"), connector=TCPConnector(limit=0)) as client:
         yield client
         gateway.feed.close()
@@ -324,6 +329,48 @@ async def test_only_so_many_requests_are_under_way(http: TestClient[Any, Any], a
     assert {answer.status for answer in await asyncio.gather(*posts)} == {200}
 
 
+async def test_only_so_many_bytes_are_under_way(http: TestClient[Any, Any], asked: Asked) -> None:
+    asked.may_answer.clear()
+    large = b"x" * (8 * 1024 * 1024)
+    posts = [asyncio.create_task(http.post("/v1/infer", data=io.BytesIO(large))) for _ in range(8)]
+    async with asyncio.timeout(20):
+        while len(asked.seen) < 8:
+            await asyncio.sleep(0.01)
+    assert (await http.post("/v1/infer", data=b"x")).status == 429
+    asked.may_answer.set()
+    assert {answer.status for answer in await asyncio.gather(*posts)} == {200}
+    assert (await http.post("/v1/infer", data=b"x")).status == 200
+
+
+async def test_a_reader_that_does_not_read_is_let_go(
+    http: TestClient[Any, Any], shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mdi_exit.gateway.app._STREAM_STALLS_S", 0.2)
+    monkeypatch.setattr("mdi_exit.gateway.feed.PERIOD_S", 0.0)
+    monkeypatch.setattr("mdi_exit.gateway.feed._BYTES_PER_S", 1e12)
+    shown.view = replace(VIEW, nodes=(NODE,) * 3000)  # about a megabyte an event
+    gateway = http.app[GATEWAY]
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(reader, ("127.0.0.1", http.port))
+        request = f"GET /v1/events HTTP/1.1\r\nHost: 127.0.0.1:{http.port}\r\n\r\n"
+        await asyncio.get_running_loop().sock_sendall(reader, request.encode())
+        seen = 0
+        async with asyncio.timeout(30):
+            while not (seen and not gateway.feed.clients):
+                seen = max(seen, gateway.feed.clients)
+                gateway.feed.touch()
+                await asyncio.sleep(0.01)
+    assert seen == 1
+
+
+async def test_a_stream_is_only_for_who_reads_it(http: TestClient[Any, Any]) -> None:
+    assert (await http.head("/v1/events")).status == 405
+    assert (await http.head("/v1/state")).status == 200
+    assert (await http.get("/v1/infer")).status == 405
+
+
 async def test_another_sites_page_may_not_ask_and_its_name_does_not_lead_here(http: TestClient[Any, Any]) -> None:
     for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
         answer = await http.post("/v1/infer", data=png(), headers=headers)
@@ -387,6 +434,15 @@ async def test_a_published_frame_is_shown_with_its_truth(http: TestClient[Any, A
         while gateway._looking is not None:
             await asyncio.sleep(0.01)
     assert gateway.gallery.number == 1, "what is no picture is not shown"
+
+
+def test_without_the_extra_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_web("mdi-exit serve")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(
+        UsageError, match=r"^mdi-exit serve: expected the extra 'web' \(pip install 'mdi-exit\[web\]'\)"
+    ):
+        need_web("mdi-exit serve")
 
 
 # --- OpenAPI

@@ -54,6 +54,7 @@ function draw() {
   if (!latest || paused) return;
   const state = latest;
   say(byId("deployment"), state.deployment);
+  document.title = `${state.deployment} · mdi-exit`;
   byId("emulated").hidden = !state.emulated;
   say(byId("emulated"), state.emulated ? `emulated: ${devices(state.emulated)}` : "");
   byId("emulated").title = state.emulated;
