@@ -83,16 +83,18 @@ def silence(request: Request, body: bytes) -> None:
 async def test_every_kind_of_image_reaches_the_source_as_what_it_is(standing_mosquitto: str, tmp_path: Path) -> None:
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
     (tmp_path / "x.jpg").write_bytes(b"\x09file")
-    async with played(standing_mosquitto, "kinds", first_byte) as source:
-        async with Client(standing_mosquitto, deployment="kinds", name="me") as client:
-            answer = await client.infer(b"\x07raw", deadline_s=5.0)
-            assert (answer.label, answer.name, answer.confidence, answer.exit) == (7, "name", 0.75, 2)
-            assert (answer.path, answer.latency_s) == (("a", "b"), 0.125)
-            assert (await client.infer(tmp_path / "x.jpg")).label == 9
-            assert (await client.infer(str(tmp_path / "x.jpg"))).label == 9
-            await client.infer(pixels[:, ::2])
-            await client.infer(np.full((1, 2, 2), 0.5, ">f4"))
-            await client.infer(Image.fromarray(pixels))
+    async with (
+        played(standing_mosquitto, "kinds", first_byte) as source,
+        Client(standing_mosquitto, deployment="kinds", name="me") as client,
+    ):
+        answer = await client.infer(b"\x07raw", deadline_s=5.0)
+        assert (answer.label, answer.name, answer.confidence, answer.exit) == (7, "name", 0.75, 2)
+        assert (answer.path, answer.latency_s) == (("a", "b"), 0.125)
+        assert (await client.infer(tmp_path / "x.jpg")).label == 9
+        assert (await client.infer(str(tmp_path / "x.jpg"))).label == 9
+        await client.infer(pixels[:, ::2])
+        await client.infer(np.full((1, 2, 2), 0.5, ">f4"))
+        await client.infer(Image.fromarray(pixels))
     kinds = [(request.kind, request.shape) for request, _ in source.got]
     image = ("image", ())
     assert kinds == [image, image, image, ("uint8", (3, 2)), ("float32", (1, 2, 2)), image]
@@ -114,38 +116,44 @@ async def test_each_kind_of_error_is_an_exception_of_its_own(standing_mosquitto:
     def refuse(request: Request, body: bytes) -> Reply:
         return Reply(request.client, request.id, error=kind, reason="because")
 
-    async with played(standing_mosquitto, f"errors-{kind}", refuse) as source:
-        async with Client(standing_mosquitto, deployment=f"errors-{kind}") as client:
-            with pytest.raises(error) as raised:
-                await client.infer(b"x")
-            assert isinstance(raised.value, RequestError)
-            assert raised.value.reason == "because"
-            assert raised.value.id == source.got[0][0].id
+    async with (
+        played(standing_mosquitto, f"errors-{kind}", refuse) as source,
+        Client(standing_mosquitto, deployment=f"errors-{kind}") as client,
+    ):
+        with pytest.raises(error) as raised:
+            await client.infer(b"x")
+        assert isinstance(raised.value, RequestError)
+        assert raised.value.reason == "because"
+        assert raised.value.id == source.got[0][0].id
 
 
 @pytest.mark.parametrize("image", [b"", 5, np.zeros((2, 2), np.float64), np.zeros(3, np.uint8), bytes(9 * 1024 * 1024)])
 async def test_what_is_no_image_is_not_even_sent(standing_mosquitto: str, image: object) -> None:
-    async with played(standing_mosquitto, "no-image", first_byte) as source:
-        async with Client(standing_mosquitto, deployment="no-image") as client:
-            with pytest.raises(BadRequest, match="expected"):
-                await client.infer(image)
-            with pytest.raises(OSError, match="nowhere"):
-                await client.infer("/nowhere")
-            with pytest.raises(UsageError, match="deadline_s"):
-                await client.infer(b"x", deadline_s=0)
+    async with (
+        played(standing_mosquitto, "no-image", first_byte) as source,
+        Client(standing_mosquitto, deployment="no-image") as client,
+    ):
+        with pytest.raises(BadRequest, match="expected"):
+            await client.infer(image)
+        with pytest.raises(OSError, match="nowhere"):
+            await client.infer("/nowhere")
+        with pytest.raises(UsageError, match="deadline_s"):
+            await client.infer(b"x", deadline_s=0)
     assert not source.got
 
 
 async def test_a_deadline_ends_the_wait_and_a_label_after_it_is_not_given(standing_mosquitto: str) -> None:
-    async with played(standing_mosquitto, "late", silence) as source:
-        async with Client(standing_mosquitto, deployment="late") as client:
-            with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
-                await client.infer(b"x", deadline_s=0.05)
-            late = source.got[0][0] if source.got else None
-            if late is not None:
-                source.reply(first_byte(late, b"x"))
-            source.answer = first_byte
-            assert (await client.infer(b"y", deadline_s=DEADLINE_S)).label == ord("y")
+    async with (
+        played(standing_mosquitto, "late", silence) as source,
+        Client(standing_mosquitto, deployment="late") as client,
+    ):
+        with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
+            await client.infer(b"x", deadline_s=0.05)
+        late = source.got[0][0] if source.got else None
+        if late is not None:
+            source.reply(first_byte(late, b"x"))
+        source.answer = first_byte
+        assert (await client.infer(b"y", deadline_s=DEADLINE_S)).label == ord("y")
 
 
 async def test_what_has_no_answer_is_sent_again_after_a_reconnect_and_for_a_new_run(mosquitto) -> None:
@@ -170,14 +178,16 @@ async def test_what_has_no_answer_is_sent_again_after_a_reconnect_and_for_a_new_
 
 
 async def test_closing_fails_what_has_no_answer_and_a_closed_client_says_so(standing_mosquitto: str) -> None:
-    async with played(standing_mosquitto, "closing", silence) as source:
-        async with Client(standing_mosquitto, deployment="closing") as client:
-            asking = asyncio.create_task(client.infer(b"x"))
-            await source.until_got(1)
-        with pytest.raises(Failed, match="closed"):
-            await asking
-        with pytest.raises(UsageError, match="not open"):
-            await client.infer(b"x")
+    async with (
+        played(standing_mosquitto, "closing", silence) as source,
+        Client(standing_mosquitto, deployment="closing") as client,
+    ):
+        asking = asyncio.create_task(client.infer(b"x"))
+        await source.until_got(1)
+    with pytest.raises(Failed, match="closed"):
+        await asking
+    with pytest.raises(UsageError, match="not open"):
+        await client.infer(b"x")
 
 
 async def test_without_a_broker_entering_says_why() -> None:
@@ -202,18 +212,20 @@ async def test_a_stream_keeps_the_order_and_holds_up_its_producer(standing_mosqu
             taken += 1
             yield bytes([number])
 
-    async with played(standing_mosquitto, "stream", hold) as source:
-        async with Client(standing_mosquitto, deployment="stream") as client:
-            labels = []
-            stream = client.stream(images(), in_flight=4)
-            asking = asyncio.create_task(anext(stream))
-            await source.until_got(4)
-            assert (len(source.got), taken) == (4, 4), "no more than four are under way"
-            for request, body in reversed(held):
-                source.reply(first_byte(request, body))
-            labels.append((await asking).label)
-            source.answer = first_byte
-            labels += [answer.label async for answer in stream]
+    async with (
+        played(standing_mosquitto, "stream", hold) as source,
+        Client(standing_mosquitto, deployment="stream") as client,
+    ):
+        labels = []
+        stream = client.stream(images(), in_flight=4)
+        asking = asyncio.create_task(anext(stream))
+        await source.until_got(4)
+        assert (len(source.got), taken) == (4, 4), "no more than four are under way"
+        for request, body in reversed(held):
+            source.reply(first_byte(request, body))
+        labels.append((await asking).label)
+        source.answer = first_byte
+        labels += [answer.label async for answer in stream]
     assert labels == list(range(20))
 
 
@@ -225,12 +237,14 @@ async def test_a_stream_gives_an_answer_as_soon_as_it_is_there(standing_mosquitt
         await goes_on.wait()
         yield b"\x02"
 
-    async with played(standing_mosquitto, "camera", first_byte):
-        async with Client(standing_mosquitto, deployment="camera") as client:
-            stream = client.stream(camera(), in_flight=8)
-            assert (await asyncio.wait_for(anext(stream), DEADLINE_S)).label == 1
-            goes_on.set()
-            assert [answer.label async for answer in stream] == [2]
+    async with (
+        played(standing_mosquitto, "camera", first_byte),
+        Client(standing_mosquitto, deployment="camera") as client,
+    ):
+        stream = client.stream(camera(), in_flight=8)
+        assert (await asyncio.wait_for(anext(stream), DEADLINE_S)).label == 1
+        goes_on.set()
+        assert [answer.label async for answer in stream] == [2]
 
 
 async def test_an_error_ends_a_stream_or_stands_in_its_place(standing_mosquitto: str) -> None:
@@ -260,16 +274,18 @@ async def test_an_error_ends_a_stream_or_stands_in_its_place(standing_mosquitto:
 
 
 async def test_what_others_say_to_its_name_does_it_no_harm(standing_mosquitto: str) -> None:
-    async with played(standing_mosquitto, "noise", silence) as source:
-        async with Client(standing_mosquitto, deployment="noise", name="me") as client:
-            asking = asyncio.create_task(client.infer(b"\x05"))
-            await source.until_got(1)
-            topic = source.topics.replies("me")
-            for noise in (b"", b"junk", b'{"id": 1}', encode(Reply("me", "other", 1)), b"\x01" * 40):
-                source.transport.publish(topic, noise, qos=1)
-            source.reply(first_byte(*source.got[0]))
-            source.reply(first_byte(source.got[0][0], b"\x06"))
-            assert (await asking).label == 5
+    async with (
+        played(standing_mosquitto, "noise", silence) as source,
+        Client(standing_mosquitto, deployment="noise", name="me") as client,
+    ):
+        asking = asyncio.create_task(client.infer(b"\x05"))
+        await source.until_got(1)
+        topic = source.topics.replies("me")
+        for noise in (b"", b"junk", b'{"id": 1}', encode(Reply("me", "other", 1)), b"\x01" * 40):
+            source.transport.publish(topic, noise, qos=1)
+        source.reply(first_byte(*source.got[0]))
+        source.reply(first_byte(source.got[0][0], b"\x06"))
+        assert (await asking).label == 5
 
 
 def test_the_public_names() -> None:
