@@ -47,7 +47,7 @@ _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "demo": ("the whole system on this machine, with a live view", _demo),
     "train": ("a multi-exit model from a data set to an artifact (needs the extra torch)", _train),
     "serve": ("labels over HTTP and a live page (needs the extra web)", _serve),
-    "benchmark": ("measure this machine: hop, agent", _benchmark),
+    "benchmark": ("measure this machine: hop, agent, clients", _benchmark),
 }
 
 
