@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -50,7 +51,7 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings, view: Callable[[], DeploymentView], infer: Asked) -> None:
         self._settings, self._view, self._ask = settings, view, infer
-        self.history, self.gallery = History(), Gallery(settings.frames)
+        self.history, self.gallery = History(), Gallery(settings.gallery)
         self.feed = Feed(lambda: state_of(view(), time.time()), self.history, self.gallery)
         self._pages = Pages()
         self._openapi = msgspec.json.encode(openapi.description())
@@ -314,7 +315,8 @@ async def _listening(runner: web.AppRunner, where: values.HostPort, flag: str) -
     try:
         await web.TCPSite(runner, where.host, where.port).start()
     except OSError as error:
-        raise StartError(f"{flag} {where}: {error.strerror or error}") from None
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
+        raise StartError(f"{flag} {where}: {reason}") from None
     port = runner.addresses[0][1]
     host = f"[{where.host}]" if ":" in where.host else where.host
     return f"http://{host}:{port}/"

@@ -28,8 +28,8 @@ class GatewaySettings:
         10.0, help="how long a request may take that does not say", parse=values.duration, metavar="TIME",
         show=values.show_seconds,
     )  # fmt: skip
-    frames: int = setting(
-        24, help="images that the page shows of late; 0: none are kept", parse=values.integer(0, 500), metavar="N"
+    gallery: int = setting(
+        24, help="images with their labels that the page has; 0: none", parse=values.integer(0, 500), metavar="N"
     )
     username: str | None = setting(None, help="user at the broker", parse=values.text)
     password: str | None = setting(None, help="file with the password at the broker", parse=values.text, secret=True)
