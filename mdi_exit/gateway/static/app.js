@@ -7,6 +7,8 @@ import { NodeMap } from "./map.js";
 import { follow } from "./stream.js";
 import { drawExits, drawLog, drawNodes, drawTiles } from "./tables.js";
 
+const DRAWN_MS = 400;
+
 const charts = new Charts(byId("charts"));
 const map = new NodeMap(byId("map"));
 const frames = new Frames();
@@ -14,6 +16,8 @@ let paused = false;
 let latest = null;
 let lastSample = null;
 let cut = true;
+let planned = 0;
+let drawn = 0;
 
 function tell(level, word, text) {
   byId("link").dataset.level = level;
@@ -50,6 +54,16 @@ function devices(emulated) {
 
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (text.endsWith(".") ? "" : ".");
 
+/** Draws soon, and at most every DRAWN_MS: what changes faster cannot be read. */
+function drawSoon() {
+  if (planned || document.hidden) return;
+  planned = setTimeout(() => {
+    planned = 0;
+    drawn = performance.now();
+    requestAnimationFrame(draw);
+  }, Math.max(drawn + DRAWN_MS - performance.now(), 0));
+}
+
 function draw() {
   if (!latest || paused) return;
   const state = latest;
@@ -63,7 +77,7 @@ function draw() {
   drawNodes(state.nodes);
   drawExits(state.run);
   drawLog(state.happenings);
-  charts.draw();
+  charts.drawNew();
   say(byId("foot"), `mdi-exit ${state.version} · ${count(state.nodes.length)} nodes · ${state.labels.length} classes`);
 }
 
@@ -74,7 +88,7 @@ function onUpdate(update) {
   lastSample = update.samples.at(-1) ?? (cut ? null : lastSample);
   cut = false;
   describe(latest);
-  if (!document.hidden) requestAnimationFrame(draw);
+  drawSoon();
 }
 
 function onCut(milliseconds) {
@@ -90,7 +104,7 @@ byId("pause").addEventListener("click", (event) => {
   document.body.classList.toggle("paused", paused);
   draw();
 });
-document.addEventListener("visibilitychange", draw);
+document.addEventListener("visibilitychange", drawSoon);
 
 draw();
 charts.draw();

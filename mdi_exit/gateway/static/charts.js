@@ -153,8 +153,14 @@ export class Charts {
     samples.forEach((sample) => this.store.add(sample));
   }
 
+  /** Nothing is drawn twice. */
+  drawNew() {
+    if (this.store.at.at(-1) !== this.drawn) this.draw();
+  }
+
   draw() {
     const last = this.store.at.at(-1);
+    this.drawn = last;
     if (last === undefined) {
       const now = Date.now() / 1000;
       this.charts.forEach((chart) => chart.draw(this.store, now - LEAST_S, now));

@@ -23,6 +23,13 @@ export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+/** Sets attributes, each only where it changes: setting is painting. */
+export function put(node, attributes) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
+  }
+}
+
 /** A number with a unit in small. */
 export function figure(node, text, unit = "") {
   if (node.dataset.shown === text + unit) return;

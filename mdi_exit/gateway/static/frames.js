@@ -36,6 +36,7 @@ export class Frames {
   }
 
   put(card, ...classes) {
+    this.list.querySelector(".new")?.classList.remove("new");
     card.classList.add(...classes);
     this.list.children[this.next].replaceWith(card);
     this.next = (this.next + 1) % this.places;

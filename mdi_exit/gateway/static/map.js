@@ -1,6 +1,6 @@
 // The map: the source in the middle, its agents around it, features as lines whose width says how many.
 
-import { bytes, fullness, levelOf, perSecond, say, svg, time } from "./dom.js";
+import { bytes, fullness, levelOf, perSecond, put, say, svg, time } from "./dom.js";
 
 const DISC = 29;
 const RING = 34;
@@ -29,7 +29,7 @@ export class NodeMap {
   draw(state) {
     this.state = state;
     const { clientWidth: width, clientHeight: height } = this.parent;
-    this.root.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    put(this.root, { viewBox: `0 0 ${width} ${height}` });
     const nodes = state.nodes.slice(0, SHOWN);
     const places = placed(nodes, width, height);
     const crowded = nodes.length > 12;
@@ -53,11 +53,10 @@ export class NodeMap {
     const hidden = state.nodes.length - SHOWN;
     const text = !state.nodes.length ? "Nodes appear here as they join" : hidden > 0 ? `and ${hidden} more nodes, in the table` : "";
     say(this.empty, text);
-    this.empty.setAttribute("x", width / 2);
-    this.empty.setAttribute("y", state.nodes.length ? height - 8 : height / 2);
+    put(this.empty, { x: width / 2, y: state.nodes.length ? height - 8 : height / 2 });
     const busy = links.filter((link) => link.tasks_per_s >= IDLE_PER_S);
     const flows = busy.map((link) => `${link.sender} to ${link.to} ${perSecond(link.tasks_per_s)} a second`).join("; ");
-    this.root.setAttribute("aria-label", `${state.nodes.length} nodes. Tasks: ${flows || "none on their way"}.`);
+    put(this.root, { "aria-label": `${state.nodes.length} nodes. Tasks: ${flows || "none on their way"}.` });
   }
 
   /** One drawing for each key: new ones made, those of keys that are gone removed. */
@@ -125,14 +124,13 @@ function placed(nodes, width, height) {
 
 function drawNode(parts, node, place, crowded) {
   const gone = node.state === "gone";
-  parts.name.setAttribute("y", place.above ? -RING - 26 : RING + 20);
-  parts.sub.setAttribute("y", place.above ? -RING - 10 : RING + 36);
+  put(parts.name, { y: place.above ? -RING - 26 : RING + 20 });
+  put(parts.sub, { y: place.above ? -RING - 10 : RING + 36 });
   const share = gone ? 0 : fullness(node);
-  parts.group.setAttribute("transform", `translate(${place.x.toFixed(1)} ${place.y.toFixed(1)})${crowded ? ` scale(${SMALL})` : ""}`);
-  parts.group.setAttribute("class", `${node.role}${gone ? " gone" : ""}`);
-  parts.load.setAttribute("class", `load ${levelOf(share)}`);
-  parts.load.setAttribute("stroke-dasharray", `${(share * ROUND).toFixed(1)} ${ROUND.toFixed(1)}`);
-  parts.load.setAttribute("visibility", share ? "visible" : "hidden");
+  const size = crowded ? ` scale(${SMALL})` : "";
+  put(parts.group, { transform: `translate(${place.x.toFixed(1)} ${place.y.toFixed(1)})${size}`, class: `${node.role}${gone ? " gone" : ""}` });
+  const arc = `${(share * ROUND).toFixed(1)} ${ROUND.toFixed(1)}`;
+  put(parts.load, { class: `load ${levelOf(share)}`, "stroke-dasharray": arc, visibility: share ? "visible" : "hidden" });
   say(parts.rate, gone ? "gone" : perSecond(node.executed_per_s));
   say(parts.unit, gone ? "" : "tasks/s");
   say(parts.name, node.name);
@@ -167,12 +165,8 @@ function curve(a, b, middle) {
 function drawLink(parts, link, { path }) {
   const idle = link.tasks_per_s < IDLE_PER_S;
   const width = idle ? 1.5 : Math.min(2.5 + 2.2 * Math.sqrt(link.tasks_per_s), 18);
-  parts.pipe.setAttribute("d", path);
-  parts.pipe.setAttribute("class", `pipe${idle ? " idle" : ""}`);
-  parts.pipe.setAttribute("stroke-width", width.toFixed(1));
-  parts.flow.setAttribute("d", path);
-  parts.flow.setAttribute("class", `flow${idle ? " idle" : ""}`);
-  parts.flow.setAttribute("stroke-width", Math.min(width * 0.6, 5).toFixed(1));
+  put(parts.pipe, { d: path, class: `pipe${idle ? " idle" : ""}`, "stroke-width": width.toFixed(1) });
+  put(parts.flow, { d: path, class: `flow${idle ? " idle" : ""}`, "stroke-width": Math.min(width * 0.6, 5).toFixed(1) });
   const facts = [`${perSecond(link.tasks_per_s)} tasks/s`, `${bytes(link.bytes_per_s)}/s`, `delay ${time(link.delay_s)}`, `${link.credits} credits`];
   say(parts.title, `${link.sender} to ${link.to}: ${facts.join(", ")}`);
 }
@@ -193,7 +187,6 @@ function drawLabels(labelled, places, small) {
     say(parts.label, box ? text : "");
     if (!box) continue;
     taken.push(box);
-    parts.label.setAttribute("x", box.x.toFixed(1));
-    parts.label.setAttribute("y", (box.y + 4).toFixed(1));
+    put(parts.label, { x: box.x.toFixed(1), y: (box.y + 4).toFixed(1) });
   }
 }

@@ -5,7 +5,10 @@ const FIRST_MS = 500;
 const MOST_MS = 5000;
 const HIDDEN_MS = 30000;
 
-/** A page that nobody sees lets go of its stream after a while: browsers allow six connections to one place. Calls onUpdate(update) for each event, onCut(milliseconds to the next attempt) when the gateway is gone. */
+/**
+ * Calls onUpdate(update) for each event, onCut(milliseconds to the next attempt) when the gateway is gone.
+ * A page that nobody sees lets go of its stream after a while: browsers allow six connections to one place.
+ */
 export function follow(url, onUpdate, onCut) {
   let source = null;
   let watchdog = 0;

@@ -1,6 +1,6 @@
 // Tiles, the table of nodes, the exits, the log: words and numbers.
 
-import { bytes, byId, clock, count, el, figure, fullness, levelOf, percent, perSecond, say, span, time } from "./dom.js";
+import { bytes, byId, clock, count, el, figure, fullness, levelOf, percent, perSecond, put, say, span, time } from "./dom.js";
 
 const LOGGED = 60;
 
@@ -52,17 +52,24 @@ function makeNode() {
   return el("tr", {}, el("th", { scope: "row" }, el("span"), el("span", { class: "emul" })), ...cells, ...numbers);
 }
 
+/** A bar of that share, coloured by level. */
+function fill(bar, share, level = "") {
+  const width = `${(share * 100).toFixed(1)}%`;
+  if (bar.style.width !== width) bar.style.width = width;
+  if (bar.className !== level) bar.className = level;
+}
+
 function fillNode(row, node) {
   const [name, state, layers, queue, ...numbers] = row.children;
   say(name.children[0], node.name);
   say(name.children[1], node.emulated ? "emulated" : "");
-  name.title = [node.engine, node.emulated && `emulated: ${node.emulated}`, node.version].filter(Boolean).join(", ");
+  put(name, { title: [node.engine, node.emulated && `emulated: ${node.emulated}`, node.version].filter(Boolean).join(", ") });
   say(state.firstChild, node.state);
-  state.firstChild.className = `tag ${node.state === "gone" ? "bad" : node.state === "ready" ? "good" : ""}`;
+  const tag = `tag ${node.state === "gone" ? "bad" : node.state === "ready" ? "good" : ""}`;
+  if (state.firstChild.className !== tag) state.firstChild.className = tag;
   say(layers, node.span ? node.span.replace("-", "–") : "–");
   const [bar, waiting] = queue.children;
-  bar.firstChild.style.width = `${fullness(node) * 100}%`;
-  bar.firstChild.className = levelOf(fullness(node));
+  fill(bar.firstChild, fullness(node), levelOf(fullness(node)));
   say(waiting, `${node.inputs}+${node.outputs}`);
   const speeds = Object.values(node.speed_s);
   const speed = speeds.length ? `${time(Math.max(...speeds))}/task` : "–";
@@ -81,7 +88,7 @@ export function drawExits(run) {
   rows(byId("exits"), exits, (exit) => String(exit.number), make, (row, exit) => {
     const share = total ? exit.items / total : 0;
     say(row.children[0], `exit ${exit.number}`);
-    row.children[1].firstChild.style.width = `${share * 100}%`;
+    fill(row.children[1].firstChild, share);
     figure(row.children[2], percent(share, 0), ` ${count(exit.items)}`);
   });
 }
