@@ -137,6 +137,7 @@ async def test_nothing_jumps_and_a_phone_needs_no_sideways_scrolling(browser: An
     )
     await page.goto(site.address)
     await true(page, "document.querySelectorAll('#frames img').length >= 6")
+    await grows(page, 5)
     await grows(page, await total(page) + 20)
     assert await page.evaluate("document.documentElement.scrollWidth") <= 390
     assert await page.evaluate("window.shift") < 0.1, "what Core Web Vitals call good"
