@@ -17,6 +17,7 @@ from rich.console import Console
 from mdi_exit import __version__
 from mdi_exit import topics as kinds
 from mdi_exit.driver import NodeDriver, new_incarnation
+from mdi_exit.energy import power_of
 from mdi_exit.engine import make_engine
 from mdi_exit.engine.profile import parse_profile
 from mdi_exit.errors import MdiExitError, UsageError, WireError
@@ -44,6 +45,7 @@ from mdi_exit.program import joined, stop_requested
 from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport
+from mdi_exit.vitals import Vitals
 from mdi_exit.wire import Message, Results, encode
 from mdi_exit.worker_config import WorkerConfig
 from source.config import SourceSettings
@@ -66,9 +68,17 @@ class SourceDriver(NodeDriver):
     """A node driver with an input, results, and a model to serve."""
 
     def __init__(
-        self, state: SourceState, topics: Topics, executor: Executor, artifact: Artifact, *, codec: str, samples: Input
+        self,
+        state: SourceState,
+        topics: Topics,
+        executor: Executor,
+        artifact: Artifact,
+        *,
+        codec: str,
+        samples: Input,
+        vitals: Vitals | None = None,
     ) -> None:
-        super().__init__(state, state.worker, topics, executor, codec=codec)
+        super().__init__(state, state.worker, topics, executor, codec=codec, vitals=vitals)
         self.source = state
         self._artifact = artifact
         self.summary = SummaryBuilder()
@@ -244,7 +254,9 @@ async def serve(settings: SourceSettings) -> int:
     engine = make_engine(settings.engine, threads=settings.threads, model=settings.model)
     state = _state(settings, engine.description, profile.name if profile else "")
     executor = Executor(engine, profile)
-    driver = SourceDriver(state, Topics(settings.deployment), executor, artifact, codec=settings.codec, samples=samples)
+    vitals = Vitals(power=power_of(settings.device, settings.profile), emulated=profile is not None)
+    topics = Topics(settings.deployment)
+    driver = SourceDriver(state, topics, executor, artifact, codec=settings.codec, samples=samples, vitals=vitals)
     with contextlib.ExitStack() as files:
         if settings.results is not None:
             driver.results = files.enter_context(ResultsWriter(settings.results, settings.overwrite))
