@@ -19,8 +19,10 @@ _CPU_PERIOD_S: Final = 0.4
 
 
 class Vitals:
-    """``board``: the last reading. ``power``: the device whose watts to take where there is no sensor; ``emulated``: the node
-    is stretched to that device, so that this board's own power says nothing about it.
+    """``board``: the last reading, made at ``read_at`` (monotonic seconds).
+
+    ``power``: the device whose watts to take where there is no sensor; ``emulated``: the node is stretched to that device,
+    so that this board's own power says nothing about it.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Vitals:
         self._cpu_percent = 0.0
         self._cpu_at = float("-inf")
         self.board = Board(self._process.memory_info().rss, host=self._host)
+        self.read_at = 0.0
 
     def cpu_percent(self, now: float) -> float:
         """Of one core, by this process, over the last half second or so: whoever asks more often gets the same answer."""
@@ -55,6 +58,7 @@ class Vitals:
             measured=self._meter.measured,
             host=self._host,
         )
+        self.read_at = now
         return self.board
 
     async def watch(self, busy_s: Callable[[], float]) -> None:

@@ -35,6 +35,7 @@ from mdi_exit.events import (
     SendControl,
     SetAdmission,
     StatusReceived,
+    TelemetryReceived,
     Tick,
 )
 from mdi_exit.exchange import LocalModel, ModelHost
@@ -49,6 +50,7 @@ from mdi_exit.vitals import Vitals
 from mdi_exit.wire import Message, Results, encode
 from mdi_exit.worker_config import WorkerConfig
 from source.config import SourceSettings
+from source.energy import EnergyLedger
 from source.inputs import Input, Sample, open_input, preprocess
 from source.results import ResultsWriter, Summary, SummaryBuilder
 from source.timeline import Timeline
@@ -84,6 +86,7 @@ class SourceDriver(NodeDriver):
         self.summary = SummaryBuilder()
         self.timeline = Timeline(state)
         self.results: ResultsWriter | None = None
+        self.energy = EnergyLedger()
         self.started_at: float | None = None
         self.last_result_at = 0.0
         self.bytes_by_node: dict[str, int] = {}
@@ -151,6 +154,8 @@ class SourceDriver(NodeDriver):
             self._host.spans_changed([*spans, *own])
             if self._local is not None:
                 self._local.spans_changed([*spans, *own])
+        elif isinstance(event, TelemetryReceived) and (board := event.telemetry.board) is not None:
+            self.energy.seen(self._loop.time(), event.telemetry.node, event.telemetry.incarnation, board)
         elif isinstance(event, Tick):
             self._host.look_after(self._loop.time(), unserved=self._unserved())
         if not self.source.pending:
@@ -190,6 +195,8 @@ class SourceDriver(NodeDriver):
             case DrawInput():
                 if self.started_at is None:
                     self.started_at = self._loop.time()
+                    self._see_own_energy()
+                    self.energy.begin(self.started_at)
                     self.started.set()
                 self._wanted.release()
             case Record():
@@ -205,6 +212,9 @@ class SourceDriver(NodeDriver):
         self.timeline.add(record)
         if self.results is not None:
             self.results.write(record, self._artifact.manifest.labels)
+
+    def _see_own_energy(self) -> None:
+        self.energy.seen(self.vitals.read_at, self.name, self.worker.config.incarnation, self.vitals.board)
 
     def notice(self, notice: Notice) -> None:
         super().notice(notice)
@@ -222,6 +232,10 @@ class SourceDriver(NodeDriver):
         for peer in self.worker.members:
             if peer.telemetry is not None:
                 sent[peer.name] = peer.telemetry.sent_bytes
+        self._see_own_energy()
+        energy = self.energy.spent(max(self.last_result_at, self.started_at or 0.0))
+        worked = {self.name} if self.worker.totals.executed else set()
+        worked |= {p.name for p in self.worker.members if p.telemetry and p.telemetry.counters.get("executed")}
         busy_s = max(self.last_result_at - self.started_at, 0.0) if self.started_at is not None else 0.0
         return self.summary.finish(
             admitted=state.admitted,
@@ -233,6 +247,8 @@ class SourceDriver(NodeDriver):
             bytes_sent=sent,
             threshold=state.threshold,
             emulated=emulated,
+            energy=energy,
+            worked=worked,
         )
 
 
