@@ -225,13 +225,16 @@ async def overhead_rows(
         for number in range(rounds):
             pair = (None, scrape_period_s) if number % 2 == 0 else (scrape_period_s, None)
             for period_s in pair:
-                rate = await throughput(url, artifact, window=window, messages=messages, scrape_period_s=period_s)
+                rate, cpu_s = await throughput(
+                    url, artifact, window=window, messages=messages, scrape_period_s=period_s
+                )
                 rows.append(
                     {
                         "name": "throughput",
                         "round": number,
                         "metrics": "on" if period_s else "off",
                         "items_per_s": rate,
+                        "cpu_s_per_item": cpu_s,
                         "messages": messages,
                     }
                 )
