@@ -18,7 +18,7 @@ from mdi_exit.benchmark.hop import throughput, write_artifact
 from mdi_exit.benchmark.synthetic import write_identity_artifact
 from mdi_exit.driver import NodeDriver
 from mdi_exit.engine import make_engine
-from mdi_exit.events import ModelKnown, SegmentsReady, StatusReceived, TelemetryReceived, TransportUp
+from mdi_exit.events import ModelKnown, SegmentsReady, StatusReceived, TelemetryReceived, Tick, TransportUp
 from mdi_exit.executor import Executor
 from mdi_exit.metrics import MetricsServer, serve_metrics
 from mdi_exit.model.artifact import Artifact
@@ -98,6 +98,7 @@ def big_source(artifact: Artifact, agents: int, now: float) -> SourceState:
             state.handle(now, StatusReceived(heard))
         elif isinstance(heard, Telemetry):
             state.handle(now, TelemetryReceived(heard))
+    state.handle(now, Tick())
     for number in range(1000):
         state.items.add(number / 1000, number / 4000, number / 4000, number % 5, number / 1000)
     return state
