@@ -74,5 +74,5 @@ def test_an_address_may_be_off() -> None:
     assert values.host_port_or_off("off") is None
     assert values.show_off(None) == "off"
     assert values.show_off(values.host_port_or_off("[::1]:80")) == "[::1]:80"
-    with pytest.raises(UsageError, match="HOST:PORT such as .*, or off"):
+    with pytest.raises(UsageError, match=r"HOST:PORT such as .*, or off"):
         values.host_port_or_off("of")
