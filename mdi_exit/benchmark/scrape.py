@@ -42,13 +42,13 @@ _HEADER_BYTES: Final = 5  # of a publish at QoS 0 of this size: type, two of its
 # --- a scrape
 
 
-def _reports(agents: int, rng: Random) -> Iterator[tuple[Status, Telemetry]]:
-    """What so many agents say, each with five layers and links to eight others."""
+def _reports(agents: int, links: int, rng: Random) -> Iterator[tuple[Status, Telemetry]]:
+    """What so many agents say, each with five layers and links to so many others."""
     names = [f"agent-{number:03}" for number in range(agents)]
     for number, name in enumerate(names):
         span = (4, 9) if number % 2 else (0, 5)
         layers = range(*span)
-        others = [names[(number + step) % agents] for step in range(1, min(_LINKS, agents - 1) + 1)]
+        others = [names[(number + step) % agents] for step in range(1, min(links, agents - 1) + 1)]
         counters = dict.fromkeys(("executed", "exited", "sent", "received", "refused", "failed"), rng.randrange(10**6))
         yield (
             Status(
@@ -84,15 +84,15 @@ def _reports(agents: int, rng: Random) -> Iterator[tuple[Status, Telemetry]]:
         )
 
 
-def big_source(artifact: Artifact, agents: int, now: float) -> SourceState:
-    """A source's state that has heard so many agents, over the wire format."""
+def big_source(artifact: Artifact, agents: int, now: float, *, links: int = _LINKS) -> SourceState:
+    """A source's state that has heard so many agents, over the wire format; ``links``: of each to others."""
     state = SourceState(SourceConfig(run=1), WorkerConfig("source", 1, LayerSpan(0, 4)), Random(0))
     plan = artifact.manifest.plan
     state.handle(now, TransportUp())
     state.handle(now, ModelKnown(plan))
     keys = {plan.segment(layer, LayerSpan(0, 4), early_exits=early) for layer in range(4) for early in (True, False)}
     state.handle(now, SegmentsReady(dict.fromkeys(keys, 0.001)))
-    for message in (message for pair in _reports(agents, Random(0)) for message in pair):
+    for message in (message for pair in _reports(agents, links, Random(0)) for message in pair):
         heard, _ = decode(encode(message))
         if isinstance(heard, Status):
             state.handle(now, StatusReceived(heard))

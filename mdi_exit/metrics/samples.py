@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from heapq import nlargest
 from typing import Final
 
 from mdi_exit.driver import NodeDriver, Sample
@@ -29,7 +30,7 @@ __all__ = [
 
 GONE_AFTER_S: Final = 60.0
 MAX_NODES: Final = 2000
-MAX_LINKS: Final = 2000
+MAX_LINKS: Final = 1500
 MAX_REASONS: Final = 50
 
 
@@ -176,19 +177,22 @@ def fleet_samples(driver: NodeDriver, now: float) -> Iterator[Sample]:
         emulated=config.emulated,
         version=config.version,
     )
-    left = MAX_LINKS
+    shown = _shown(worker.members, now)
+    links = max(MAX_LINKS // (1 + len(shown)), 1)
     telemetry = driver.full_telemetry(worker.telemetry(now))
     yield from _fleet_node(own, telemetry, 0.0, up=True, state=worker.state)
-    for to, load in list(telemetry.links.items())[:left]:
-        yield from _link("mdi_exit_node_link", (config.name, to), load)
-        left -= 1
-    for peer in _shown(worker.members, now):
+    yield from _fleet_links(config.name, telemetry.links, links)
+    for peer in shown:
         state = peer.status.state if peer.alive else "gone"
         yield from _fleet_node(peer.status, peer.telemetry, now - peer.heard_at, up=peer.alive, state=state)
         if peer.telemetry is not None:
-            for to, load in list(peer.telemetry.links.items())[:left]:
-                yield from _link("mdi_exit_node_link", (peer.name, to), load)
-                left -= 1
+            yield from _fleet_links(peer.name, peer.telemetry.links, links)
+
+
+def _fleet_links(name: str, links: dict[str, LinkLoad], most: int) -> Iterator[Sample]:
+    """A node's links; the busiest where there are too many."""
+    for to, load in nlargest(most, links.items(), key=lambda link: link[1].tasks):
+        yield from _link("mdi_exit_node_link", (name, to), load)
 
 
 def _fleet_node(status: Status, telemetry: Telemetry | None, age_s: float, *, up: bool, state: str) -> Iterator[Sample]:
