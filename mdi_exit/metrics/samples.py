@@ -15,7 +15,7 @@ from mdi_exit.driver import NodeDriver, Sample
 from mdi_exit.membership import Peer
 from mdi_exit.source_state import SourceState
 from mdi_exit.transport import Transport
-from mdi_exit.wire import Board, LinkLoad, Status, Telemetry
+from mdi_exit.wire import Board, LinkLoad, SourceReport, Status, Telemetry
 
 __all__ = [
     "GONE_AFTER_S",
@@ -135,32 +135,37 @@ def _board(board: Board) -> Iterator[Sample]:
         yield "mdi_exit_energy_joules", (_method(board),), board.energy_j
 
 
-def source_samples(state: SourceState) -> Iterator[Sample]:
+def source_samples(state: SourceState, now: float) -> Iterator[Sample]:
     """What only the source knows."""
-    yield "mdi_exit_items_offered", (), state.offered
-    yield "mdi_exit_items_admitted", (), state.admitted
-    yield "mdi_exit_items_completed", (), state.completed
-    yield "mdi_exit_items_failed", (), state.errors
-    yield "mdi_exit_items_refused", (), state.refused
-    yield "mdi_exit_items_retried", (), state.retried
-    yield "mdi_exit_items_pending", (), len(state.pending)
-    yield "mdi_exit_results_duplicate", (), state.duplicates
-    yield "mdi_exit_items_judged", (), state.judged
-    yield "mdi_exit_items_right", (), state.right
-    for number, count in state.exits.items():
-        yield "mdi_exit_item_exits", (str(number),), count
+    if state.plan is not None:
+        yield from _report(state.report(now, state.plan))
     for part, histogram in state.items.seconds.items():
         yield "mdi_exit_item_seconds", (part,), histogram.copy()
     for number, histogram in state.items.confidence.items():
         yield "mdi_exit_item_confidence", (str(number),), histogram.copy()
-    if (rate_per_s := state.offered_per_s) is not None:
-        yield "mdi_exit_offered_per_second", (), rate_per_s
-    yield "mdi_exit_threshold_floor", (), state.config.floor
-    yield "mdi_exit_paused", (), float(state.stopped)
     if state.missing is not None:
         yield "mdi_exit_missing_layers", (), len(state.missing)
     for kind, count in _bounded(state.noticed):
         yield "mdi_exit_events", (kind,), count
+
+
+def _report(report: SourceReport) -> Iterator[Sample]:
+    yield "mdi_exit_items_offered", (), report.offered
+    yield "mdi_exit_items_admitted", (), report.admitted
+    yield "mdi_exit_items_completed", (), report.completed
+    yield "mdi_exit_items_failed", (), report.errors
+    yield "mdi_exit_items_refused", (), report.refused
+    yield "mdi_exit_items_retried", (), report.retried
+    yield "mdi_exit_items_pending", (), report.pending
+    yield "mdi_exit_results_duplicate", (), report.duplicates
+    yield "mdi_exit_items_judged", (), report.judged
+    yield "mdi_exit_items_right", (), report.right
+    for number, count in report.exits.items():
+        yield "mdi_exit_item_exits", (str(number),), count
+    if report.rate_per_s is not None:
+        yield "mdi_exit_offered_per_second", (), report.rate_per_s
+    yield "mdi_exit_threshold_floor", (), report.floor
+    yield "mdi_exit_paused", (), float(report.paused)
 
 
 def fleet_samples(driver: NodeDriver, now: float) -> Iterator[Sample]:

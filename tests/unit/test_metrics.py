@@ -145,7 +145,7 @@ async def test_the_text_is_what_the_official_client_writes(artifact: Artifact) -
     state = big_source(artifact, 5, asyncio.get_running_loop().time())
     driver = _driver(state)
     now = asyncio.get_running_loop().time()
-    found = [*node_samples(driver, _transport(driver), now), *source_samples(state), *fleet_samples(driver, now)]
+    found = [*node_samples(driver, _transport(driver), now), *source_samples(state, now), *fleet_samples(driver, now)]
     found += [
         ("mdi_exit_node_up", ('quo"te \\ and\nline',), float("nan")),
         ("mdi_exit_node_up", ("inf",), float("inf")),
@@ -173,7 +173,7 @@ async def test_a_scrape_of_a_hundred_agents_is_less_than_a_megabyte(artifact: Ar
     now = asyncio.get_running_loop().time()
     state = big_source(artifact, 100, now, links=links)
     driver = _driver(state)
-    found = [*node_samples(driver, _transport(driver), now), *source_samples(state), *fleet_samples(driver, now)]
+    found = [*node_samples(driver, _transport(driver), now), *source_samples(state, now), *fleet_samples(driver, now)]
     driver.close()
     text = exposition(found, "default")
     assert len(_values(iter(found), "mdi_exit_node_up")) == 101
@@ -272,7 +272,9 @@ async def test_an_agent_waits_for_its_source() -> None:
 
 def test_only_what_was_completed_is_in_the_histograms(artifact: Artifact) -> None:
     state: SourceState = big_source(artifact, 0, 0.0)
-    (total,) = (v for n, labels, v in source_samples(state) if n == "mdi_exit_item_seconds" and labels == ("total",))
+    (total,) = (
+        v for n, labels, v in source_samples(state, 0.0) if n == "mdi_exit_item_seconds" and labels == ("total",)
+    )
     assert isinstance(total, Histogram)
     assert total.count == 1000
     total.add(1.0)
