@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 
 from mdi_exit import topics as kinds
+from mdi_exit.broker_stats import BrokerStats
 from mdi_exit.errors import MdiExitError, StartError, TransportError, WireError
 from mdi_exit.events import (
     AckReceived,
@@ -109,6 +110,7 @@ class NodeDriver:
         self.plan: ModelPlan | None = None
         self.bad: Counter[str] = Counter()
         self.sent_bytes = 0
+        self.broker_stats: BrokerStats | None = None
         self.fatal: asyncio.Future[MdiExitError] = asyncio.get_running_loop().create_future()
         self.drained = asyncio.Event()
         self.connected_once = asyncio.Event()

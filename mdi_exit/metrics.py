@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from mdi_exit.broker_stats import BROKER_METRICS, broker_samples
 from mdi_exit.driver import NodeDriver
 from mdi_exit.errors import StartError
 from mdi_exit.source_state import SourceState
@@ -56,6 +57,7 @@ CATALOGUE: Final[dict[str, Row]] = {
     "mdi_exit_items_retried": Row("counter", "Attempts made again."),
     "mdi_exit_results_duplicate": Row("counter", "Results received and discarded."),
     "mdi_exit_items_pending": Row("gauge", "Items admitted and not yet answered."),
+    **{name: Row(metric.kind, metric.help, metric.labels) for name, metric in BROKER_METRICS.items()},
 }
 
 
@@ -151,6 +153,8 @@ def serve_metrics(host: str, port: int, driver: NodeDriver, transport: Transport
 
     def samples() -> list[Sample]:
         found = list(node_samples(driver, transport, loop.time()))
+        if driver.broker_stats is not None:
+            found += broker_samples(driver.broker_stats)
         return [*found, *source_samples(state)] if isinstance(state, SourceState) else found
 
     return MetricsServer(host, port, samples)

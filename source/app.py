@@ -16,6 +16,7 @@ from rich.console import Console
 
 from mdi_exit import __version__
 from mdi_exit import topics as kinds
+from mdi_exit.broker_stats import BrokerStats
 from mdi_exit.driver import NodeDriver, new_incarnation
 from mdi_exit.engine import make_engine
 from mdi_exit.engine.profile import parse_profile
@@ -70,6 +71,7 @@ class SourceDriver(NodeDriver):
     ) -> None:
         super().__init__(state, state.worker, topics, executor, codec=codec)
         self.source = state
+        self.broker_stats: BrokerStats = BrokerStats()
         self._artifact = artifact
         self.summary = SummaryBuilder()
         self.timeline = Timeline(state)
@@ -89,7 +91,7 @@ class SourceDriver(NodeDriver):
         self._ready: asyncio.Queue[InputOffered | InputEnded] = asyncio.Queue(_PREFETCH)
 
     def subscriptions(self) -> list[tuple[str, int]]:
-        return [*super().subscriptions(), (self.topics.results("+"), kinds.RESULTS.qos)]
+        return [*super().subscriptions(), (self.topics.results("+"), kinds.RESULTS.qos), kinds.SYS_STATS]
 
     async def start(self, transport: Transport) -> None:
         self.spawn("prefetch", self._prefetch())
@@ -102,6 +104,16 @@ class SourceDriver(NodeDriver):
         super().on_connected()
         if self._claimed:
             self._host.republish()
+
+    def on_disconnected(self, reason: str) -> None:
+        self.broker_stats.clear()
+        super().on_disconnected(reason)
+
+    def on_message(self, topic: str, payload: bytes, retained: bool) -> None:
+        if topic.startswith(kinds.SYS_PREFIX):
+            self.broker_stats.received(topic, payload)
+        else:
+            super().on_message(topic, payload, retained)
 
     # --- input
 

@@ -1,0 +1,107 @@
+"""What Mosquitto says of itself under ``$SYS/broker/``, as metrics.
+
+Topics and their metrics are in one table. A broker that publishes fewer of these gives fewer metrics; topics that are not in
+the table are not read. Mosquitto publishes a value only when it has changed, so a value holds until another comes or the
+connection is lost.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from mdi_exit.topics import SYS_PREFIX
+
+__all__ = ["BROKER_METRICS", "BrokerMetric", "BrokerStats", "broker_samples", "reading"]
+
+Reading = tuple[str, tuple[str, ...], float]
+
+_PREFIX: Final = f"{SYS_PREFIX}broker/"
+_MOST_BYTES: Final = 100
+_NUMBER: Final = re.compile(r"[0-9]{1,19}(?:\.[0-9]{1,9})?")
+_VERSION: Final = re.compile(r"[\x20-\x7e]{1,60}")
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerMetric:
+    """One metric of the broker: the topic under ``$SYS/broker/`` that carries it, its kind and its help."""
+
+    topic: str
+    kind: Literal["counter", "gauge"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+_C: Final[Literal["counter"]] = "counter"
+_G: Final[Literal["gauge"]] = "gauge"
+
+# fmt: off
+_TABLE: Final[dict[str, BrokerMetric]] = {
+    "info":                   BrokerMetric("version",                   _G, "Always 1; which broker it is.", ("version",)),
+    "uptime_seconds":         BrokerMetric("uptime",                    _G, "Time since the broker started."),
+    "clients_connected":      BrokerMetric("clients/connected",         _G, "Clients connected now."),
+    "clients_disconnected":   BrokerMetric("clients/disconnected",      _G, "Clients that are away and whose session is kept."),
+    "clients_maximum":        BrokerMetric("clients/maximum",           _G, "Most clients connected at once."),
+    "clients_expired":        BrokerMetric("clients/expired",           _C, "Sessions given up since their clients stayed away."),
+    "messages_received":      BrokerMetric("messages/received",         _C, "MQTT packets of any type received."),
+    "messages_sent":          BrokerMetric("messages/sent",             _C, "MQTT packets of any type sent."),
+    "bytes_received":         BrokerMetric("bytes/received",            _C, "Bytes received."),
+    "bytes_sent":             BrokerMetric("bytes/sent",                _C, "Bytes sent."),
+    "publish_received":       BrokerMetric("publish/messages/received", _C, "PUBLISH messages received."),
+    "publish_sent":           BrokerMetric("publish/messages/sent",     _C, "PUBLISH messages sent."),
+    "publish_dropped":        BrokerMetric("publish/messages/dropped",  _C, "PUBLISH messages dropped: a client's queue was full."),
+    "publish_received_bytes": BrokerMetric("publish/bytes/received",    _C, "Payload bytes of the messages received."),
+    "publish_sent_bytes":     BrokerMetric("publish/bytes/sent",        _C, "Payload bytes of the messages sent."),
+    "retained_messages":      BrokerMetric("retained messages/count",   _G, "Retained messages, the broker's own included."),
+    "stored_messages":        BrokerMetric("store/messages/count",      _G, "Messages kept: retained ones and those that wait for a client."),
+    "stored_bytes":           BrokerMetric("store/messages/bytes",      _G, "Payload bytes of the messages kept."),
+    "subscriptions":          BrokerMetric("subscriptions/count",       _G, "Subscriptions of all clients."),
+    "heap_bytes":             BrokerMetric("heap/current",              _G, "Memory that the broker has allocated."),
+    "heap_maximum_bytes":     BrokerMetric("heap/maximum",              _G, "Most memory that the broker has allocated at once."),
+}
+# fmt: on
+
+BROKER_METRICS: Final = {f"mdi_exit_mosquitto_{name}": metric for name, metric in _TABLE.items()}
+_BY_TOPIC: Final = {f"{_PREFIX}{metric.topic}": name for name, metric in BROKER_METRICS.items()}
+
+
+def reading(topic: str, payload: bytes) -> Reading | None:
+    """The metric, its label values and its value that a ``$SYS`` message gives; None for what is not read, or malformed."""
+    name = _BY_TOPIC.get(topic)
+    if name is None or len(payload) > _MOST_BYTES:
+        return None
+    text = payload.decode("ascii", "replace")
+    if BROKER_METRICS[name].labels:
+        return (name, (text,), 1.0) if _VERSION.fullmatch(text) else None
+    number = _NUMBER.match(text)  # "6 seconds" is a number too
+    return (name, (), float(number[0])) if number and math.isfinite(float(number[0])) else None
+
+
+class BrokerStats:
+    """The latest values of the broker that we are connected to."""
+
+    __slots__ = ("_latest",)
+
+    def __init__(self) -> None:
+        self._latest: dict[str, Reading] = {}
+
+    def received(self, topic: str, payload: bytes) -> None:
+        """Take in a message under ``$SYS/``."""
+        if (found := reading(topic, payload)) is not None:
+            self._latest[found[0]] = found
+
+    def clear(self) -> None:
+        """The connection is lost: what was known may no longer be so."""
+        self._latest.clear()
+
+    def readings(self) -> list[Reading]:
+        """In the order of the table."""
+        return [self._latest[name] for name in BROKER_METRICS if name in self._latest]
+
+
+def broker_samples(stats: BrokerStats) -> Iterator[Reading]:
+    """What the broker has to say, for the metrics endpoint of the source."""
+    yield from stats.readings()
