@@ -27,10 +27,11 @@ _VERSION: Final = re.compile(r"[\x20-\x7e]{1,60}")
 
 @dataclass(frozen=True, slots=True)
 class BrokerMetric:
-    """One metric of the broker: the topic under ``$SYS/broker/`` that carries it, its kind and its help."""
+    """One metric of the broker: the topic under ``$SYS/broker/`` that carries it, and its row of the catalogue."""
 
     topic: str
     kind: Literal["counter", "gauge"]
+    unit: str
     help: str
     labels: tuple[str, ...] = ()
 
@@ -40,27 +41,27 @@ _G: Final[Literal["gauge"]] = "gauge"
 
 # fmt: off
 _TABLE: Final[dict[str, BrokerMetric]] = {
-    "info":                   BrokerMetric("version",                   _G, "Always 1; which broker it is.", ("version",)),
-    "uptime_seconds":         BrokerMetric("uptime",                    _G, "Time since the broker started."),
-    "clients_connected":      BrokerMetric("clients/connected",         _G, "Clients connected now."),
-    "clients_disconnected":   BrokerMetric("clients/disconnected",      _G, "Clients that are away and whose session is kept."),
-    "clients_maximum":        BrokerMetric("clients/maximum",           _G, "Most clients connected at once."),
-    "clients_expired":        BrokerMetric("clients/expired",           _C, "Sessions given up since their clients stayed away."),
-    "messages_received":      BrokerMetric("messages/received",         _C, "MQTT packets of any type received."),
-    "messages_sent":          BrokerMetric("messages/sent",             _C, "MQTT packets of any type sent."),
-    "bytes_received":         BrokerMetric("bytes/received",            _C, "Bytes received."),
-    "bytes_sent":             BrokerMetric("bytes/sent",                _C, "Bytes sent."),
-    "publish_received":       BrokerMetric("publish/messages/received", _C, "PUBLISH messages received."),
-    "publish_sent":           BrokerMetric("publish/messages/sent",     _C, "PUBLISH messages sent."),
-    "publish_dropped":        BrokerMetric("publish/messages/dropped",  _C, "PUBLISH messages dropped: a client's queue was full."),
-    "publish_received_bytes": BrokerMetric("publish/bytes/received",    _C, "Payload bytes of the messages received."),
-    "publish_sent_bytes":     BrokerMetric("publish/bytes/sent",        _C, "Payload bytes of the messages sent."),
-    "retained_messages":      BrokerMetric("retained messages/count",   _G, "Retained messages, the broker's own included."),
-    "stored_messages":        BrokerMetric("store/messages/count",      _G, "Messages kept: retained ones and those that wait for a client."),
-    "stored_bytes":           BrokerMetric("store/messages/bytes",      _G, "Payload bytes of the messages kept."),
-    "subscriptions":          BrokerMetric("subscriptions/count",       _G, "Subscriptions of all clients."),
-    "heap_bytes":             BrokerMetric("heap/current",              _G, "Memory that the broker has allocated."),
-    "heap_maximum_bytes":     BrokerMetric("heap/maximum",              _G, "Most memory that the broker has allocated at once."),
+    "info":                   BrokerMetric("version",                   _G, "",              "Always 1; which broker it is.", ("version",)),
+    "uptime_seconds":         BrokerMetric("uptime",                    _G, "seconds",       "Time since the broker started."),
+    "clients_connected":      BrokerMetric("clients/connected",         _G, "clients",       "Clients connected now."),
+    "clients_disconnected":   BrokerMetric("clients/disconnected",      _G, "clients",       "Clients away with a session."),
+    "clients_maximum":        BrokerMetric("clients/maximum",           _G, "clients",       "Most clients connected at once."),
+    "clients_expired":        BrokerMetric("clients/expired",           _C, "sessions",      "Sessions given up: clients stayed away."),
+    "messages_received":      BrokerMetric("messages/received",         _C, "packets",       "MQTT packets of any type received."),
+    "messages_sent":          BrokerMetric("messages/sent",             _C, "packets",       "MQTT packets of any type sent."),
+    "bytes_received":         BrokerMetric("bytes/received",            _C, "bytes",         "Bytes received."),
+    "bytes_sent":             BrokerMetric("bytes/sent",                _C, "bytes",         "Bytes sent."),
+    "publish_received":       BrokerMetric("publish/messages/received", _C, "messages",      "Messages received."),
+    "publish_sent":           BrokerMetric("publish/messages/sent",     _C, "messages",      "Messages sent."),
+    "publish_dropped":        BrokerMetric("publish/messages/dropped",  _C, "messages",      "Messages dropped: a full queue."),
+    "publish_received_bytes": BrokerMetric("publish/bytes/received",    _C, "bytes",         "Payload bytes of received messages."),
+    "publish_sent_bytes":     BrokerMetric("publish/bytes/sent",        _C, "bytes",         "Payload bytes of sent messages."),
+    "retained_messages":      BrokerMetric("retained messages/count",   _G, "messages",      "Retained messages, its own too."),
+    "stored_messages":        BrokerMetric("store/messages/count",      _G, "messages",      "Messages kept, retained or waiting."),
+    "stored_bytes":           BrokerMetric("store/messages/bytes",      _G, "bytes",         "Payload bytes of the messages kept."),
+    "subscriptions":          BrokerMetric("subscriptions/count",       _G, "subscriptions", "Subscriptions of all clients."),
+    "heap_bytes":             BrokerMetric("heap/current",              _G, "bytes",         "Memory allocated."),
+    "heap_maximum_bytes":     BrokerMetric("heap/maximum",              _G, "bytes",         "Most memory allocated at once."),
 }
 # fmt: on
 
