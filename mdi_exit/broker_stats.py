@@ -36,32 +36,33 @@ class BrokerMetric:
     labels: tuple[str, ...] = ()
 
 
+_M: Final = BrokerMetric
 _C: Final[Literal["counter"]] = "counter"
 _G: Final[Literal["gauge"]] = "gauge"
 
 # fmt: off
 _TABLE: Final[dict[str, BrokerMetric]] = {
-    "info":                   BrokerMetric("version",                   _G, "",              "Always 1; which broker it is.", ("version",)),
-    "uptime_seconds":         BrokerMetric("uptime",                    _G, "seconds",       "Time since the broker started."),
-    "clients_connected":      BrokerMetric("clients/connected",         _G, "clients",       "Clients connected now."),
-    "clients_disconnected":   BrokerMetric("clients/disconnected",      _G, "clients",       "Clients away with a session."),
-    "clients_maximum":        BrokerMetric("clients/maximum",           _G, "clients",       "Most clients connected at once."),
-    "clients_expired":        BrokerMetric("clients/expired",           _C, "sessions",      "Sessions given up: clients stayed away."),
-    "messages_received":      BrokerMetric("messages/received",         _C, "packets",       "MQTT packets of any type received."),
-    "messages_sent":          BrokerMetric("messages/sent",             _C, "packets",       "MQTT packets of any type sent."),
-    "bytes_received":         BrokerMetric("bytes/received",            _C, "bytes",         "Bytes received."),
-    "bytes_sent":             BrokerMetric("bytes/sent",                _C, "bytes",         "Bytes sent."),
-    "publish_received":       BrokerMetric("publish/messages/received", _C, "messages",      "Messages received."),
-    "publish_sent":           BrokerMetric("publish/messages/sent",     _C, "messages",      "Messages sent."),
-    "publish_dropped":        BrokerMetric("publish/messages/dropped",  _C, "messages",      "Messages dropped: a full queue."),
-    "publish_received_bytes": BrokerMetric("publish/bytes/received",    _C, "bytes",         "Payload bytes of received messages."),
-    "publish_sent_bytes":     BrokerMetric("publish/bytes/sent",        _C, "bytes",         "Payload bytes of sent messages."),
-    "retained_messages":      BrokerMetric("retained messages/count",   _G, "messages",      "Retained messages, its own too."),
-    "stored_messages":        BrokerMetric("store/messages/count",      _G, "messages",      "Messages kept, retained or waiting."),
-    "stored_bytes":           BrokerMetric("store/messages/bytes",      _G, "bytes",         "Payload bytes of the messages kept."),
-    "subscriptions":          BrokerMetric("subscriptions/count",       _G, "subscriptions", "Subscriptions of all clients."),
-    "heap_bytes":             BrokerMetric("heap/current",              _G, "bytes",         "Memory allocated."),
-    "heap_maximum_bytes":     BrokerMetric("heap/maximum",              _G, "bytes",         "Most memory allocated at once."),
+    "info":                   _M("version",                   _G, "",              "1; the label says which.", ("version",)),
+    "uptime_seconds":         _M("uptime",                    _G, "seconds",       "Time since the broker started."),
+    "clients_connected":      _M("clients/connected",         _G, "clients",       "Clients connected now."),
+    "clients_disconnected":   _M("clients/disconnected",      _G, "clients",       "Clients away with a session."),
+    "clients_maximum":        _M("clients/maximum",           _G, "clients",       "Most clients connected at once."),
+    "clients_expired":        _M("clients/expired",           _C, "sessions",      "Sessions given up: clients stayed away."),
+    "messages_received":      _M("messages/received",         _C, "packets",       "MQTT packets of any type received."),
+    "messages_sent":          _M("messages/sent",             _C, "packets",       "MQTT packets of any type sent."),
+    "bytes_received":         _M("bytes/received",            _C, "bytes",         "Bytes received."),
+    "bytes_sent":             _M("bytes/sent",                _C, "bytes",         "Bytes sent."),
+    "publish_received":       _M("publish/messages/received", _C, "messages",      "Messages received."),
+    "publish_sent":           _M("publish/messages/sent",     _C, "messages",      "Messages sent."),
+    "publish_dropped":        _M("publish/messages/dropped",  _C, "messages",      "Messages dropped: a full queue."),
+    "publish_received_bytes": _M("publish/bytes/received",    _C, "bytes",         "Payload bytes of received messages."),
+    "publish_sent_bytes":     _M("publish/bytes/sent",        _C, "bytes",         "Payload bytes of sent messages."),
+    "retained_messages":      _M("retained messages/count",   _G, "messages",      "Retained messages, its own too."),
+    "stored_messages":        _M("store/messages/count",      _G, "messages",      "Messages kept, retained or waiting."),
+    "stored_bytes":           _M("store/messages/bytes",      _G, "bytes",         "Payload bytes of the messages kept."),
+    "subscriptions":          _M("subscriptions/count",       _G, "subscriptions", "Subscriptions of all clients."),
+    "heap_bytes":             _M("heap/current",              _G, "bytes",         "Memory allocated."),
+    "heap_maximum_bytes":     _M("heap/maximum",              _G, "bytes",         "Most memory allocated at once."),
 }
 # fmt: on
 
