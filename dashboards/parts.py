@@ -164,7 +164,7 @@ def heat_map(title: str, text: str, expr: str, unit: str) -> heatmap.Panel:
     panel = _common(heatmap.Panel(), title, text, "short").with_target(buckets).calculate(False)
     panel.y_axis(heatmap.YAxisConfig().unit(unit)).show_legend()
     scheme = heatmap.HeatmapColorOptions().mode(heat.HeatmapColorMode.SCHEME).scheme("Viridis").steps(32)
-    return panel.color(scheme)
+    return panel.color(scheme).exemplars_color("purple")
 
 
 def states(

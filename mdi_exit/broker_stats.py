@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from mdi_exit.topics import SYS_PREFIX
 
-__all__ = ["BROKER_METRICS", "BrokerMetric", "BrokerStats", "broker_samples", "reading"]
+__all__ = ["BROKER_METRICS", "BrokerMetric", "BrokerStats", "reading"]
 
 Reading = tuple[str, tuple[str, ...], float]
 
@@ -99,11 +98,6 @@ class BrokerStats:
         """The connection is lost: what was known may no longer be so."""
         self._latest.clear()
 
-    def readings(self) -> list[Reading]:
-        """In the order of the table."""
+    def samples(self) -> list[Reading]:
+        """For the metrics endpoint, in the order of the table."""
         return [self._latest[name] for name in BROKER_METRICS if name in self._latest]
-
-
-def broker_samples(stats: BrokerStats) -> Iterator[Reading]:
-    """What the broker has to say, for the metrics endpoint of the source."""
-    yield from stats.readings()

@@ -72,8 +72,20 @@ def test_a_module_says_what_is_public_and_each_name_is_there(path: Path) -> None
 
 
 CORE = (
-    *("errors", "span", "segments", "topics", "wire", "events", "links", "measured", "membership", "queues"),
-    *("worker_config", "worker_state", "source_state", "broker_stats"),
+    *(
+        "errors",
+        "span",
+        "histogram",
+        "segments",
+        "topics",
+        "wire",
+        "events",
+        "links",
+        "measured",
+        "membership",
+        "queues",
+    ),
+    *("reports", "worker_config", "worker_state", "source_state", "broker_stats"),
     *("policy.batching", "policy.exiting", "policy.offloading", "policy.queueing", "policy.steps"),
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mdi_exit.broker_stats import BROKER_METRICS, BrokerStats, broker_samples, reading
+from mdi_exit.broker_stats import BROKER_METRICS, BrokerStats, reading
 from mdi_exit.metrics import CATALOGUE
 
 VALUES = {
@@ -56,7 +56,7 @@ def test_what_is_not_read_or_malformed_gives_nothing(topic: str, payload: bytes)
     assert reading(topic, payload) is None
     stats = BrokerStats()
     stats.received(topic, payload)
-    assert list(broker_samples(stats)) == []
+    assert stats.samples() == []
 
 
 def test_the_latest_value_holds_until_the_connection_is_lost() -> None:
@@ -65,18 +65,18 @@ def test_the_latest_value_holds_until_the_connection_is_lost() -> None:
         stats.received(f"$SYS/broker/{tail}", payload)
     stats.received("$SYS/broker/clients/connected", b"4")
     stats.received("$SYS/broker/clients/connected", b"nonsense")
-    samples = {name: value for name, _, value in broker_samples(stats)}
+    samples = {name: value for name, _, value in stats.samples()}
     assert len(samples) == len(VALUES)
     assert samples["mdi_exit_mosquitto_clients_connected"] == 4.0
     stats.clear()
-    assert list(broker_samples(stats)) == []
+    assert stats.samples() == []
 
 
 def test_another_version_takes_the_place_of_the_one_before() -> None:
     stats = BrokerStats()
     stats.received("$SYS/broker/version", b"mosquitto version 2.0.11")
     stats.received("$SYS/broker/version", b"mosquitto version 2.0.22")
-    assert [labels for _, labels, _ in broker_samples(stats)] == [("mosquitto version 2.0.22",)]
+    assert [labels for _, labels, _ in stats.samples()] == [("mosquitto version 2.0.22",)]
 
 
 def test_the_metrics_are_in_the_catalogue_and_each_topic_gives_one() -> None:
