@@ -25,9 +25,8 @@ def _head(board: Board) -> None:
     board.add("connected-now", number(
         "Connection", "Whether all nodes that are scraped are connected.", seen, "short", values=_CONNECTED, none="unknown",
     ), 4, 4, detail="connected")  # fmt: skip
-    version = f"max by (version) ({_P}_info{{{HERE}}})"
     board.add("version", text_value(
-        "Version", "What the broker says it is; empty unless it is Mosquitto.", version, "version",
+        "Version", "What the broker says it is; empty unless it is Mosquitto.", f"{_P}_info", HERE, "version",
     ), 4, 4)  # fmt: skip
     board.add("uptime", number(
         "Up for", "Time since the broker started.", _now("uptime_seconds"), "s", ((None, "orange"), (60.0, "text")),

@@ -31,7 +31,7 @@ STATES: Final = {
     "loading segments": ("loading segments", "orange"),
     "waiting for source": ("waiting for source", "orange"),
     "draining": ("draining", "blue"),
-    "offline": ("offline", "red"),
+    "gone": ("gone", "red"),
 }
 _PAUSED: Final = {"0": ("open", "green"), "1": ("paused", "orange")}
 _PENDING: Final = ((None, "text"), (256.0, "orange"), (480.0, "red"))

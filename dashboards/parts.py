@@ -124,8 +124,9 @@ def number(
     return panel.decimals(decimals) if decimals is not None else panel
 
 
-def text_value(title: str, text: str, expr: str, label: str) -> stat.Panel:
-    """The value of a label, as words."""
+def text_value(title: str, text: str, metric: str, labels: str, label: str) -> stat.Panel:
+    """The value of a label of a metric, as words; nothing where it is empty."""
+    expr = f'max by ({label}) ({metric}{{{labels},{label}!=""}})'
     panel = _common(stat.Panel(), title, text, "string").with_target(query(expr, f"{{{{{label}}}}}", instant=True))
     panel.text_mode(looks.BigValueTextMode.NAME).graph_mode(looks.BigValueGraphMode.NONE).no_value("–")
     panel.color_mode(looks.BigValueColorMode.NONE)
