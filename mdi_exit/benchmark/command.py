@@ -1,4 +1,4 @@
-"""``mdi-exit benchmark hop|agent``: measure this machine, print a table, write the raw rows."""
+"""``mdi-exit benchmark hop|agent|metrics``: measure this machine, print a table, write the raw rows."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 import psutil
@@ -25,18 +26,25 @@ from broker.embedded import embedded_broker
 from mdi_exit import __version__
 from mdi_exit.benchmark.hop import hop
 from mdi_exit.benchmark.relays import aiomqtt_relay, tcp_relay, transport_relay
+from mdi_exit.benchmark.scrape import overhead_rows, scrape_rows, telemetry_rows
 from mdi_exit.errors import MdiExitError, UsageError
 
 __all__ = ["main"]
 
 _SHAPES: Final = ((1, 16, 16), (1, 64, 64), (1, 128, 256))
 _MESSAGES: Final = {1024: 6000, 16384: 6000, 131072: 2000}
+_OVERHEAD_MESSAGES: Final = 10_000
+_SCRAPE_PERIOD_S: Final = 1.0
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the tool; returns the exit status. Raises ``MdiExitError``."""
     parser = argparse.ArgumentParser(prog="mdi-exit benchmark", description="Measure this machine.")
-    parser.add_argument("what", choices=("hop", "agent"), help="hop: what the system costs a hop; agent: memory, start")
+    parser.add_argument(
+        "what",
+        choices=tuple(_MEASURES),
+        help="hop: what the system costs a hop; agent: memory, start; metrics: what it costs to watch",
+    )
     parser.add_argument("--out", type=Path, help="folder for the raw rows (JSON)")
     parser.add_argument("--window", type=int, default=64, help="items under way for the throughput (%(default)s)")
     parser.add_argument("--scale", type=float, default=1.0, help="more or fewer messages (%(default)s)")
@@ -46,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.window < 1 or not args.scale > 0 or args.rounds < 1:
         raise UsageError("--window, --scale, --rounds", "values above 0", (args.window, args.scale, args.rounds))
-    rows = asyncio.run(_hop(args) if args.what == "hop" else _agent())
+    rows = asyncio.run(_MEASURES[args.what](args))
     if args.out is not None:
         _write(args.out, args.what, argv, rows)
     return 0
@@ -128,8 +136,45 @@ def _show_hop(rows: list[dict[str, Any]]) -> None:
     Console(width=110).print(table)
 
 
-async def _agent() -> list[dict[str, Any]]:
+async def _metrics(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A scrape with a hundred agents, the telemetry of three, and throughput with and without scrapes."""
+    rows = await scrape_rows()
+    async with embedded_broker() as broker:
+        rows += await telemetry_rows(broker.url)
+        load = {"window": args.window, "messages": max(int(_OVERHEAD_MESSAGES * args.scale), 50)}
+        rows += await overhead_rows(broker.url, **load, rounds=args.rounds, scrape_period_s=_SCRAPE_PERIOD_S)
+        sys.stdout.write(f"broker: {broker.kind}; window {args.window}; {args.rounds} rounds\n")
+    _show_metrics(rows)
+    return rows
+
+
+def _show_metrics(rows: list[dict[str, Any]]) -> None:
+    table = Table(title="What it costs to watch")
+    for column in ("what", "value"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    scrapes = [row for row in rows if row["name"] == "scrape"]
+    seconds = sorted(row["seconds"] for row in scrapes)
+    table.add_row(f"scrape with {scrapes[0]['agents']} agents, median", f"{1000 * median(seconds):.1f} ms")
+    table.add_row("the slowest of them", f"{1000 * seconds[-1]:.1f} ms")
+    table.add_row("its size", f"{scrapes[0]['bytes'] / 1000:,.0f} kB, {scrapes[0]['samples']:,} samples")
+    for row in rows:
+        if row["name"] == "telemetry":
+            table.add_row(f"telemetry of {row['node']}", f"{row['bytes'] / row['seconds']:,.0f} B/s")
+    rates = {
+        which: [row["items_per_s"] for row in rows if row["name"] == "throughput" and row["metrics"] == which]
+        for which in ("off", "on")
+    }
+    ratios = [on / off for on, off in zip(rates["on"], rates["off"], strict=True)]
+    for which, found in rates.items():
+        table.add_row(f"throughput, metrics {which}, median", f"{median(found):,.0f} items/s")
+    table.add_row("on / off, median of the rounds' ratios", f"{median(ratios):.3f}")
+    table.add_row("their range", f"{min(ratios):.3f} to {max(ratios):.3f}")
+    Console(width=110).print(table)
+
+
+async def _agent(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Resident memory and time to readiness of agents of the shipped model, on a local broker."""
+    del args
     rows = []
     async with embedded_broker() as broker:
         with tempfile.TemporaryDirectory(prefix="mdi-exit-agent-") as folder:
@@ -178,3 +223,6 @@ async def _one_agent(url: str, span: str, folder: Path) -> dict[str, Any]:
         agent.terminate()
         await agent.wait()
     return {"layers": span, "ready_s": ready_s, "resident_mib": resident / 2**20}
+
+
+_MEASURES: Final = {"hop": _hop, "agent": _agent, "metrics": _metrics}

@@ -8,6 +8,7 @@ both ways, as in the bare relays beside it. With ``results``, the agent holds al
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from broker.embedded import free_port
 from mdi_exit.benchmark.relays import RelayResult, percentile
 from mdi_exit.driver import NodeDriver, new_incarnation
 from mdi_exit.engine import make_engine
@@ -36,6 +38,7 @@ from mdi_exit.events import (
 )
 from mdi_exit.exchange import LocalModel, ModelHost
 from mdi_exit.executor import Executor
+from mdi_exit.metrics import serve_metrics
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.policy.steps import QueueBands
@@ -46,10 +49,24 @@ from mdi_exit.transport.mqtt import MqttTransport
 from mdi_exit.wire import Message, Results, encode
 from mdi_exit.worker_config import WorkerConfig
 
-__all__ = ["hop"]
+__all__ = ["hop", "throughput", "write_artifact"]
 
 _LAYERS: Final = 3
 _START_S: Final = 30.0
+_SCRAPER: Final = """
+import sys, time, urllib.request
+period_s, addresses = float(sys.argv[1]), sys.argv[2:]
+begin, seen = time.monotonic(), set()
+while True:
+    time.sleep(period_s)
+    for address in addresses:
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, headers={"Accept-Encoding": "gzip"})).read()
+            seen.add(address)
+        except OSError:
+            if address in seen or time.monotonic() - begin > 10:
+                raise
+"""
 
 
 class _BenchSource(NodeDriver):
@@ -116,9 +133,9 @@ class _BenchSource(NodeDriver):
 
 
 @asynccontextmanager
-async def _agent(url: str, span: str, window: int) -> AsyncIterator[None]:
+async def _agent(url: str, span: str, window: int, metrics: str) -> AsyncIterator[None]:
     flags = ["--layers", span, "--name", "agent", "--deployment", "benchmark", "--broker", url]
-    flags += ["--engine", "noop", "--window", str(window), "--log-level", "warning"]
+    flags += ["--engine", "noop", "--window", str(window), "--log-level", "warning", "--metrics", metrics]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "edge_agent.cli", *flags, stdin=asyncio.subprocess.DEVNULL
     )
@@ -127,6 +144,30 @@ async def _agent(url: str, span: str, window: int) -> AsyncIterator[None]:
     finally:
         process.terminate()
         await process.wait()
+
+
+@asynccontextmanager
+async def _scraped(
+    driver: NodeDriver, transport: MqttTransport, agent: str, period_s: float | None
+) -> AsyncIterator[None]:
+    """The source's metrics, and a scraper of both nodes', for as long as the context lasts."""
+    if period_s is None:
+        yield
+        return
+    server = serve_metrics("127.0.0.1", 0, driver, transport)
+    addresses = (server.address, f"http://{agent}/metrics")
+    scraper = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _SCRAPER, str(period_s), *addresses), stdin=asyncio.subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        if scraper.returncode is None:
+            scraper.terminate()
+        ended = await scraper.wait()
+        server.close()
+        if ended != -signal.SIGTERM:
+            raise MdiExitError(f"benchmark: expected the scraper to work until told to stop, got status {ended}")
 
 
 def _state(span: LayerSpan | None, window: int, pending: int) -> SourceState:
@@ -163,6 +204,16 @@ async def hop(
     )
 
 
+async def throughput(
+    url: str, artifact: Artifact, *, window: int, messages: int, scrape_period_s: float | None
+) -> float:
+    """Items a second, the tensor travelling there and back. ``scrape_period_s``: how often the metrics of agent and source
+    are scraped meanwhile; None: neither serves any.
+    """
+    rate, _ = await _measure(url, artifact, window, messages, results=False, scrape_period_s=scrape_period_s)
+    return rate
+
+
 def write_artifact(folder: Path, shape: tuple[int, int, int]) -> Artifact:
     """The three-layer artifact of the benchmark."""
     from mdi_exit.benchmark.synthetic import write_identity_artifact
@@ -171,7 +222,7 @@ def write_artifact(folder: Path, shape: tuple[int, int, int]) -> Artifact:
 
 
 async def _measure(
-    url: str, artifact: Artifact, pending: int, messages: int, *, results: bool
+    url: str, artifact: Artifact, pending: int, messages: int, *, results: bool, scrape_period_s: float | None = None
 ) -> tuple[float, list[float]]:
     """(items a second, latencies) after a warm-up of a tenth."""
     span = None if results else LayerSpan(2, 3)
@@ -180,7 +231,12 @@ async def _measure(
     driver = _BenchSource(state, Executor(make_engine("noop")), artifact)
     transport = MqttTransport(url, client_id=f"bench-{new_incarnation()}", handler=driver, will=driver.will())
     warm = max(messages // 10, 20)
-    async with _agent(url, "0-2" if results else "0-1", window), transport:
+    metrics = f"127.0.0.1:{free_port()}" if scrape_period_s else "off"
+    async with (
+        _agent(url, "0-2" if results else "0-1", window, metrics),
+        _scraped(driver, transport, metrics, scrape_period_s),
+        transport,
+    ):
         try:
             driver.use_model(artifact.manifest)
             await driver.start(transport)

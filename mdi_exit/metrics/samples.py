@@ -76,7 +76,7 @@ def _tasks(driver: NodeDriver, now: float) -> Iterator[Sample]:
     for entry, count in report.free_slots.items():
         yield "mdi_exit_free_slots", (str(entry),), count
     for entry, histogram in totals.run_s.items():
-        yield "mdi_exit_segment_run_seconds", (str(entry),), histogram
+        yield "mdi_exit_segment_run_seconds", (str(entry),), histogram.copy()
     yield "mdi_exit_tasks_received", (), totals.received
     yield "mdi_exit_tasks_executed", (), totals.executed
     yield "mdi_exit_tasks_refused", (), totals.refused
@@ -149,9 +149,9 @@ def source_samples(state: SourceState) -> Iterator[Sample]:
     for number, count in state.exits.items():
         yield "mdi_exit_item_exits", (str(number),), count
     for part, histogram in state.items.seconds.items():
-        yield "mdi_exit_item_seconds", (part,), histogram
+        yield "mdi_exit_item_seconds", (part,), histogram.copy()
     for number, histogram in state.items.confidence.items():
-        yield "mdi_exit_item_confidence", (str(number),), histogram
+        yield "mdi_exit_item_confidence", (str(number),), histogram.copy()
     if (rate_per_s := state.offered_per_s) is not None:
         yield "mdi_exit_offered_per_second", (), rate_per_s
     yield "mdi_exit_threshold_floor", (), state.config.floor
