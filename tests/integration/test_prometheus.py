@@ -15,7 +15,7 @@ import pytest
 import yaml
 from live import Listener, Program, System, until
 
-from broker.embedded import dies_with_parent, free_port, mosquitto_config
+from broker.embedded import dies_with_parent, free_port
 from dashboards.expressions import RULES, metrics_of, rule_expressions
 from dashboards.report import Answer, Prometheus, ask, either, markdown
 
@@ -101,30 +101,17 @@ def target(program: Program) -> str:
     return program.log.split("metrics on http://")[1].split("/")[0]
 
 
-@pytest.fixture
-def deployment(mosquitto: Any, tmp_path: Path) -> Iterator[System]:
-    """On a broker that says every second how it does."""
-    mosquitto.stop()
-    mosquitto.config = mosquitto_config(mosquitto.port) + "sys_interval 1\n"
-    mosquitto.start()
-    folder = tmp_path / "nodes"
-    folder.mkdir()
-    system = System(mosquitto.url, folder)
-    yield system
-    system.close()
-
-
 @pytest.mark.broker
 @pytest.mark.slow
-def test_every_query_parses_and_has_data_during_a_run(deployment: System, started: Any, tmp_path: Path) -> None:
+def test_every_query_parses_and_has_data_during_a_run(talkative: System, started: Any, tmp_path: Path) -> None:
     began = time.time()
     pace = ("--schedule", "calm=40/s@0s,storm=250/s@16s", "--adapt", "threshold", "--min-threshold", "0.8")
-    source = deployment.source(*pace, "--duration", "120s")
-    a = deployment.agent("a", "0-3", "--profile", "jetson-nano")
-    b = deployment.agent("b", "4-8", "--profile", "laptop")
+    source = talkative.source(*pace, "--duration", "120s")
+    a = talkative.agent("a", "0-3", "--profile", "jetson-nano")
+    b = talkative.agent("b", "4-8", "--profile", "laptop")
     server = started([source], [a, b])
     source.until_results(1)
-    with Listener(deployment.url, "mdi/test/none") as stranger:
+    with Listener(talkative.url, "mdi/test/none") as stranger:
         stranger.publish("mdi/test/links/a/stranger", b"not a message of ours")
     until(lambda: scrapes_with_results(server) >= SCRAPES, lambda: f"{SCRAPES} scrapes\n{source.log}")
     questions = {"since_s": began, "interval_s": SCRAPE_S, "scrape_s": SCRAPE_S}
