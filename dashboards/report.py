@@ -169,7 +169,7 @@ def markdown(answers: Sequence[Answer], title: str, why_empty: dict[str, str] | 
         shown = answer.shown()
         if not answer.has_data and (reason := reasons.get(expression.name)):
             shown += f": {reason}"
-        unit = expression.unit.removeprefix("suffix: ")
+        unit = expression.unit.removeprefix("suffix:")
         cells = (expression.kind, expression.title, expression.legend, unit, shown)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

@@ -89,7 +89,7 @@ def test_every_query_is_asked_with_the_variables_filled_in(url: str) -> None:
 
 
 def test_the_list_has_each_query_with_its_value_or_why_there_is_none(url: str) -> None:
-    kinds = [Expression("panel", "page", title, "", "m", "suffix: items/s") for title in ("full", "empty", "wrong")]
+    kinds = [Expression("panel", "page", title, "", "m", "suffix:items/s") for title in ("full", "empty", "wrong")]
     answers = [
         Answer(kinds[0], "m", series=tuple((f"node={name}", 1.0) for name in "abcde")),
         Answer(kinds[1], "m"),

@@ -76,6 +76,9 @@ def test_variables_choose_source_and_deployment_and_events_are_annotated(dashboa
     assert list(variables)[:2] == ["datasource", "deployment"]
     assert variables["datasource"]["type"] == "datasource"
     assert all(variable["label"] and variable["description"] for variable in variables.values())
+    for annotation in dashboard["annotations"]["list"]:
+        assert annotation["target"]["expr"] == annotation["expr"]
+        assert annotation["datasource"]["uid"] == annotation["target"]["datasource"]["uid"] == "${datasource}"
     shown = {annotation["name"] for annotation in dashboard["annotations"]["list"]}
     assert {"Joins", "Deaths", "Orders"} <= shown
     assert any("hreshold" in name for name in shown)
