@@ -18,7 +18,8 @@ FULL_PERIOD_S: Final = 1.0
 _SPARE_BYTES_PER_S: Final = 150
 _BOARD_BYTES: Final = 45
 _LINK_BYTES: Final = 20
-_MAX_RECEIVED: Final = 8
+_RECEIVED_BYTES: Final = 45
+_ENTRY_BYTES: Final = 7
 
 
 class Shortener:
@@ -41,10 +42,14 @@ class Shortener:
         """What has changed, a few at a time and in turn."""
         order = [sender for sender in received if sender not in self._told]
         order += [sender for sender, seq in self._told.items() if received.get(sender, seq) != seq]
-        news = {sender: received[sender] for sender in order[:_MAX_RECEIVED]}
-        for sender, seq in news.items():
+        news: dict[str, int] = {}
+        left_bytes = _RECEIVED_BYTES
+        for sender in order:
+            if left_bytes <= 0:
+                break
+            left_bytes -= _ENTRY_BYTES + len(sender)
             self._told.pop(sender, None)
-            self._told[sender] = seq
+            self._told[sender] = news[sender] = received[sender]
         return news
 
 

@@ -160,16 +160,26 @@ def _show_metrics(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["name"] == "telemetry":
             table.add_row(f"telemetry of {row['node']}", f"{row['bytes'] / row['seconds']:,.0f} B/s")
-    rates = {
-        which: [row["items_per_s"] for row in rows if row["name"] == "throughput" and row["metrics"] == which]
-        for which in ("off", "on")
-    }
-    ratios = [on / off for on, off in zip(rates["on"], rates["off"], strict=True)]
-    for which, found in rates.items():
-        table.add_row(f"throughput, metrics {which}, median", f"{median(found):,.0f} items/s")
-    table.add_row("on / off, median of the rounds' ratios", f"{median(ratios):.3f}")
-    table.add_row("their range", f"{min(ratios):.3f} to {max(ratios):.3f}")
+    for field, text, factor, unit in (
+        ("items_per_s", "throughput", 1.0, "items/s"),
+        ("cpu_s_per_item", "processor time an item", 1e6, "µs"),
+    ):
+        off, on = _paired(rows, field)
+        ratios = sorted(of_on / of_off for of_on, of_off in zip(on, off, strict=True))
+        table.add_row(f"{text}, metrics off, median", f"{factor * median(off):,.0f} {unit}")
+        table.add_row(f"{text}, metrics on, median", f"{factor * median(on):,.0f} {unit}")
+        table.add_row("on / off, median of the rounds' ratios", f"{median(ratios):.3f}")
+        table.add_row("their range", f"{ratios[0]:.3f} to {ratios[-1]:.3f}")
     Console(width=110).print(table)
+
+
+def _paired(rows: list[dict[str, Any]], field: str) -> tuple[list[float], list[float]]:
+    """The values of each round with metrics off, and with metrics on."""
+    off, on = (
+        [row[field] for row in rows if row["name"] == "throughput" and row["metrics"] == which]
+        for which in ("off", "on")
+    )
+    return off, on
 
 
 async def _agent(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from random import Random
 from typing import Any, Final
 
 import numpy as np
+import psutil
 
 from broker.embedded import free_port
 from mdi_exit.benchmark.relays import RelayResult, percentile
@@ -133,14 +134,14 @@ class _BenchSource(NodeDriver):
 
 
 @asynccontextmanager
-async def _agent(url: str, span: str, window: int, metrics: str) -> AsyncIterator[None]:
+async def _agent(url: str, span: str, window: int, metrics: str) -> AsyncIterator[psutil.Process]:
     flags = ["--layers", span, "--name", "agent", "--deployment", "benchmark", "--broker", url]
     flags += ["--engine", "noop", "--window", str(window), "--log-level", "warning", "--metrics", metrics]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "edge_agent.cli", *flags, stdin=asyncio.subprocess.DEVNULL
     )
     try:
-        yield
+        yield psutil.Process(process.pid)
     finally:
         process.terminate()
         await process.wait()
@@ -188,8 +189,8 @@ async def hop(
 ) -> RelayResult:
     """Measure one payload size: throughput with ``window`` items under way, then the round trip of one at a time."""
     artifact = write_artifact(folder, shape)
-    throughput, _ = await _measure(url, artifact, window, messages, results=results)
-    _, latencies_s = await _measure(url, artifact, 1, max(messages // 4, 50), results=results)
+    throughput, _, _ = await _measure(url, artifact, window, messages, results=results)
+    _, _, latencies_s = await _measure(url, artifact, 1, max(messages // 4, 50), results=results)
     return RelayResult(
         name="mdi-exit, result back at QoS 1" if results else "mdi-exit",
         payload_bytes=4 * int(np.prod(shape)),
@@ -206,12 +207,13 @@ async def hop(
 
 async def throughput(
     url: str, artifact: Artifact, *, window: int, messages: int, scrape_period_s: float | None
-) -> float:
-    """Items a second, the tensor travelling there and back. ``scrape_period_s``: how often the metrics of agent and source
-    are scraped meanwhile; None: neither serves any.
+) -> tuple[float, float]:
+    """(items a second, processor seconds of source and agent an item), the tensor travelling there and back.
+
+    ``scrape_period_s``: how often the metrics of both are scraped meanwhile; None: neither serves any.
     """
-    rate, _ = await _measure(url, artifact, window, messages, results=False, scrape_period_s=scrape_period_s)
-    return rate
+    rate, cpu_s, _ = await _measure(url, artifact, window, messages, results=False, scrape_period_s=scrape_period_s)
+    return rate, cpu_s
 
 
 def write_artifact(folder: Path, shape: tuple[int, int, int]) -> Artifact:
@@ -223,8 +225,8 @@ def write_artifact(folder: Path, shape: tuple[int, int, int]) -> Artifact:
 
 async def _measure(
     url: str, artifact: Artifact, pending: int, messages: int, *, results: bool, scrape_period_s: float | None = None
-) -> tuple[float, list[float]]:
-    """(items a second, latencies) after a warm-up of a tenth."""
+) -> tuple[float, float, list[float]]:
+    """(items a second, processor seconds an item, latencies) after a warm-up of a tenth."""
     span = None if results else LayerSpan(2, 3)
     window = max(pending, 16)
     state = _state(span, window, pending)
@@ -233,7 +235,7 @@ async def _measure(
     warm = max(messages // 10, 20)
     metrics = f"127.0.0.1:{free_port()}" if scrape_period_s else "off"
     async with (
-        _agent(url, "0-2" if results else "0-1", window, metrics),
+        _agent(url, "0-2" if results else "0-1", window, metrics) as agent,
         _scraped(driver, transport, metrics, scrape_period_s),
         transport,
     ):
@@ -241,10 +243,18 @@ async def _measure(
             driver.use_model(artifact.manifest)
             await driver.start(transport)
             await driver.completed(warm)
-            begin, first = time.perf_counter(), len(driver.latencies_s)
+            begin, begin_cpu_s, first = time.perf_counter(), _cpu_s(agent), len(driver.latencies_s)
             await driver.completed(first + messages)
-            rate = (len(driver.latencies_s) - first) / (time.perf_counter() - begin)
+            done = len(driver.latencies_s) - first
+            rate = done / (time.perf_counter() - begin)
+            cpu_s = (_cpu_s(agent) - begin_cpu_s) / done
             driver.feed(InputEnded())
         finally:
             await driver.finish()
-    return rate, driver.latencies_s[first:]
+    return rate, cpu_s, driver.latencies_s[first:]
+
+
+def _cpu_s(agent: psutil.Process) -> float:
+    """Processor seconds used so far by this process and the agent."""
+    times = agent.cpu_times()
+    return float(time.process_time() + times.user + times.system)

@@ -18,7 +18,7 @@ from mdi_exit.benchmark.hop import throughput, write_artifact
 from mdi_exit.benchmark.synthetic import write_identity_artifact
 from mdi_exit.driver import NodeDriver
 from mdi_exit.engine import make_engine
-from mdi_exit.events import ModelKnown, SegmentsReady, StatusReceived, TelemetryReceived, TransportUp
+from mdi_exit.events import ModelKnown, SegmentsReady, StatusReceived, TelemetryReceived, Tick, TransportUp
 from mdi_exit.executor import Executor
 from mdi_exit.metrics import MetricsServer, serve_metrics
 from mdi_exit.model.artifact import Artifact
@@ -98,6 +98,7 @@ def big_source(artifact: Artifact, agents: int, now: float) -> SourceState:
             state.handle(now, StatusReceived(heard))
         elif isinstance(heard, Telemetry):
             state.handle(now, TelemetryReceived(heard))
+    state.handle(now, Tick())
     for number in range(1000):
         state.items.add(number / 1000, number / 4000, number / 4000, number % 5, number / 1000)
     return state
@@ -225,13 +226,16 @@ async def overhead_rows(
         for number in range(rounds):
             pair = (None, scrape_period_s) if number % 2 == 0 else (scrape_period_s, None)
             for period_s in pair:
-                rate = await throughput(url, artifact, window=window, messages=messages, scrape_period_s=period_s)
+                rate, cpu_s = await throughput(
+                    url, artifact, window=window, messages=messages, scrape_period_s=period_s
+                )
                 rows.append(
                     {
                         "name": "throughput",
                         "round": number,
                         "metrics": "on" if period_s else "off",
                         "items_per_s": rate,
+                        "cpu_s_per_item": cpu_s,
                         "messages": messages,
                     }
                 )

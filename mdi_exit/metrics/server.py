@@ -53,8 +53,11 @@ class _Loop:
 
         try:
             self._loop.call_soon_threadsafe(answer)
+        except RuntimeError as error:  # it is closed
+            raise TimeoutError(_NO_ANSWER) from error
+        try:
             return future.result(_ANSWER_S)
-        except (FutureTimeoutError, RuntimeError) as error:
+        except FutureTimeoutError as error:
             future.cancel()
             raise TimeoutError(_NO_ANSWER) from error
 
