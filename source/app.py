@@ -84,6 +84,7 @@ class SourceDriver(NodeDriver):
         super().__init__(state, state.worker, topics, executor, codec=codec, vitals=vitals)
         self.source = state
         self.broker_stats = BrokerStats()
+        self.hears_broker = True
         self.more_samples.append(self.broker_stats.samples)
         self._artifact = artifact
         self.summary = SummaryBuilder()
@@ -105,7 +106,7 @@ class SourceDriver(NodeDriver):
         self._ready: asyncio.Queue[InputOffered | InputEnded] = asyncio.Queue(_PREFETCH)
 
     def subscriptions(self) -> list[tuple[str, int]]:
-        return [*super().subscriptions(), (self.topics.results("+"), kinds.RESULTS.qos), kinds.SYS_STATS]
+        return [*super().subscriptions(), (self.topics.results("+"), kinds.RESULTS.qos)]
 
     async def start(self, transport: Transport) -> None:
         self.spawn("prefetch", self._prefetch())
@@ -113,6 +114,8 @@ class SourceDriver(NodeDriver):
         self.use_model(self._artifact.manifest)
         await super().start(transport)
         self._host.republish()
+        if self.hears_broker:
+            await transport.subscribe(*kinds.SYS_STATS)
 
     def on_connected(self) -> None:
         super().on_connected()
@@ -286,6 +289,7 @@ async def serve(settings: SourceSettings) -> int:
     vitals = Vitals(power=power_of(settings.device, settings.profile), emulated=profile is not None)
     topics = Topics(settings.deployment)
     driver = SourceDriver(state, topics, executor, artifact, codec=settings.codec, samples=samples, vitals=vitals)
+    driver.hears_broker = settings.broker_stats != "none"
     with contextlib.ExitStack() as files:
         if settings.results is not None:
             driver.results = files.enter_context(ResultsWriter(settings.results, settings.overwrite))

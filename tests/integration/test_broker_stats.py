@@ -15,7 +15,7 @@ def test_what_the_broker_says_is_exported_and_is_no_bad_message(talkative: Syste
     until(lambda: source.metric(UPTIME) >= 1, source.scrape)
     text = source.scrape()
     assert 'mdi_exit_mosquitto_info{deployment="test",version="mosquitto version ' in text
-    assert source.metric("mdi_exit_mosquitto_clients_connected{") >= 1
+    until(lambda: source.metric("mdi_exit_mosquitto_clients_connected{") >= 1, source.scrape)
     before = source.metric(PROBED)
     with Listener(talkative.url, "elsewhere") as client:
         for _ in range(20):
@@ -29,13 +29,9 @@ def test_what_the_broker_says_is_exported_and_is_no_bad_message(talkative: Syste
     until(lambda: 0 < source.metric(UPTIME) < 30, source.scrape)
 
 
-def test_what_strangers_publish_under_names_like_it_is_not_taken_for_the_brokers_word(system: System) -> None:
-    """A client cannot publish under $SYS; what it makes the broker keep elsewhere is not read."""
-    source = system.source("--limit", "1")
-    source.until_says("metrics on http")
-    with Listener(system.url, "SYS/#") as client:
-        client.publish("SYS/broker/uptime", b"12345 seconds", retain=True)
-        client.publish("$SYS/broker/uptime", b"12345 seconds", retain=True)
-        until(lambda: bool(client.messages), lambda: "the broker has what was published")
-    assert "12345" not in source.scrape()
-    assert source.bad_messages() == {}
+def test_a_source_that_is_told_so_does_not_ask(talkative: System) -> None:
+    source = talkative.source("--limit", "1", "--broker-stats", "none")
+    other = talkative.source("--limit", "1", name="other")
+    until(lambda: other.metric(UPTIME) >= 1, other.scrape)
+    until(lambda: source.metric("mdi_exit_broker_connected{") == 1, source.scrape)
+    assert "mdi_exit_mosquitto_" not in source.scrape()
