@@ -193,9 +193,10 @@ def table_of(
     ]
     panel = _common(table.Panel(), title, text, "short").targets([*queries]).no_value("–")
     join = {"byField": key, "mode": "outer"}
-    names: dict[str, object] = {f"Value #{ref}" if len(refs) > 1 else "Value": heading for heading, ref in refs.items()}
+    values = {heading: f"Value #{ref}" if len(refs) > 1 else "Value" for heading, ref in refs.items()}
+    names: dict[str, object] = {value: heading for heading, value in values.items()}
     drop = {f"Time{suffix}": True for suffix in ("", *(f" {index}" for index in range(1, len(refs) + 1)))}
-    drop |= dict.fromkeys(hidden, True)
+    drop |= {values[heading]: True for heading in hidden}  # before they are renamed
     order = {"excludeByName": drop, "fieldOrder": "manual", "indexByName": {key: 0}, "renameByName": names}
     transformations = [models.DataTransformerConfig(id_val="joinByField", options=join)] if len(refs) > 1 else []
     panel.transformations([*transformations, models.DataTransformerConfig(id_val="organize", options=order)])

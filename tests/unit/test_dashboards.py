@@ -23,7 +23,7 @@ from dashboards.expressions import (
     recorded,
     rule_expressions,
 )
-from dashboards.sdk import JSONEncoder, models, register_default_plugins
+from dashboards.sdk import models, register_default_plugins
 from mdi_exit.metrics import CATALOGUE, exposed
 
 FILES = dashboards()
@@ -49,7 +49,7 @@ def test_the_committed_files_are_those_that_the_code_makes() -> None:
 def test_the_sdk_reads_a_file_and_writes_the_same(name: str) -> None:
     register_default_plugins()
     read = models.Dashboard.from_json(FILES[name])
-    assert json.loads(json.dumps(read, cls=JSONEncoder)) == FILES[name]
+    assert json.loads(build.encoded(read)) == FILES[name]
 
 
 def test_the_sdk_drops_a_key_that_it_does_not_know() -> None:
@@ -57,7 +57,7 @@ def test_the_sdk_drops_a_key_that_it_does_not_know() -> None:
     register_default_plugins()
     changed = json.loads(json.dumps(FILES["mdi-exit-overview.json"]))
     panels_of(changed)[0]["options"]["colourMode"] = "value"
-    assert json.loads(json.dumps(models.Dashboard.from_json(changed), cls=JSONEncoder)) != changed
+    assert json.loads(build.encoded(models.Dashboard.from_json(changed))) != changed
 
 
 def test_there_are_three_dashboards_linked_to_each_other() -> None:
@@ -68,6 +68,7 @@ def test_there_are_three_dashboards_linked_to_each_other() -> None:
         assert set(link["tags"]) <= set(dashboard["tags"])
         assert link["includeVars"]
         assert link["keepTime"]
+        assert "placement" not in link
 
 
 @pytest.mark.parametrize("dashboard", FILES.values(), ids=FILES)
