@@ -28,6 +28,7 @@ __all__ = ["MetricsServer", "serve_metrics"]
 log = logging.getLogger(__name__)
 
 _ANSWER_S: Final = 2.0
+_POLL_S: Final = 0.1  # so long closing takes
 _PLAIN: Final = "text/plain; charset=utf-8"
 _NO_ANSWER: Final = "the event loop does not answer"
 
@@ -98,7 +99,7 @@ class MetricsServer:
             raise StartError(f"metrics on {host}:{port}: expected a free port, got: {error}") from None
         shown = f"[{host}]" if ":" in host else host
         self.address = f"http://{shown}:{self._server.server_port}/metrics"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="metrics", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -123,6 +124,9 @@ class MetricsServer:
                     return _answer(start_response, "404 Not Found", "expected /metrics, /healthz or /readyz\n")
         except TimeoutError as error:
             return _answer(start_response, "503 Service Unavailable", f"{error}\n")
+        except Exception:
+            log.exception("answering %s failed", environ["PATH_INFO"][:80])
+            return _answer(start_response, "500 Internal Server Error", "a defect; the log has more\n")
 
 
 def _answer(start_response: StartResponse, status: str, text: str, content_type: str = _PLAIN) -> list[bytes]:

@@ -8,6 +8,7 @@ import pytest
 from live import Listener, System, until
 from prometheus_client.parser import text_string_to_metric_families
 
+from mdi_exit.benchmark.scrape import overhead_rows
 from mdi_exit.board import Sensors
 from mdi_exit.metrics import CATALOGUE
 from mdi_exit.topics import Topics
@@ -119,3 +120,9 @@ def test_the_telemetry_of_an_agent_is_small_and_its_board_is_in_the_summary(syst
     assert all(joules > 1 for joules in summary["energy_j"].values()), summary
     if not Sensors().measures_energy:
         assert summary["joules_per_item"] == pytest.approx(sum(summary["energy_j"].values()) / summary["completed"])
+
+
+async def test_the_benchmark_compares_being_scraped_with_no_metrics(standing_mosquitto: str) -> None:
+    rows = await overhead_rows(standing_mosquitto, window=8, messages=100, rounds=1, scrape_period_s=0.05)
+    assert [row["metrics"] for row in rows] == ["off", "on"]
+    assert all(row["items_per_s"] > 0 and row["cpu_s_per_item"] > 0 for row in rows)
