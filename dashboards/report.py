@@ -154,12 +154,21 @@ def either(first: Sequence[Answer], second: Sequence[Answer]) -> list[Answer]:
     return [one if one.has_data and not other.error else other for one, other in zip(first, second, strict=True)]
 
 
-def markdown(answers: Sequence[Answer], title: str, why_empty: dict[str, str] | None = None) -> str:
-    """A table for each dashboard and each kind of rule; ``why_empty``: reasons by the name of an expression."""
+def markdown(answers: Sequence[Answer], title: str, about: str = "", why_empty: dict[str, str] | None = None) -> str:
+    """A table for each dashboard and each group of rules, ``about`` before them.
+
+    ``why_empty``: reasons for having no data, by the name of an expression.
+    """
     reasons = why_empty or {}
     with_data = sum(answer.has_data for answer in answers)
     errors = sum(bool(answer.error) for answer in answers)
-    lines = [f"# {title}", "", f"{len(answers)} queries, {with_data} with data, {errors} with an error.", ""]
+    lines = [
+        f"# {title}",
+        "",
+        *([about, ""] if about else []),
+        f"{len(answers)} queries, {with_data} with data, {errors} with an error.",
+        "",
+    ]
     place = ""
     for answer in answers:
         expression = answer.expression

@@ -95,7 +95,8 @@ def test_the_list_has_each_query_with_its_value_or_why_there_is_none(url: str) -
         Answer(kinds[1], "m"),
         Answer(kinds[2], "m", error="parse | error"),
     ]
-    text = markdown(answers, "Title", {"page / empty": "no sensor"})
+    text = markdown(answers, "Title", "How it was made.", {"page / empty": "no sensor"})
+    assert text.startswith("# Title\n\nHow it was made.\n\n3 queries,")
     assert "3 queries, 1 with data, 1 with an error." in text
     assert "| panel | full |  | items/s | 1 node=a; 1 node=b; 1 node=c; 2 more |" in text
     assert "| (none): no sensor |" in text
