@@ -33,10 +33,11 @@ MAY_BE_EMPTY = {
     **{f"{place} / Re-plans and other events": "nothing of the kind" for place in ("overview", "node", "broker")},
 }
 ABOUT = """\
-Made on {date} with `MDI_EXIT_DASHBOARD_REPORT=FILE python -m pytest tests/integration/test_prometheus.py` under Prometheus {version},
-which scrapes every second. The run: Mosquitto; a source over the shipped images, at 40 items/s and then at 250; agent `a` with
-layers 0-3, emulated as a Jetson Nano; agent `b` with layers 4-8, emulated as a laptop, killed at the end. Values are of the calm
-phase where it had any, otherwise of the end, when `b` was gone."""
+Made on {date} under Prometheus {version}, which scrapes every second, with
+`MDI_EXIT_DASHBOARD_REPORT=FILE python -m pytest tests/integration/test_prometheus.py`. The run: Mosquitto; a source over
+the shipped images, at 40 items/s and then at 250; agent `a` with layers 0-3, emulated as a Jetson Nano; agent `b` with
+layers 4-8, emulated as a laptop, killed at the end. Values are of the calm phase where it had any, otherwise of the end,
+when `b` was gone."""
 UNKNOWN_HERE = {"mdi_exit_node_temperature_celsius": _NO_SENSOR}
 
 
