@@ -277,7 +277,7 @@ class SourceState:
             threshold=self.threshold,
             floor=self.config.floor,
             adapt=self.config.adapt,
-            rate_per_s=self.offered_per_s,
+            rate_per_s=1.0 / self.interval_s if self._paced else None,
             paused=self.stopped,
             latency_s=_quantiles(self.latencies_s),
             happened=tuple(
@@ -288,11 +288,6 @@ class SourceState:
         )
 
     # --- admission
-
-    @property
-    def offered_per_s(self) -> float | None:
-        """Items offered a second; None: as fast as admission allows."""
-        return 1.0 / self.interval_s if self._paced else None
 
     @property
     def _paced(self) -> bool:

@@ -33,7 +33,7 @@ __all__ = ["main"]
 
 _SHAPES: Final = ((1, 16, 16), (1, 64, 64), (1, 128, 256))
 _MESSAGES: Final = {1024: 6000, 16384: 6000, 131072: 2000}
-_OVERHEAD_MESSAGES: Final = 10_000
+_OVERHEAD_MESSAGES: Final = 8000
 _SCRAPE_PERIOD_S: Final = 1.0
 
 

@@ -73,8 +73,8 @@ while True:
 class _BenchSource(NodeDriver):
     """A source whose every sample is the same tensor; it keeps the latencies."""
 
-    def __init__(self, state: SourceState, executor: Executor, artifact: Artifact) -> None:
-        super().__init__(state, state.worker, Topics("benchmark"), executor)
+    def __init__(self, state: SourceState, deployment: str, executor: Executor, artifact: Artifact) -> None:
+        super().__init__(state, state.worker, Topics(deployment), executor)
         self.source = state
         self.latencies_s: list[float] = []
         self.changed = asyncio.Event()
@@ -134,8 +134,8 @@ class _BenchSource(NodeDriver):
 
 
 @asynccontextmanager
-async def _agent(url: str, span: str, window: int, metrics: str) -> AsyncIterator[psutil.Process]:
-    flags = ["--layers", span, "--name", "agent", "--deployment", "benchmark", "--broker", url]
+async def _agent(url: str, deployment: str, span: str, window: int, metrics: str) -> AsyncIterator[psutil.Process]:
+    flags = ["--layers", span, "--name", "agent", "--deployment", deployment, "--broker", url]
     flags += ["--engine", "noop", "--window", str(window), "--log-level", "warning", "--metrics", metrics]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "edge_agent.cli", *flags, stdin=asyncio.subprocess.DEVNULL
@@ -206,13 +206,15 @@ async def hop(
 
 
 async def throughput(
-    url: str, artifact: Artifact, *, window: int, messages: int, scrape_period_s: float | None
+    url: str, artifact: Artifact, *, deployment: str, window: int, messages: int, scrape_period_s: float | None
 ) -> tuple[float, float]:
     """(items a second, processor seconds of source and agent an item), the tensor travelling there and back.
 
     ``scrape_period_s``: how often the metrics of both are scraped meanwhile; None: neither serves any.
     """
-    rate, cpu_s, _ = await _measure(url, artifact, window, messages, results=False, scrape_period_s=scrape_period_s)
+    rate, cpu_s, _ = await _measure(
+        url, artifact, window, messages, results=False, deployment=deployment, scrape_period_s=scrape_period_s
+    )
     return rate, cpu_s
 
 
@@ -224,18 +226,25 @@ def write_artifact(folder: Path, shape: tuple[int, int, int]) -> Artifact:
 
 
 async def _measure(
-    url: str, artifact: Artifact, pending: int, messages: int, *, results: bool, scrape_period_s: float | None = None
+    url: str,
+    artifact: Artifact,
+    pending: int,
+    messages: int,
+    *,
+    results: bool,
+    deployment: str = "benchmark",
+    scrape_period_s: float | None = None,
 ) -> tuple[float, float, list[float]]:
     """(items a second, processor seconds an item, latencies) after a warm-up of a tenth."""
     span = None if results else LayerSpan(2, 3)
     window = max(pending, 16)
     state = _state(span, window, pending)
-    driver = _BenchSource(state, Executor(make_engine("noop")), artifact)
+    driver = _BenchSource(state, deployment, Executor(make_engine("noop")), artifact)
     transport = MqttTransport(url, client_id=f"bench-{new_incarnation()}", handler=driver, will=driver.will())
     warm = max(messages // 10, 20)
     metrics = f"127.0.0.1:{free_port()}" if scrape_period_s else "off"
     async with (
-        _agent(url, "0-2" if results else "0-1", window, metrics) as agent,
+        _agent(url, deployment, "0-2" if results else "0-1", window, metrics) as agent,
         _scraped(driver, transport, metrics, scrape_period_s),
         transport,
     ):

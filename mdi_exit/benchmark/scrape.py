@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import tempfile
@@ -14,10 +15,10 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from mdi_exit.benchmark.hop import throughput, write_artifact
 from mdi_exit.benchmark.synthetic import write_identity_artifact
 from mdi_exit.driver import NodeDriver
 from mdi_exit.engine import make_engine
+from mdi_exit.errors import MdiExitError
 from mdi_exit.events import ModelKnown, SegmentsReady, StatusReceived, TelemetryReceived, Tick, TransportUp
 from mdi_exit.executor import Executor
 from mdi_exit.metrics import MetricsServer, serve_metrics
@@ -35,20 +36,19 @@ __all__ = ["big_source", "overhead_rows", "scrape_rows", "telemetry_rows"]
 _LAYERS: Final = 9
 _LINKS: Final = 8
 _SCRAPES: Final = 30
-_SHAPE: Final = (1, 64, 64)
 _HEADER_BYTES: Final = 5  # of a publish at QoS 0 of this size: type, two of its length, two of the length of its topic
 
 
 # --- a scrape
 
 
-def _reports(agents: int, rng: Random) -> Iterator[tuple[Status, Telemetry]]:
-    """What so many agents say, each with five layers and links to eight others."""
+def _reports(agents: int, links: int, rng: Random) -> Iterator[tuple[Status, Telemetry]]:
+    """What so many agents say, each with five layers and links to so many others."""
     names = [f"agent-{number:03}" for number in range(agents)]
     for number, name in enumerate(names):
         span = (4, 9) if number % 2 else (0, 5)
         layers = range(*span)
-        others = [names[(number + step) % agents] for step in range(1, min(_LINKS, agents - 1) + 1)]
+        others = [names[(number + step) % agents] for step in range(1, min(links, agents - 1) + 1)]
         counters = dict.fromkeys(("executed", "exited", "sent", "received", "refused", "failed"), rng.randrange(10**6))
         yield (
             Status(
@@ -84,15 +84,15 @@ def _reports(agents: int, rng: Random) -> Iterator[tuple[Status, Telemetry]]:
         )
 
 
-def big_source(artifact: Artifact, agents: int, now: float) -> SourceState:
-    """A source's state that has heard so many agents, over the wire format."""
+def big_source(artifact: Artifact, agents: int, now: float, *, links: int = _LINKS) -> SourceState:
+    """A source's state that has heard so many agents, over the wire format; ``links``: of each to others."""
     state = SourceState(SourceConfig(run=1), WorkerConfig("source", 1, LayerSpan(0, 4)), Random(0))
     plan = artifact.manifest.plan
     state.handle(now, TransportUp())
     state.handle(now, ModelKnown(plan))
     keys = {plan.segment(layer, LayerSpan(0, 4), early_exits=early) for layer in range(4) for early in (True, False)}
     state.handle(now, SegmentsReady(dict.fromkeys(keys, 0.001)))
-    for message in (message for pair in _reports(agents, Random(0)) for message in pair):
+    for message in (message for pair in _reports(agents, links, Random(0)) for message in pair):
         heard, _ = decode(encode(message))
         if isinstance(heard, Status):
             state.handle(now, StatusReceived(heard))
@@ -216,27 +216,33 @@ async def telemetry_rows(url: str, seconds: float = 12.0) -> list[dict[str, Any]
 # --- on and off
 
 
+async def _side(url: str, deployment: str, window: int, messages: int, period: str) -> dict[str, Any]:
+    """One side of a pair, by a process of its own. Raises ``MdiExitError``."""
+    arguments = (url, deployment, str(window), str(messages), period)
+    side = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mdi_exit.benchmark.side", *arguments),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await side.communicate()
+    if side.returncode:
+        raise MdiExitError(f"benchmark: expected a measured side, got status {side.returncode}")
+    found: dict[str, Any] = json.loads(said)
+    return found
+
+
 async def overhead_rows(
     url: str, *, window: int, messages: int, rounds: int, scrape_period_s: float
 ) -> list[dict[str, Any]]:
-    """Items a second with metrics off and with both nodes scraped, in turn; every other round begins with the other."""
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="mdi-exit-overhead-") as folder:
-        artifact = write_artifact(Path(folder), _SHAPE)
-        for number in range(rounds):
-            pair = (None, scrape_period_s) if number % 2 == 0 else (scrape_period_s, None)
-            for period_s in pair:
-                rate, cpu_s = await throughput(
-                    url, artifact, window=window, messages=messages, scrape_period_s=period_s
-                )
-                rows.append(
-                    {
-                        "name": "throughput",
-                        "round": number,
-                        "metrics": "on" if period_s else "off",
-                        "items_per_s": rate,
-                        "cpu_s_per_item": cpu_s,
-                        "messages": messages,
-                    }
-                )
+    """Items a second with metrics off and with both nodes scraped, at the same time and on the same broker."""
+    rows: list[dict[str, Any]] = []
+    for number in range(rounds):
+        sides = {"off": "off", "on": str(scrape_period_s)}
+        order = list(sides) if number % 2 == 0 else list(reversed(sides))
+        both = (_side(url, f"metrics-{which}", window, messages, sides[which]) for which in order)
+        found = dict(zip(order, await asyncio.gather(*both), strict=True))
+        rows += [
+            {"name": "throughput", "round": number, "metrics": which, "messages": messages, **found[which]}
+            for which in sides
+        ]
     return rows

@@ -32,8 +32,8 @@ that a board behind a router needs no open port. A node that is gone for {GONE_A
 every report; links and board with one every {FULL_PERIOD_S:.0f} s, or less often at a node with many links.
 
 Every sample has the label `deployment`. Values are read from state when they are asked for, in base units. Labels are
-bounded: at most {MAX_NODES:,} nodes, {MAX_LINKS:,} links and {MAX_REASONS} reasons or kinds are shown. Counters start at 0
-with their process; those of a link also with each start of the neighbour.
+bounded: at most {MAX_NODES:,} nodes, {MAX_LINKS:,} links (the busiest of each node) and {MAX_REASONS} reasons or kinds.
+Counters start at 0 with their process; those of a link also with each start of the neighbour.
 """
 
 _COLUMNS: Final = ("| metric | kind | unit | labels | what |", "|---|---|---|---|---|")

@@ -143,7 +143,7 @@ def serve_metrics(host: str, port: int, driver: NodeDriver, transport: Transport
         now = loop.time()
         found = list(node_samples(driver, transport, now))
         if isinstance(state, SourceState):
-            found += source_samples(state)
+            found += source_samples(state, now)
             found += fleet_samples(driver, now)
         for more in driver.more_samples:
             found += more()

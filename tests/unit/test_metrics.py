@@ -145,7 +145,7 @@ async def test_the_text_is_what_the_official_client_writes(artifact: Artifact) -
     state = big_source(artifact, 5, asyncio.get_running_loop().time())
     driver = _driver(state)
     now = asyncio.get_running_loop().time()
-    found = [*node_samples(driver, _transport(driver), now), *source_samples(state), *fleet_samples(driver, now)]
+    found = [*node_samples(driver, _transport(driver), now), *source_samples(state, now), *fleet_samples(driver, now)]
     found += [
         ("mdi_exit_node_up", ('quo"te \\ and\nline',), float("nan")),
         ("mdi_exit_node_up", ("inf",), float("inf")),
@@ -168,15 +168,16 @@ def test_a_metric_that_the_catalogue_does_not_have_is_a_mistake() -> None:
         exposition([("mdi_exit_node_up", (), 1.0)], "test")
 
 
-async def test_a_scrape_of_a_hundred_agents_is_less_than_a_megabyte(artifact: Artifact) -> None:
+@pytest.mark.parametrize(("links", "shown"), [(8, 800), (99, 100 * (samples.MAX_LINKS // 101))])
+async def test_a_scrape_of_a_hundred_agents_is_less_than_a_megabyte(artifact: Artifact, links: int, shown: int) -> None:
     now = asyncio.get_running_loop().time()
-    state = big_source(artifact, 100, now)
+    state = big_source(artifact, 100, now, links=links)
     driver = _driver(state)
-    found = [*node_samples(driver, _transport(driver), now), *source_samples(state), *fleet_samples(driver, now)]
+    found = [*node_samples(driver, _transport(driver), now), *source_samples(state, now), *fleet_samples(driver, now)]
     driver.close()
     text = exposition(found, "default")
     assert len(_values(iter(found), "mdi_exit_node_up")) == 101
-    assert len(_values(iter(found), "mdi_exit_node_link_tasks")) == 800
+    assert len(_values(iter(found), "mdi_exit_node_link_tasks")) == shown
     assert 300_000 < len(text.encode()) < 1_000_000
 
 
@@ -212,12 +213,18 @@ async def test_nodes_links_and_reasons_have_a_limit(artifact: Artifact, monkeypa
         state.handle(now + 10, TelemetryReceived(Telemetry(1, 1, f"agent-{number:03}", 3, 0, 0.5)))
     driver = _driver(state)
     monkeypatch.setattr(samples, "MAX_NODES", 12)
-    monkeypatch.setattr(samples, "MAX_LINKS", 9)
+    monkeypatch.setattr(samples, "MAX_LINKS", 26)
     monkeypatch.setattr(samples, "MAX_REASONS", 2)
     up = _values(fleet_samples(driver, now + 11), "mdi_exit_node_up")
     assert len(up) == 13
     assert sum(up.values()) == 11, "those alive come first"
-    assert len(_values(fleet_samples(driver, now + 11), "mdi_exit_node_link_bytes")) == 9
+    links = _values(fleet_samples(driver, now + 11), "mdi_exit_node_link_tasks")
+    peer = state.worker.members.get("agent-010")
+    assert peer is not None
+    assert peer.telemetry is not None
+    busiest = sorted((load.tasks for load in peer.telemetry.links.values()), reverse=True)[:2]
+    assert sorted((count for (node, _), count in links.items() if node == "agent-010"), reverse=True) == busiest
+    assert len(links) == 2 * 12
     driver.bad.update({"crc": 5, "topic": 1, "shape": 2, "dtype": 3})
     reasons = _values(node_samples(driver, _transport(driver), now), "mdi_exit_bad_messages")
     assert reasons == {("crc",): 5, ("topic",): 1, ("other",): 5}
@@ -265,7 +272,9 @@ async def test_an_agent_waits_for_its_source() -> None:
 
 def test_only_what_was_completed_is_in_the_histograms(artifact: Artifact) -> None:
     state: SourceState = big_source(artifact, 0, 0.0)
-    (total,) = (v for n, labels, v in source_samples(state) if n == "mdi_exit_item_seconds" and labels == ("total",))
+    (total,) = (
+        v for n, labels, v in source_samples(state, 0.0) if n == "mdi_exit_item_seconds" and labels == ("total",)
+    )
     assert isinstance(total, Histogram)
     assert total.count == 1000
     total.add(1.0)
