@@ -18,13 +18,15 @@ from live import Listener, Program, System, until
 from broker.embedded import dies_with_parent, free_port
 from dashboards.expressions import RULES, metrics_of, rule_expressions
 from dashboards.report import Answer, Prometheus, ask, either, markdown
+from mdi_exit.topics import Topics
+from mdi_exit.wire import Order, encode
 
 SCRAPE_S = 1.0
 SCRAPES = 6
 
 # Queries that may have no data in this run, and why. Alerts are apart: see below.
 _NO_SENSOR = "this machine has no such sensor"
-_NO_ORDER = "nobody gives an order in this run"
+_NO_ORDER = "the source takes no orders yet"
 MAY_BE_EMPTY = {
     "node / Temperature": _NO_SENSOR,
     "node / Temperature / hottest": _NO_SENSOR,
@@ -34,7 +36,7 @@ MAY_BE_EMPTY = {
 }
 ABOUT = """\
 Made on {date} under Prometheus {version}, which scrapes every second, with
-`MDI_EXIT_DASHBOARD_REPORT=FILE python -m pytest tests/integration/test_prometheus.py`. The run: Mosquitto; a source over
+`DASHBOARD_REPORT=FILE python -m pytest tests/integration/test_prometheus.py`. The run: Mosquitto; a source over
 the shipped images, at 40 items/s and then at 250; agent `a` with layers 0-3, emulated as a Jetson Nano; agent `b` with
 layers 4-8, emulated as a laptop, killed at the end. Values are of the calm phase where it had any, otherwise of the end,
 when `b` was gone."""
@@ -124,6 +126,9 @@ def test_every_query_parses_and_has_data_during_a_run(talkative: System, started
     running = ask(server.api, "test", "a", **questions)
     until(lambda: has_happened(server, "floor"), lambda: f"the threshold comes down to its floor\n{source.log}")
 
+    with Listener(talkative.url, "mdi/test/none") as stranger:
+        stranger.publish(Topics("test").commands("operator"), encode(Order("operator", 1, "pause")))
+
     b.kill()
     until(lambda: firing(server) >= {"MdiExitAgentGone"}, lambda: f"an alert, got {firing(server)}\n{source.log}")
     until(lambda: has_happened(server, "gap"), lambda: f"a gap\n{source.log}")
@@ -176,7 +181,7 @@ def rules_that_fail(server: Server) -> dict[str, str]:
 
 
 def write(report: str, folder: Path) -> None:
-    """Beside the test's other files, and where MDI_EXIT_DASHBOARD_REPORT says."""
+    """Beside the test's other files, and where DASHBOARD_REPORT says."""
     (folder / "report.md").write_text(report)
-    if wanted := os.environ.get("MDI_EXIT_DASHBOARD_REPORT"):
+    if wanted := os.environ.get("DASHBOARD_REPORT"):
         Path(wanted).write_text(report)
