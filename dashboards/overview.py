@@ -94,13 +94,14 @@ def _traffic(board: Board) -> None:
     board.row("Items")
     board.add("items", lines(
         "Items", "What became of the items, each second. Refused ones were turned away before admission; a retry is another "
-        "attempt at an item that is under way.",
+        "attempt at an item that is under way; of an item that is answered twice the second answer is dropped.",
         {
             "admitted": rate("mdi_exit_items_admitted_total"),
             "completed": rate("mdi_exit_items_completed_total"),
             "refused": rate("mdi_exit_items_refused_total"),
             "failed": rate("mdi_exit_items_failed_total"),
             "retried": rate("mdi_exit_items_retried_total"),
+            "answered twice": rate("mdi_exit_results_duplicate_total"),
         }, ITEMS_PER_S,
     ), 12, 8)  # fmt: skip
     board.add("latency", lines(
