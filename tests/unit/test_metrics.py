@@ -95,7 +95,7 @@ def test_a_row_keeps_to_the_rules(name: str) -> None:
     assert bool(row.buckets) == (row.kind == "histogram")
     assert "deployment" not in row.labels
     assert "_ms" not in name
-    if row.unit in ("seconds", "bytes", "watts", "joules"):
+    if row.unit in ("seconds", "bytes", "watts", "joules") and row.scope != "broker":  # words in Mosquitto's order
         assert name.endswith(f"_{row.unit}")
 
 
