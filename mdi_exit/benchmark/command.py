@@ -1,4 +1,4 @@
-"""``mdi-exit benchmark hop|agent|metrics``: measure this machine, print a table, write the raw rows."""
+"""``mdi-exit benchmark hop|agent|metrics|clients``: measure this machine, print a table, write the raw rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import platform
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from rich.table import Table
 
 from broker.embedded import embedded_broker
 from mdi_exit import __version__
+from mdi_exit.benchmark.clients import ClientLoad, measure_clients
 from mdi_exit.benchmark.hop import hop
 from mdi_exit.benchmark.relays import aiomqtt_relay, tcp_relay, transport_relay
 from mdi_exit.benchmark.scrape import overhead_rows, scrape_rows, telemetry_rows
@@ -43,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "what",
         choices=tuple(_MEASURES),
-        help="hop: what the system costs a hop; agent: memory, start; metrics: what it costs to watch",
+        help="hop: what the system costs a hop; agent: memory, start; metrics: what it costs to watch; "
+        "clients: many at once, at more than the capacity",
     )
     parser.add_argument("--out", type=Path, help="folder for the raw rows (JSON)")
     parser.add_argument("--window", type=int, default=64, help="items under way for the throughput (%(default)s)")
@@ -51,9 +54,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--rounds", type=int, default=3, help="whole rounds, taken in turn; medians count (%(default)s)"
     )
+    many = ClientLoad()
+    parser.add_argument("--clients", type=int, default=many.clients, help="clients: how many (%(default)s)")
+    parser.add_argument("--load", type=float, default=many.load, help="clients: times the capacity (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=many.seconds, help="clients: how long (%(default)s)")
+    parser.add_argument(
+        "--deadline", type=float, default=many.deadline_s, help="clients: seconds; 0: none (%(default)s)"
+    )
     args = parser.parse_args(argv)
     if args.window < 1 or not args.scale > 0 or args.rounds < 1:
         raise UsageError("--window, --scale, --rounds", "values above 0", (args.window, args.scale, args.rounds))
+    if args.clients < 1 or not args.load > 0 or not args.seconds > 0 or args.deadline < 0:
+        given = (args.clients, args.load, args.seconds, args.deadline)
+        raise UsageError("--clients, --load, --seconds, --deadline", "values above 0", given)
     rows = asyncio.run(_MEASURES[args.what](args))
     if args.out is not None:
         _write(args.out, args.what, argv, rows)
@@ -205,6 +218,40 @@ async def _agent(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+async def _clients(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Fifty clients at twice the capacity, or as asked."""
+    load = ClientLoad(
+        clients=args.clients, load=args.load, seconds=args.seconds, deadline_s=args.deadline or None
+    )  # fmt: skip
+    async with embedded_broker() as broker:
+        capacity, rows = await measure_clients(broker.url, load)
+    served = sorted(row.labels for row in rows)
+    mean = sum(served) / len(served)
+    outcomes = sum((row.outcomes for row in rows), Counter[str]())
+    asked, longest_s = sum(row.asked for row in rows), max(row.most_s for row in rows)
+    total = {
+        "clients": load.clients,
+        "emulated": load.profile,
+        "capacity_per_s": round(capacity, 2),
+        "asked_per_s": round(asked / load.seconds, 2),
+        "asked": asked,
+        "outcomes": dict(outcomes),
+        "labels_least_of_mean": round(served[0] / mean, 3) if mean else 0.0,
+        "labels_most_of_mean": round(served[-1] / mean, 3) if mean else 0.0,
+        "deadline_s": load.deadline_s,
+        "longest_s": round(longest_s, 3),
+    }
+    table = Table(title=f"{load.clients} clients at {load.load:g} times the capacity (emulated: {load.profile})")
+    table.add_column("what")
+    table.add_column("measured", justify="right")
+    for what, amount in total.items():
+        table.add_row(
+            what, ", ".join(f"{k} {v}" for k, v in amount.items()) if isinstance(amount, dict) else str(amount)
+        )
+    Console(width=110).print(table)
+    return [total, *(row.to_json() for row in rows)]
+
+
 async def _program(module: str, url: str, log: Path, *flags: str) -> asyncio.subprocess.Process:
     with log.open("wb") as output:
         return await asyncio.create_subprocess_exec(
@@ -235,4 +282,4 @@ async def _one_agent(url: str, span: str, folder: Path) -> dict[str, Any]:
     return {"layers": span, "ready_s": ready_s, "resident_mib": resident / 2**20}
 
 
-_MEASURES: Final = {"hop": _hop, "agent": _agent, "metrics": _metrics}
+_MEASURES: Final = {"hop": _hop, "agent": _agent, "metrics": _metrics, "clients": _clients}
