@@ -18,7 +18,7 @@ from mdi_exit.benchmark.scrape import big_source
 from mdi_exit.benchmark.synthetic import write_identity_artifact
 from mdi_exit.driver import NodeDriver, Sample
 from mdi_exit.engine import make_engine
-from mdi_exit.events import StatusReceived, TelemetryReceived, Tick
+from mdi_exit.events import RequestReceived, StatusReceived, TelemetryReceived, Tick
 from mdi_exit.executor import Executor
 from mdi_exit.histogram import Histogram
 from mdi_exit.metrics import CATALOGUE, exposed, samples
@@ -29,7 +29,7 @@ from mdi_exit.model.artifact import Artifact
 from mdi_exit.source_state import SourceState
 from mdi_exit.topics import Topics
 from mdi_exit.transport.memory import MemoryBroker, MemoryTransport
-from mdi_exit.wire import Status, Telemetry
+from mdi_exit.wire import ResultRow, Status, Telemetry
 from mdi_exit.worker_config import WorkerConfig
 from mdi_exit.worker_state import WorkerState
 
@@ -279,3 +279,19 @@ def test_only_what_was_completed_is_in_the_histograms(artifact: Artifact) -> Non
     assert total.count == 1000
     total.add(1.0)
     assert state.items.seconds["total"].count == 1000, "what is read is a copy"
+
+
+def test_requests_and_their_replies_are_counted(artifact: Artifact) -> None:
+    state = big_source(artifact, 0, 0.0)
+    desk = state.desk
+    for number in range(3):
+        desk.receive(1.0, RequestReceived("camera", str(number), object(), 10, None))
+    request = desk.take("camera")
+    desk.result(1.7, request, ResultRow(1, 0, ("source",), 2, 5, 0.9))
+    desk.reply(2.0, desk.take("camera"), error="refused", reason="overloaded")
+    found = [sample for sample in source_samples(state, 2.0) if "request" in sample[0] or "repl" in sample[0]]
+    assert _values(iter(found), "mdi_exit_requests_received") == {(): 3}
+    assert _values(iter(found), "mdi_exit_requests_waiting") == {(): 1}
+    assert _values(iter(found), "mdi_exit_replies") == {("label",): 1, ("refused",): 1}
+    seconds = _values(iter(found), "mdi_exit_reply_seconds")[()]
+    assert (seconds.count, seconds.total) == (1, pytest.approx(0.7))
