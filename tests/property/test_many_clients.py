@@ -225,6 +225,7 @@ class Desk:
         self.offered = 0
         self.replies: dict[tuple[str, str], list[SendReply]] = defaultdict(list)
         self.asked: set[tuple[str, str]] = set()
+        self.deadlines: dict[tuple[str, str], float | None] = {}
         self.untaken: list[SendReply] = []
         self.preparing: list[int] = []
         self.running: list[RunSegment] = []
@@ -238,6 +239,8 @@ class Desk:
             match command:
                 case SendReply(reply):
                     assert self.state.worker.connected
+                    limit_s = self.deadlines.get((reply.client, reply.id))
+                    assert reply.label is None or limit_s is None or reply.latency_s < limit_s, "no label when it is late"
                     if self.rng.random() < 0.1:
                         self.untaken.append(command)
                     else:
@@ -256,9 +259,10 @@ class Desk:
         kind = rng.random()
         if kind < 0.4:
             client, identity = rng.choice("abc"), rng.choice(("", *map(str, range(40))))
+            deadline_s = rng.choice((None, None, 0.01, 0.5, 3000.0))
             if identity:
                 self.asked.add((client, identity))
-            deadline_s = rng.choice((None, None, 0.01, 0.5, 3000.0))
+                self.deadlines.setdefault((client, identity), deadline_s)
             self.give(
                 RequestReceived(client, identity, object(), rng.choice((10, 100)), deadline_s, rng.random() < 0.5)
             )
