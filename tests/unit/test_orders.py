@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from random import Random
 
 import pytest
@@ -201,11 +202,8 @@ def test_the_table_of_orders_knows_the_levels_of_the_log_and_the_policies() -> N
 @given(st.text(max_size=40), st.text(max_size=100), st.sampled_from(["", "a"]), st.sampled_from([*ORDERS]))
 def test_an_order_of_any_text_is_parsed_or_refused(what: str, value: str, node: str, known: str) -> None:
     for name in (what, known):
-        try:
-            parse(Order("desk", 1, name, value, node))
-        except UsageError as error:
-            assert error.what
-            assert error.expected
+        with contextlib.suppress(UsageError):  # and nothing else
+            assert parse(Order("desk", 1, name, value, node))
 
 
 # --- never twice
