@@ -31,6 +31,7 @@ _SAMPLES: Final = 120
 _ANSWER_S: Final = 5.0
 _STEP: Final = 0.05
 _WIDE: Final = 100
+_TALL: Final = 28
 _SHORT: Final = {"waiting for source": "waiting", "loading segments": "loading"}
 
 
@@ -46,10 +47,10 @@ class _Column:
 
 
 _COLUMNS: Final = (
-    _Column("node", 11, 14, False, lambda node: (node.role != "source", node.name)),
+    _Column("node", 10, 14, False, lambda node: (node.role != "source", node.name)),
     _Column("state", 8, 8, False, lambda node: node.state),
     _Column("layers", 6, 6, False),
-    _Column("queue", 9, 13, False, lambda node: -(node.inputs + node.outputs)),
+    _Column("queue", 8, 13, False, lambda node: -(node.inputs + node.outputs)),
     _Column("ms/task", 7, 7, True, lambda node: -(ms_per_task(node) or 0.0)),
     _Column("tasks/s", 0, 7, True, lambda node: -node.executed_per_s),
     _Column("CPU", 5, 5, True, lambda node: -node.cpu_percent),
@@ -77,12 +78,14 @@ class TopApp(App[None]):
     #waits { height: auto; background: $warning; color: $text; padding: 0 1; }
     #upper { height: 7; }
     #figures { width: 1fr; padding: 0 1; border-top: solid $primary; }
-    #exits { width: 36; padding: 0 1; border-top: solid $primary; }
-    #nodes { height: 1fr; min-height: 4; border-top: solid $primary; }
+    #exits { width: 28; padding: 0 1; border-top: solid $primary; }
+    #upper Static, #lower Static { height: 100%; }
+    #nodes { height: 1fr; min-height: 4; scrollbar-size-vertical: 1; border-top: solid $primary; }
+    Screen.wide #exits { width: 40; }
     #lower { height: 7; }
+    Screen.tall #lower { height: 10; }
     #flows { width: 1fr; padding: 0 1; border-top: solid $primary; }
     #happened { width: 1fr; padding: 0 1; border-top: solid $primary; }
-    #lower.tall { height: 10; }
     """
     BINDINGS: ClassVar[list[Any]] = [
         Binding("question_mark,f1", "help", "Help", key_display="?"),
@@ -164,6 +167,7 @@ class TopApp(App[None]):
     def redraw(self) -> None:
         """Show what is known now."""
         view = self.view = self.look()
+        self.screen_stack[0].set_class(self._wide, "wide").set_class(self.size.height >= _TALL, "tall")
         self._hear_answers()
         waits = waits_for(view, self.url)
         self._show("headline", Text(f"mdi-exit top · {headline(view)}", no_wrap=True, overflow="ellipsis"))
@@ -256,14 +260,13 @@ class TopApp(App[None]):
                 self.notify(f"no source answered to: {given.order.what}", severity="error")
             elif answer.refused:
                 self.notify(printable(answer.text), severity="warning")
-            else:
-                self.notify(printable(answer.text), timeout=2.0)
         if not self._given:
             self._aim = None
 
     def action_threshold(self, direction: int) -> None:
         source = self.view.source
         if source is None:
+            self.notify("there is no source to tell", severity="warning")
             return
         now = source.threshold if self._aim is None else self._aim
         aim = round(min(max(now + direction * _STEP, 0.0), 1.0), 2)
@@ -274,6 +277,7 @@ class TopApp(App[None]):
     def action_pause(self) -> None:
         source = self.view.source
         if source is None:
+            self.notify("there is no source to tell", severity="warning")
             return
         if source.paused:
             self.order("resume")

@@ -12,6 +12,8 @@ from mdi_exit.observer import DeploymentView, Happened, LinkView
 
 __all__ = ["exits", "figures", "flows", "happened_line", "happenings"]
 
+_RATE: Final = "#5fd787"
+_THRESHOLD: Final = "#c792ea"
 _KINDS: Final = {
     "order": "bold cyan", "left": "red", "silent": "red", "gap": "bold red", "floor": "yellow",
     "joined": "green", "covered": "green", "segment-failed": "red",
@@ -23,28 +25,24 @@ def figures(view: DeploymentView, rates: Sequence[float], thresholds: Sequence[f
     source = view.source
     if source is None:
         return Text("no report of a source yet", style="dim")
-    past = max(min(width - 38, 40), 4)
     text = Text(no_wrap=True, overflow="ellipsis")
+    cells = max(min(width - 38, 60), 4)
 
-    def line(name: str, value: str, note: str, style: str = "bold") -> None:
+    def line(name: str, value: str, note: str, style: str = "bold", past: str = "") -> None:
         text.append(f"{name:<10}", style="dim")
         text.append(f"{value:>8}", style=style)
-        text.append(f"  {note}\n")
+        text.append(f"  {note:<17} " if past else f"  {note}")
+        text.append(past, style=style.removeprefix("bold "))
+        text.append("\n")
 
     offered = "max" if source.rate_per_s is None else f"{view.offered_per_s:.1f}/s"
-    offered_note = f"of {offered} offered"
-    line(
-        "completed", f"{view.completed_per_s:.1f}/s", f"{offered_note:<17} {spark(rates, past, low=0.0)}", "bold green"
-    )
-    floor = f"floor {source.floor:.2f}"
-    levels = spark(thresholds, past, low=min([*thresholds, source.floor]), high=1.0)
-    style = "bold yellow" if source.threshold <= source.floor else "bold magenta"
-    line("threshold", f"{source.threshold:.2f}", f"{floor:<17} {levels}", style)
-    line(
-        "accuracy",
-        share(view.accuracy),
-        f"of {counts(source.judged)} with a truth" if source.judged else "no truth known",
-    )
+    rate = f"{view.completed_per_s:.1f}/s"
+    line("completed", rate, f"of {offered} offered", f"bold {_RATE}", spark(rates, cells, low=0.0))
+    levels = spark(thresholds, cells, low=min([*thresholds, source.floor]), high=1.0)
+    style = "bold yellow" if source.threshold <= source.floor else f"bold {_THRESHOLD}"
+    line("threshold", f"{source.threshold:.2f}", f"floor {source.floor:.2f}", style, levels)
+    judged = f"of {counts(source.judged)} with a truth" if source.judged else "no truth is known"
+    line("accuracy", share(view.accuracy), judged)
     p50, p90, p99 = source.latency_s or (None, None, None)
     line("latency", seconds(p50), f"p90 {seconds(p90)}, p99 {seconds(p99)}")
     wrong = "bold red" if source.errors else "bold"
@@ -76,20 +74,16 @@ def flows(view: DeploymentView, width: int, height: int) -> Text:
     links = sorted(view.links, key=lambda link: (-link.tasks_per_s, -link.tasks, link.sender, link.to))
     if not links:
         return Text("no features have been sent", style="dim")
-    most = max(link.tasks_per_s for link in links)
-    names = max(len(printable(_arrow(link))) for link in links)
-    place = min(names, max(width - 22, 12))
+    most = max(link.tasks_per_s for link in links) or 1.0
+    place = min(max(len(_arrow(link)) for link in links), max(width - 24, 12))
     shown = links if len(links) <= height else links[: height - 1]
     text = Text(no_wrap=True, overflow="ellipsis")
     for link in shown:
-        name = printable(_arrow(link))
+        name = _arrow(link)
         text.append(name[: place - 1] + "…" if len(name) > place else name.ljust(place), style="bold")
-        text.append(f" {bar(link.tasks_per_s, most or 1.0, 5)}", style="cyan")
-        text.append(
-            f" {link.tasks_per_s:>5.1f}/s {quantity(link.bytes_per_s):>7}/s\n"[: max(width - place - 6, 0)] + ""
-        )
-        if not text.plain.endswith("\n"):
-            text.append("\n")
+        text.append(f" {bar(link.tasks_per_s, most, 5)}", style="cyan")
+        text.append(f" {link.tasks_per_s:>5.1f}/s {quantity(link.bytes_per_s):>8}/s")
+        text.append(f"  {seconds(link.delay_s)} away\n" if width > place + 42 else "\n", style="dim")
     if len(shown) < len(links):
         text.append(f"and {len(links) - len(shown)} more", style="dim")
     text.rstrip()
@@ -97,7 +91,7 @@ def flows(view: DeploymentView, width: int, height: int) -> Text:
 
 
 def _arrow(link: LinkView) -> str:
-    return f"{link.sender} → {link.to}"
+    return printable(f"{link.sender} → {link.to}")
 
 
 def happenings(happened: Sequence[Happened], lines: int) -> Text:

@@ -90,7 +90,8 @@ def clock(at: float) -> str:
 def waits_for(view: DeploymentView, url: str) -> str:
     """What is missing before there is anything to show; empty when nothing is."""
     if not view.connected:
-        return f"waiting for the broker at {url}: {printable(view.trouble) or 'not connected'}"
+        why = printable(view.trouble).removeprefix(f"broker {url}: ")
+        return f"waiting for the broker at {url}" + (f": {why}" if why and not why.startswith("connecting") else "")
     if view.trouble:
         return f"waiting: {printable(view.trouble)}"
     return ""
@@ -100,12 +101,12 @@ def headline(view: DeploymentView) -> str:
     """Who and what this is, in one line."""
     source = view.source
     parts = [view.deployment]
-    if view.model:
-        parts.append(f"{view.model} ({view.layer_count} layers)")
     if source is not None:
         parts.append("PAUSED" if source.paused else f"adapts: {source.adapt}")
     if view.emulated:
         parts.append(f"emulated: {view.emulated}")
+    if view.model:
+        parts.append(f"{view.model}, {view.layer_count} layers")
     return printable(" · ".join(parts))
 
 
@@ -141,7 +142,7 @@ def node_row(node: NodeView, queue_cells: int) -> Row:
         printable(node.name),
         printable(node.state),
         node.span or "-",
-        f"{bar(waiting, FULL_QUEUE, queue_cells)} {node.inputs}+{node.outputs}",
+        f"{f'{node.inputs}+{node.outputs}':<5}{bar(waiting, FULL_QUEUE, queue_cells)}",
         "-" if speed is None else f"{speed:.1f}" if speed < 100 else f"{speed:.0f}",
         f"{node.executed_per_s:.1f}",
         f"{node.cpu_percent:.0f} %",

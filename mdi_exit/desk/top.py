@@ -39,11 +39,16 @@ def main(argv: Sequence[str]) -> int:
         description="Shows a running deployment: nodes, queues, flows, exits, threshold; keys change it (? lists them).",
     ).settings
     logging.getLogger().addHandler(logging.NullHandler())
-    if settings.once or (settings.picture is None and not (sys.stdin.isatty() and sys.stdout.isatty())):
+    if settings.once or (settings.picture is None and not _at_terminal()):
         return asyncio.run(_once(settings))
     if importlib.util.find_spec("textual") is None:
         raise UsageError("mdi-exit top", "the extra 'top' (pip install 'mdi-exit[top]'), or --once", "neither")
     return asyncio.run(_picture(settings) if settings.picture else _live(settings))
+
+
+def _at_terminal() -> bool:
+    """Keys come in by stdin; the screen goes out by stderr, as Textual does it, and nobody wants it with stdout away."""
+    return all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
 
 
 async def _once(settings: TopSettings) -> int:

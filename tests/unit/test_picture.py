@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mdi_exit.demo.picture import Phase, draw, phases_of
 from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.plot.timeline import Phase, draw, phases_of
 from mdi_exit.snapshot import NodeSnapshot, Snapshot
 
 

@@ -12,16 +12,16 @@ from mdi_exit.snapshot import NodeSnapshot, Snapshot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["Phase", "draw", "phases_of"]
+__all__ = ["STYLE", "Phase", "draw", "fill", "phases_of"]
 
 # Okabe and Ito's palette: told apart with every common kind of colour blindness.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#595959",
 )  # fmt: skip
 _NODE_STYLES = [(BLUE, "-"), (RED, "-"), (GREEN, "-"), (PURPLE, "-"), (ORANGE, "-"), (SKY, "-"), (GREY, "--")]
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.edgecolor": "#8A8F98",
@@ -68,23 +68,24 @@ def draw(timeline: Sequence[Snapshot], out: Path, title: str, phases: Sequence[P
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError("picture", "matplotlib (pip install 'mdi-exit[plot]')", "a Python without it") from None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 10.5), dpi=130)
         FigureCanvasAgg(figure)
-        _fill(figure, timeline, title, phases or phases_of(timeline))
+        fill(figure, timeline, title, phases or phases_of(timeline))
         try:
             figure.savefig(out, format="png")
         except OSError as error:
             raise MdiExitError(f"picture: could not write {out}: {error.strerror}") from None
 
 
-def _fill(figure: Figure, timeline: Sequence[Snapshot], title: str, phases: Sequence[Phase]) -> None:
+def fill(figure: Figure | SubFigure, timeline: Sequence[Snapshot], title: str, phases: Sequence[Phase]) -> None:
+    """Five panels over the same seconds, with a title."""
     panels = figure.subplots(5, 1, sharex=True, height_ratios=(1.35, 0.8, 1.2, 0.8, 0.8))
     figure.subplots_adjust(left=0.085, right=0.83, top=0.9, bottom=0.055, hspace=0.2)
     figure.text(0.03, 0.972, title, fontsize=14, fontweight="bold", va="center")
     figure.text(0.03, 0.949, _subtitle(timeline), fontsize=9.5, color="#555", va="center")
-    for panel, fill in zip(panels, (_rates, _threshold, _queues, _accuracy, _latency), strict=True):
-        fill(panel, timeline)
+    for panel, draw_panel in zip(panels, (_rates, _threshold, _queues, _accuracy, _latency), strict=True):
+        draw_panel(panel, timeline)
         panel.grid(axis="y", color="#D8DCE2", linewidth=0.7)
         panel.set_axisbelow(True)
         panel.margins(x=0)
