@@ -107,29 +107,27 @@ def _latencies(panel: Axes, by_exit: dict[int, list[Item]]) -> None:
 
 
 def _confidences(panel: Axes, by_exit: dict[int, list[Item]]) -> None:
-    """A row for each exit: right answers above the line, wrong ones below, each to the row's own scale."""
-    _title(panel, "Confidence by exit: right above, wrong below the line")
-    middles = (_SURE_BINS[:-1] + _SURE_BINS[1:]) / 2
+    """A row for each exit: right answers above the line, wrong ones below; heights are square roots of counts."""
+    _title(panel, "Confidence by exit: right above, wrong below")
     judged = False
     for row, items in enumerate(by_exit.values()):
         line = -row
-        right = _histogram([item for item in items if item.right is not False])
-        wrong = _histogram([item for item in items if item.right is False])
-        judged = judged or any(item.right is not None for item in items)
-        full = max(right.max(), wrong.max(), 1)
+        right = np.sqrt(_histogram([item for item in items if item.right is not False]))
+        wrong = np.sqrt(_histogram([item for item in items if item.right is False]))
         known = [item.right for item in items if item.right is not None]
-        panel.fill_between(
-            middles, line, line + 0.45 * right / full, step="mid", color=GREEN if known else GREY, linewidth=0
-        )
-        panel.fill_between(middles, line - 0.45 * wrong / full, line, step="mid", color=RED, linewidth=0)
+        judged = judged or bool(known)
+        full = 0.45 / max(right.max(), wrong.max(), 1.0)
+        panel.stairs(line + full * right, _SURE_BINS, baseline=line, fill=True, color=GREEN if known else GREY)
+        panel.stairs(line - full * wrong, _SURE_BINS, baseline=line, fill=True, color=RED)
         panel.axhline(line, color="#8A8F98", linewidth=0.6)
         if known:
             text = f"{sum(known) / len(known):.1%} right"
             panel.text(0.01, line + 0.12, text, fontsize=8.5, color="#444", transform=panel.get_yaxis_transform())
     panel.set_yticks([-row for row in range(len(by_exit))], [f"exit {number}" for number in by_exit])
-    panel.set_ylim(0.55 - max(len(by_exit), 1) - 0.1, 0.55)
+    panel.set_ylim(0.45 - max(len(by_exit), 1), 0.55)
     panel.set_xlim(0, 1)
-    panel.set_xlabel("confidence" if judged or not by_exit else "confidence (no truth is known)")
+    note = "heights are square roots of counts" + ("" if judged else "; no truth is known")
+    panel.set_xlabel(f"confidence ({note})")
     if not by_exit:
         _nothing(panel)
 
