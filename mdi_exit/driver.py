@@ -410,6 +410,7 @@ class NodeDriver:
             case SendProbe(to, probe):
                 self.publish(kinds.LINKS, self.topics.links(to, self.name), encode(probe))
             case SetLogLevel(level):
+                log.info("log level %s from now on, as ordered", level)
                 set_level(level)
             case Notice(kind, text):
                 if kind == "stale-run":

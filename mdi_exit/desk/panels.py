@@ -75,7 +75,7 @@ def flows(view: DeploymentView, width: int, height: int) -> Text:
     if not links:
         return Text("no features have been sent", style="dim")
     most = max(link.tasks_per_s for link in links) or 1.0
-    place = min(max(len(_arrow(link)) for link in links), max(width - 24, 12))
+    place = min(max(len(_arrow(link)) for link in links), max(width - 25, 12))
     shown = links if len(links) <= height else links[: height - 1]
     text = Text(no_wrap=True, overflow="ellipsis")
     for link in shown:
