@@ -80,6 +80,7 @@ class TopApp(App[None]):
     #figures { width: 1fr; padding: 0 1; border-top: solid $primary; }
     #exits { width: 28; padding: 0 1; border-top: solid $primary; }
     #upper Static, #lower Static { height: 100%; }
+    #headline, #upper Static, #lower Static { text-wrap: nowrap; text-overflow: ellipsis; }
     #nodes { height: 1fr; min-height: 4; scrollbar-size-vertical: 1; border-top: solid $primary; }
     Screen.wide #exits { width: 40; }
     #lower { height: 7; }

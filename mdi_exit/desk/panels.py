@@ -16,7 +16,7 @@ _RATE: Final = "#5fd787"
 _THRESHOLD: Final = "#c792ea"
 _KINDS: Final = {
     "order": "bold cyan", "left": "red", "silent": "red", "gap": "bold red", "floor": "yellow",
-    "joined": "green", "covered": "green", "segment-failed": "red",
+    "joined": "green", "covered": "green", "segment-failed": "red", "state": "dim",
 }  # fmt: skip
 
 

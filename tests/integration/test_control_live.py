@@ -68,7 +68,9 @@ def test_orders_are_obeyed_by_those_whom_they_concern(system: System) -> None:
         source.until_results(before + 20)
 
 
-def test_what_was_ordered_for_all_holds_for_an_agent_that_joins_later_and_no_order_is_obeyed_twice(system: System) -> None:
+def test_what_was_ordered_for_all_holds_for_an_agent_that_joins_later_and_no_order_is_obeyed_twice(
+    system: System,
+) -> None:
     system.agent("a", "4-8")
     source = system.source("--layers", "0-3", "--rate", "30/s", "--duration", "120s")
     source.until_results(5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -71,7 +70,9 @@ def test_it_says_what_it_waits_for() -> None:
     assert waits_for(VIEW, "mqtt://x") == ""
     away = changed(connected=False, trouble="broker mqtt://x: refused")
     assert waits_for(away, "mqtt://x") == "waiting for the broker at mqtt://x: refused"
-    assert waits_for(changed(trouble="no source in hall yet", source=None), "mqtt://x") == "waiting: no source in hall yet"
+    assert (
+        waits_for(changed(trouble="no source in hall yet", source=None), "mqtt://x") == "waiting: no source in hall yet"
+    )
 
 
 def test_the_panels_fit_and_say_the_numbers() -> None:
@@ -277,7 +278,12 @@ async def test_nodes_are_sorted_by_any_column_and_the_cursor_stays_with_its_node
 
 async def test_a_node_events_and_help_can_be_opened_and_closed() -> None:
     async with staged() as (stage, pilot):
-        for key, screen in (("o", NodeScreen), ("enter", NodeScreen), ("e", EventsScreen), ("question_mark", HelpScreen)):
+        for key, screen in (
+            ("o", NodeScreen),
+            ("enter", NodeScreen),
+            ("e", EventsScreen),
+            ("question_mark", HelpScreen),
+        ):
             await pilot.press(key)
             await pilot.pause()
             assert isinstance(stage.app.screen, screen)
@@ -307,6 +313,5 @@ async def test_a_picture_is_an_svg_of_the_screen(tmp_path: Any) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_animation(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_animation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
-    yield
