@@ -1,4 +1,4 @@
-"""The terminal view as a Textual application: draws what it is shown four times a second, and gives orders by keys."""
+"""The terminal view as a Textual application: draws what it is shown once a second, and gives orders by keys."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from rich.text import Text
@@ -25,8 +24,8 @@ from mdi_exit.wire import Order
 
 __all__ = ["TopApp"]
 
-_REDRAW_S: Final = 0.25
-_SAMPLE_S: Final = 1.0
+_REDRAW_S: Final = 1.0  # every time some 10 kB go to the terminal, which may be far away
+_LISTEN_S: Final = 0.1
 _SAMPLES: Final = 120
 _ANSWER_S: Final = 5.0
 _STEP: Final = 0.05
@@ -110,13 +109,16 @@ class TopApp(App[None]):
         self._sort, self._backwards = 0, False
         self._given: list[_Given] = []
         self._aim: float | None = None
-        self._picture: tuple[float, Path] | None = None
+        self.picture = ""
+        self._draw_after_s: float | None = None
+        self._shown: dict[str, Text] = {}
+        self._noticed: tuple[Any, ...] = ()
         self._drawn_columns: tuple[Any, ...] = ()
         self._drawn_rows: dict[str, tuple[Text, ...]] = {}
 
-    def draw_after(self, wait_s: float, path: Path) -> None:
-        """Write an SVG of the screen some seconds after the start, and end."""
-        self._picture = (wait_s, path)
+    def draw_after(self, wait_s: float) -> None:
+        """Keep an SVG of the screen as ``picture`` some seconds after the start, and end."""
+        self._draw_after_s = wait_s
 
     def compose(self) -> ComposeResult:
         yield Static(id="headline")
@@ -142,49 +144,58 @@ class TopApp(App[None]):
         for name, title in titles.items():
             self.query_one(f"#{name}").border_title = title
         self.query_one("#nodes", DataTable).focus()
-        self.set_interval(_REDRAW_S, self.redraw)
-        self.set_interval(_SAMPLE_S, self.sample)
-        if self._picture is not None:
-            self.set_timer(self._picture[0], self._save_picture)
+        self.set_interval(_REDRAW_S, self.sample)
+        self.set_interval(_LISTEN_S, self.listen)
+        if self._draw_after_s is not None:
+            self.set_timer(self._draw_after_s, self._keep_picture)
         self.redraw()
 
-    def _save_picture(self) -> None:
-        if self._picture is None:
-            return
-        try:
-            self._picture[1].write_text(self.export_screenshot(title="mdi-exit top"), encoding="utf-8")
-        except OSError as error:
-            self.exit(return_code=1, message=f"--picture: could not write {self._picture[1]}: {error.strerror}")
+    def _keep_picture(self) -> None:
+        self.picture = self.export_screenshot(title="mdi-exit top")
         self.exit()
 
     # --- drawing
 
     def sample(self) -> None:
-        """One more column of the sparklines."""
-        if self.view.source is not None and not self.view.trouble:
-            self.thresholds.append(self.view.source.threshold)
-            self.rates.append(self.view.completed_per_s)
+        """One more column of the sparklines, and all the rest."""
+        view = self.look()
+        if view.source is not None and not view.trouble:
+            self.thresholds.append(view.source.threshold)
+            self.rates.append(view.completed_per_s)
+        self.redraw()
+
+    def listen(self) -> None:
+        """Draw at once what an order has changed, and what has come or gone altogether."""
+        view = self.look()
+        now = (view.connected, view.source is None, bool(view.trouble), len(view.nodes), view.happened[-1:])
+        if self._hear_answers() or now != self._noticed:
+            self._noticed = now
+            self.redraw()
 
     def redraw(self) -> None:
-        """Show what is known now."""
+        """Show what is known now; what lies under a dialog waits."""
         view = self.view = self.look()
+        if isinstance(self.screen, NodeScreen | EventsScreen):
+            self.screen.show(view)
+        if len(self.screen_stack) > 1:
+            return
         self.screen_stack[0].set_class(self._wide, "wide").set_class(self.size.height >= _TALL, "tall")
-        self._hear_answers()
         waits = waits_for(view, self.url)
         self._show("headline", Text(f"mdi-exit top · {headline(view)}", no_wrap=True, overflow="ellipsis"))
-        banner = self.screen_stack[0].query_one("#waits", Static)
-        banner.display = bool(waits)
-        banner.update(Text(waits))
+        self.screen_stack[0].query_one("#waits", Static).display = bool(waits)
+        self._show("waits", Text(waits), layout=True)
         self._show("figures", figures(view, tuple(self.rates), tuple(self.thresholds), self._inside("figures")[0]))
         self._show("exits", exits(view, *self._inside("exits")))
         self._show("flows", flows(view, *self._inside("flows")))
         self._show("happened", happenings(view.happened, self._inside("happened")[1]))
         self._draw_nodes()
-        if isinstance(self.screen, NodeScreen | EventsScreen):
-            self.screen.show(view)
 
-    def _show(self, name: str, content: Any) -> None:
-        self.screen_stack[0].query_one(f"#{name}", Static).update(content)
+    def _show(self, name: str, content: Text, *, layout: bool = False) -> None:
+        """Update a panel, if it is not what it shows: every update is drawn, and travels to a terminal far away."""
+        before = self._shown.get(name)
+        if before is None or (before.plain, before.spans) != (content.plain, content.spans):
+            self._shown[name] = content
+            self.screen_stack[0].query_one(f"#{name}", Static).update(content, layout=layout)
 
     def _inside(self, name: str) -> tuple[int, int]:
         """Columns and lines that a panel has."""
@@ -250,7 +261,9 @@ class TopApp(App[None]):
             return
         self._given.append(_Given(order, time.monotonic()))
 
-    def _hear_answers(self) -> None:
+    def _hear_answers(self) -> bool:
+        """Tell of refusals and silence; whether anything came."""
+        before = len(self._given)
         for given in list(self._given):
             answer = self.desk.answer(given.order)
             late = time.monotonic() - given.at > _ANSWER_S
@@ -263,6 +276,7 @@ class TopApp(App[None]):
                 self.notify(printable(answer.text), severity="warning")
         if not self._given:
             self._aim = None
+        return len(self._given) < before
 
     def action_threshold(self, direction: int) -> None:
         source = self.view.source

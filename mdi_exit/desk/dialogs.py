@@ -42,6 +42,7 @@ class _Box(ModalScreen[None]):
 
     BINDINGS: ClassVar[list[Any]] = [_CLOSE]
     title_text = ""
+    _shown: Text | None = None
 
     def compose(self) -> ComposeResult:
         with VerticalScroll() as box:
@@ -50,7 +51,9 @@ class _Box(ModalScreen[None]):
             yield Static(id="body")
 
     def _fill(self, content: Text) -> None:
-        self.query_one("#body", Static).update(content)
+        if self._shown is None or (self._shown.plain, self._shown.spans) != (content.plain, content.spans):
+            self._shown = content
+            self.query_one("#body", Static).update(content)
 
 
 class HelpScreen(_Box):

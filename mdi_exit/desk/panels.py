@@ -107,7 +107,7 @@ def happenings(happened: Sequence[Happened], lines: int) -> Text:
 
 def happened_line(one: Happened) -> Text:
     """One line, coloured by its kind."""
-    text = Text(f"{clock(one.at)} ", style="dim")
+    text = Text.assemble((f"{clock(one.at)} ", "dim"))
     refused = one.kind == "order" and " refused: " in one.text
     text.append(printable(one.text), style="bold yellow" if refused else _KINDS.get(one.kind, ""))
     return text

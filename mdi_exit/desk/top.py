@@ -82,6 +82,10 @@ async def _picture(settings: TopSettings) -> int:
         if not await seen(lambda: observer.watched.source is not None, settings.timeout):
             raise MdiExitError(printable(observer.view().trouble))
         app = TopApp(observer.view, Desk(observer, settings.client), str(settings.broker))
-        app.draw_after(_PICTURE_S, settings.picture)
+        app.draw_after(_PICTURE_S)
         await app.run_async(headless=True, size=_PICTURE_SIZE)
+    try:
+        await asyncio.to_thread(settings.picture.write_text, app.picture, encoding="utf-8")
+    except OSError as error:
+        raise MdiExitError(f"--picture: could not write {settings.picture}: {error.strerror}") from None
     return app.return_code or 0
