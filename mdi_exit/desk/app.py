@@ -309,7 +309,7 @@ class TopApp(App[None]):
             self._ask(f"Let {node.name} take part again?", "undrain", node.name)
         else:
             held = node.inputs + node.outputs
-            text = f"Drain {node.name}? It finishes what it holds ({held} tasks wait) and takes nothing new."
+            text = f"Drain {node.name}? It finishes what it holds (tasks waiting: {held}) and takes nothing new."
             self._ask(text, "drain", node.name)
 
     def _ask(self, question: str, *words: str) -> None:

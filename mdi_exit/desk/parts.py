@@ -104,7 +104,8 @@ def headline(view: DeploymentView) -> str:
     if source is not None:
         parts.append("PAUSED" if source.paused else f"adapts: {source.adapt}")
     if view.emulated:
-        parts.append(f"emulated: {view.emulated}")
+        first, *others = view.emulated.split(", ")
+        parts.append(f"emulated: {first}" + (f" and {len(others)} more" if others else ""))
     if view.model:
         parts.append(f"{view.model}, {view.layer_count} layers")
     return printable(" · ".join(parts))
