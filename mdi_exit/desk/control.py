@@ -25,6 +25,7 @@ from mdi_exit.orders import ORDERS, order_of
 __all__ = ["main", "seen", "watching"]
 
 _SECOND_REPORT_S: Final = 1.2  # rates need two
+_FOLLOWED: Final = {"drain": ("draining", "drained"), "undrain": ("ready", "loading segments")}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         argv,
         os.environ,
         prog="mdi-exit control",
-        section="desk",
+        section="control",
         description="Gives a running deployment an order, waits for its answer and prints it.",
         words="ORDER",
         epilog=_orders(),
@@ -108,8 +109,19 @@ async def _give(settings: ControlSettings, words: Sequence[str]) -> int:
         if answer is None:
             why = f"is one running in deployment {settings.deployment}, and may {settings.username or 'anybody'} give orders?"
             raise MdiExitError(f"order: no source answered in {settings.timeout:g} s; {why}")
+        if not answer.refused and order.what in _FOLLOWED:
+            followed = await seen(lambda: _state(observer, order.node) in _FOLLOWED[order.what], settings.timeout)
+            if not followed:
+                state = _state(observer, order.node) or "not heard of"
+                raise MdiExitError(
+                    f"{answer.text}: {order.node} has not followed in {settings.timeout:g} s, it is {state}"
+                )
         (sys.stderr if answer.refused else sys.stdout).write(printable(answer.text) + "\n")
         return int(answer.refused)
+
+
+def _state(observer: Observer, name: str) -> str:
+    return next((node.state for node in observer.view().nodes if node.name == name), "")
 
 
 async def _status(settings: ControlSettings) -> int:

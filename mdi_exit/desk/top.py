@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         argv,
         os.environ,
         prog="mdi-exit top",
-        section="desk",
+        section="top",
         description="Shows a running deployment: nodes, queues, flows, exits, threshold; keys change it (? lists them).",
     ).settings
     logging.getLogger().addHandler(logging.NullHandler())

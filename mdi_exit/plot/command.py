@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         argv,
         os.environ,
         prog="mdi-exit plot",
-        section="desk",
+        section="plot",
         description="Draws a run: items by exit (latency, confidence, paths) and the run over time.",
         words="RUN",
         epilog="RUN: a folder with results.jsonl, timeline.jsonl, summary.json (any of them), or one such file.",
