@@ -385,14 +385,18 @@ def test_a_drained_agent_finishes_what_it_holds_takes_nothing_new_and_can_come_b
     assert of(state.handle(1.3, received(4)), RunSegment)
 
 
-def test_a_drained_agent_hands_its_tasks_to_others_that_can_take_them() -> None:
-    state = agent()
+@pytest.mark.parametrize("drained", [True, False])
+def test_a_drained_agent_hands_to_others_what_waits_to_be_offered_whatever_its_policy(drained: bool) -> None:
+    state = agent(offloading="never")
     state.handle(0.5, StatusReceived(Status("b", 50, True, "agent", "ready", (0, 6), tuple(range(6)), 100)))
     state.handle(0.5, TelemetryReceived(Telemetry(7, 50, "b", 0, 0, 0.0)))
     (run,) = of(state.handle(1.0, received(1)), RunSegment)
-    Desk(state)("drain a")
+    for seq in (2, 3):
+        state.handle(1.0, received(seq))
+    if drained:
+        Desk(state)("drain a")
     commands = state.handle(1.1, SegmentDone(run.batch, 0.01, (Outcome(3, 0.1, None, 100),)))
-    assert [sent.to for sent in of(commands, SendTask)] == ["b"] or of(commands, RunSegment)
+    assert [sent.to for sent in of(commands, SendTask)] == ["b"] * drained
     state.validate()
 
 
