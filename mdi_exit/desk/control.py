@@ -112,7 +112,7 @@ async def _give(settings: ControlSettings, words: Sequence[str]) -> int:
         if not answer.refused and order.what in _FOLLOWED:
             followed = await seen(lambda: _state(observer, order.node) in _FOLLOWED[order.what], settings.timeout)
             if not followed:
-                state = _state(observer, order.node) or "not heard of"
+                state = _state(observer, order.node) or "silent"
                 raise MdiExitError(
                     f"{answer.text}: {order.node} has not followed in {settings.timeout:g} s, it is {state}"
                 )

@@ -49,6 +49,8 @@ def figures(view: DeploymentView, rates: Sequence[float], thresholds: Sequence[f
     line("errors", counts(source.errors), f"{counts(source.retried)} retried, {counts(source.refused)} refused", wrong)
     line("pending", counts(source.pending), f"of {counts(source.admitted)} admitted")
     text.rstrip()
+    if view.trouble:
+        text.stylize("dim")  # as it was
     return text
 
 
