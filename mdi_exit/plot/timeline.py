@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.orders import ORDERS
 from mdi_exit.snapshot import NodeSnapshot, Snapshot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["STYLE", "Phase", "draw", "fill", "phases_of"]
+__all__ = ["STYLE", "Phase", "draw", "fill", "orders_of", "phases_of"]
 
 # Okabe and Ito's palette: told apart with every common kind of colour blindness.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
@@ -33,6 +35,8 @@ STYLE: Any = {
 }
 _BANDS = ("#FFFFFF", "#EFF1F4")
 _LONGEST_LABEL = 20
+_LONGEST_ORDER = 24
+_ORDER = re.compile(rf"[A-Za-z0-9_-]{{1,40}}: (?P<words>(?:{'|'.join(ORDERS)})\b.*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,14 @@ def phases_of(timeline: Sequence[Snapshot]) -> tuple[Phase, ...]:
         else:
             found.append(Phase(before.phase, before.elapsed_s, now.elapsed_s))
     return tuple(phase for phase in found if phase.name and phase.stop_s > phase.start_s)
+
+
+def orders_of(timeline: Sequence[Snapshot]) -> tuple[tuple[float, str], ...]:
+    """The orders that were obeyed, and when, in seconds since the start."""
+    told = [
+        (one.elapsed_s, match["words"]) for one in timeline for notice in one.notices if (match := _ORDER.match(notice))
+    ]
+    return tuple((at_s, words) for at_s, words in told if " refused: " not in words)
 
 
 def draw(timeline: Sequence[Snapshot], out: Path, title: str, phases: Sequence[Phase] = ()) -> None:
@@ -80,6 +92,7 @@ def draw(timeline: Sequence[Snapshot], out: Path, title: str, phases: Sequence[P
 
 def fill(figure: Figure | SubFigure, timeline: Sequence[Snapshot], title: str, phases: Sequence[Phase]) -> None:
     """Five panels over the same seconds, with a title."""
+    orders = orders_of(timeline)
     panels = figure.subplots(5, 1, sharex=True, height_ratios=(1.35, 0.8, 1.2, 0.8, 0.8))
     figure.subplots_adjust(left=0.085, right=0.83, top=0.9, bottom=0.055, hspace=0.2)
     figure.text(0.03, 0.972, title, fontsize=14, fontweight="bold", va="center")
@@ -90,6 +103,11 @@ def fill(figure: Figure | SubFigure, timeline: Sequence[Snapshot], title: str, p
         panel.set_axisbelow(True)
         panel.margins(x=0)
         _mark(panel, phases)
+        for at_s, _ in orders:
+            panel.axvline(at_s, color=RED, linewidth=0.8, linestyle=(0, (1, 2)))
+    for at_s, words in orders:
+        panels[0].text(at_s, 0.97, f" {words[:_LONGEST_ORDER]}", transform=panels[0].get_xaxis_transform(), rotation=90,
+                       ha="right", va="top", fontsize=7, color=RED)  # fmt: skip
     _name(panels[0], phases)
     panels[-1].set_xlim(timeline[0].elapsed_s, timeline[-1].elapsed_s)
     panels[-1].set_xlabel("seconds since the start")
