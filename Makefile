@@ -40,6 +40,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.demo
 	$(BIN)/mdi-exit benchmark hop --out benchmarks/results
 	$(BIN)/mdi-exit benchmark agent --out benchmarks/results
+	$(BIN)/mdi-exit benchmark metrics --rounds 7 --out benchmarks/results
 
 recording: $(VENV)/.dev
 	$(BIN)/python docs/record_top.py

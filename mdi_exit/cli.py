@@ -61,7 +61,7 @@ _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "top": ("a running deployment in the terminal", _top),
     "control": ("orders to a running deployment: pause, threshold, drain, ...", _control),
     "plot": ("pictures of a run, from the files that the source wrote", _plot),
-    "benchmark": ("measure this machine: hop, agent", _benchmark),
+    "benchmark": ("measure this machine: hop, agent, clients", _benchmark),
 }
 
 

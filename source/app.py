@@ -17,6 +17,7 @@ from rich.console import Console
 from mdi_exit import __version__
 from mdi_exit import topics as kinds
 from mdi_exit.driver import NodeDriver, new_incarnation
+from mdi_exit.energy import power_of
 from mdi_exit.engine import make_engine
 from mdi_exit.engine.profile import parse_profile
 from mdi_exit.errors import MdiExitError, UsageError, WireError
@@ -29,11 +30,14 @@ from mdi_exit.events import (
     InputOffered,
     ModelKnown,
     Notice,
+    PrepareRequest,
     Record,
     ResultsReceived,
     SendControl,
+    SendReply,
     SetAdmission,
     StatusReceived,
+    TelemetryReceived,
     Tick,
 )
 from mdi_exit.exchange import LocalModel, ModelHost
@@ -41,13 +45,17 @@ from mdi_exit.executor import Executor
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.program import joined, stop_requested
+from mdi_exit.requests import RequestLimits
 from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport
+from mdi_exit.vitals import Vitals
 from mdi_exit.wire import Message, Results, encode
 from mdi_exit.worker_config import WorkerConfig
-from source.config import SourceSettings
+from source.config import REQUESTS_ONLY, SourceSettings
+from source.energy import EnergyLedger
 from source.inputs import Input, Sample, open_input, preprocess
+from source.reception import Reception
 from source.results import ResultsWriter, Summary, SummaryBuilder
 from source.timeline import Timeline
 
@@ -63,17 +71,26 @@ _UNSERVED: Final = ("waiting for source", "loading segments")
 
 
 class SourceDriver(NodeDriver):
-    """A node driver with an input, results, and a model to serve."""
+    """A node driver with an input, results, a model to serve, and others' requests. ``samples`` None: only these."""
 
     def __init__(
-        self, state: SourceState, topics: Topics, executor: Executor, artifact: Artifact, *, codec: str, samples: Input
+        self,
+        state: SourceState,
+        topics: Topics,
+        executor: Executor,
+        artifact: Artifact,
+        *,
+        codec: str,
+        samples: Input | None,
+        vitals: Vitals | None = None,
     ) -> None:
-        super().__init__(state, state.worker, topics, executor, codec=codec)
+        super().__init__(state, state.worker, topics, executor, codec=codec, vitals=vitals)
         self.source = state
         self._artifact = artifact
         self.summary = SummaryBuilder()
         self.timeline = Timeline(state)
         self.results: ResultsWriter | None = None
+        self.energy = EnergyLedger()
         self.started_at: float | None = None
         self.last_result_at = 0.0
         self.bytes_by_node: dict[str, int] = {}
@@ -84,16 +101,22 @@ class SourceDriver(NodeDriver):
         span = state.worker.config.span
         self._host = ModelHost(self, composer, state.config.run)
         self._local = LocalModel(self, composer, span) if span is not None else None
-        self._samples: Iterator[Sample] = iter(samples)
+        self._reception = Reception(self, artifact.manifest)
+        self._samples: Iterator[Sample] | None = None if samples is None else iter(samples)
         self._wanted = asyncio.Semaphore(0)
         self._ready: asyncio.Queue[InputOffered | InputEnded] = asyncio.Queue(_PREFETCH)
 
     def subscriptions(self) -> list[tuple[str, int]]:
-        return [*super().subscriptions(), (self.topics.results("+"), kinds.RESULTS.qos)]
+        return [
+            *super().subscriptions(),
+            (self.topics.results("+"), kinds.RESULTS.qos),
+            (self.topics.requests("+"), kinds.REQUESTS.qos),
+        ]
 
     async def start(self, transport: Transport) -> None:
-        self.spawn("prefetch", self._prefetch())
-        self.spawn("draw", self._draw())
+        if self._samples is not None:
+            self.spawn("prefetch", self._prefetch(self._samples))
+            self.spawn("draw", self._draw())
         self.use_model(self._artifact.manifest)
         await super().start(transport)
         self._host.republish()
@@ -105,18 +128,18 @@ class SourceDriver(NodeDriver):
 
     # --- input
 
-    async def _prefetch(self) -> None:
+    async def _prefetch(self, samples: Iterator[Sample]) -> None:
         """Read samples ahead, in a thread, so that slow files do not hold up the loop."""
         ended = False
         while not ended:
-            batch = await asyncio.to_thread(self._read_some)
+            batch = await asyncio.to_thread(self._read_some, samples)
             ended = not batch
             for event in batch or [InputEnded()]:
                 await self._ready.put(event)
 
-    def _read_some(self) -> list[InputOffered | InputEnded]:
+    def _read_some(self, samples: Iterator[Sample]) -> list[InputOffered | InputEnded]:
         read: list[InputOffered | InputEnded] = []
-        for sample in self._samples:
+        for sample in samples:
             x = preprocess(sample.pixels, self._artifact.manifest.input)
             read.append(InputOffered(sample.id, x, x.nbytes, sample.truth))
             if len(read) >= _PREFETCH_AT_ONCE:
@@ -141,12 +164,34 @@ class SourceDriver(NodeDriver):
             self._host.spans_changed([*spans, *own])
             if self._local is not None:
                 self._local.spans_changed([*spans, *own])
+        elif isinstance(event, TelemetryReceived) and (board := event.telemetry.board) is not None:
+            self.energy.seen(self._loop.time(), event.telemetry.node, event.telemetry.incarnation, board)
         elif isinstance(event, Tick):
             self._host.look_after(self._loop.time(), unserved=self._unserved())
+        if self._samples is None and self.source.started:
+            self._begin()
         if not self.source.pending:
             self.answered.set()
         if self.source.done:
             self.done.set()
+
+    def _begin(self) -> None:
+        """The first item is asked for, or could be."""
+        if self.started_at is None:
+            self.started_at = self._loop.time()
+            self._see_own_energy()
+            self.energy.begin(self.started_at)
+            self.started.set()
+
+    def took_foreign(self, route: Route, payload: bytes, *, retained: bool) -> bool:
+        if route.kind is not kinds.REQUESTS:
+            return False
+        self._reception.received(route.node, payload, retained=retained)
+        return True
+
+    def close(self) -> None:
+        super().close()
+        self._reception.close()
 
     def _unserved(self) -> bool:
         """Is there a node of this model's layers that does not take tasks yet?"""
@@ -178,10 +223,13 @@ class SourceDriver(NodeDriver):
     def carry_out(self, command: Command) -> None:
         match command:
             case DrawInput():
-                if self.started_at is None:
-                    self.started_at = self._loop.time()
-                    self.started.set()
+                self._begin()
                 self._wanted.release()
+            case PrepareRequest():
+                self._begin()
+                self._reception.prepare(command)
+            case SendReply():
+                self._reception.send(command)
             case Record():
                 self._record(command)
             case SendControl(control):
@@ -195,6 +243,9 @@ class SourceDriver(NodeDriver):
         self.timeline.add(record)
         if self.results is not None:
             self.results.write(record, self._artifact.manifest.labels)
+
+    def _see_own_energy(self) -> None:
+        self.energy.seen(self.vitals.read_at, self.name, self.worker.config.incarnation, self.vitals.board)
 
     def notice(self, notice: Notice) -> None:
         super().notice(notice)
@@ -212,6 +263,10 @@ class SourceDriver(NodeDriver):
         for peer in self.worker.members:
             if peer.telemetry is not None:
                 sent[peer.name] = peer.telemetry.sent_bytes
+        self._see_own_energy()
+        energy = self.energy.spent(max(self.last_result_at, self.started_at or 0.0))
+        worked = {self.name} if self.worker.totals.executed else set()
+        worked |= {p.name for p in self.worker.members if p.telemetry and p.telemetry.counters.get("executed")}
         busy_s = max(self.last_result_at - self.started_at, 0.0) if self.started_at is not None else 0.0
         return self.summary.finish(
             admitted=state.admitted,
@@ -223,6 +278,8 @@ class SourceDriver(NodeDriver):
             bytes_sent=sent,
             threshold=state.threshold,
             emulated=emulated,
+            energy=energy,
+            worked=worked,
         )
 
 
@@ -230,21 +287,16 @@ async def serve(settings: SourceSettings) -> int:
     """Run the source until its input ends, its time is over, SIGINT or SIGTERM. Raises ``MdiExitError``."""
     stop = stop_requested()
     artifact = Artifact.open(settings.model)
-    samples = open_input(
-        settings.input,
-        artifact.manifest,
-        limit=settings.limit,
-        cycle=settings.duration is not None or settings.limit is not None,
-        shuffle_seed=settings.seed if settings.shuffle else None,
-        data_dir=settings.data_dir,
-    )
+    samples = _samples(settings, artifact)
     if settings.layers is not None and settings.layers.stop > len(artifact.manifest.layers):
         raise UsageError("--layers", f"layers in 0-{len(artifact.manifest.layers) - 1}", settings.layers)
     profile = parse_profile(settings.profile) if settings.profile else None
     engine = make_engine(settings.engine, threads=settings.threads, model=settings.model)
     state = _state(settings, engine.description, profile.name if profile else "")
     executor = Executor(engine, profile)
-    driver = SourceDriver(state, Topics(settings.deployment), executor, artifact, codec=settings.codec, samples=samples)
+    vitals = Vitals(power=power_of(settings.device, settings.profile), emulated=profile is not None)
+    topics = Topics(settings.deployment)
+    driver = SourceDriver(state, topics, executor, artifact, codec=settings.codec, samples=samples, vitals=vitals)
     with contextlib.ExitStack() as files:
         if settings.results is not None:
             driver.results = files.enter_context(ResultsWriter(settings.results, settings.overwrite))
@@ -257,6 +309,19 @@ async def serve(settings: SourceSettings) -> int:
         summary.write(settings.summary)
     summary.render(Console(file=sys.stdout if settings.results != Path("-") else sys.stderr))
     return 0
+
+
+def _samples(settings: SourceSettings, artifact: Artifact) -> Input | None:
+    if settings.input == REQUESTS_ONLY:
+        return None
+    return open_input(
+        settings.input,
+        artifact.manifest,
+        limit=settings.limit,
+        cycle=settings.duration is not None or settings.limit is not None,
+        shuffle_seed=settings.seed if settings.shuffle else None,
+        data_dir=settings.data_dir,
+    )
 
 
 def _emulated(driver: SourceDriver) -> str | None:
@@ -288,6 +353,7 @@ def _state(settings: SourceSettings, engine: str, emulated: str) -> SourceState:
     first = settings.schedule.phases[0].rate_per_s if settings.schedule else settings.rate
     config = SourceConfig(
         run=time.time_ns() // 1000,
+        own_input=settings.input != REQUESTS_ONLY,
         rate_per_s=first,
         arrivals=settings.arrivals,  # type: ignore[arg-type]  # checked by the setting's choices
         adapt=settings.adapt,  # type: ignore[arg-type]
@@ -295,6 +361,7 @@ def _state(settings: SourceSettings, engine: str, emulated: str) -> SourceState:
         floor=min(settings.min_threshold, settings.exit_threshold),
         max_queue=settings.max_queue,
         max_pending=settings.max_pending,
+        requests=RequestLimits(per_client=settings.max_requests),
     )
     return SourceState(config, worker, Random(settings.seed))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from rich.text import Text
-from textual.app import App, ComposeResult
+from textual.app import App, ComposeResult, ScreenStackError
 from textual.binding import Binding
 from textual.containers import Horizontal
+from textual.css.query import NoMatches
 from textual.widgets import DataTable, Footer, Static
 
 from mdi_exit.desk.dialogs import EventsScreen, HelpScreen, NodeScreen, Question
@@ -175,10 +177,13 @@ class TopApp(App[None]):
     def redraw(self) -> None:
         """Show what is known now; what lies under a dialog waits."""
         view = self.view = self.look()
-        if isinstance(self.screen, NodeScreen | EventsScreen):
-            self.screen.show(view)
-        if len(self.screen_stack) > 1:
-            return
+        with contextlib.suppress(NoMatches, ScreenStackError):  # a timer may come while a screen is built or taken down
+            if isinstance(self.screen, NodeScreen | EventsScreen):
+                self.screen.show(view)
+            if len(self.screen_stack) == 1:
+                self._draw_panels(view)
+
+    def _draw_panels(self, view: DeploymentView) -> None:
         self.screen_stack[0].set_class(self._wide, "wide").set_class(self.size.height >= _TALL, "tall")
         waits = waits_for(view, self.url)
         self._show("headline", Text(f"mdi-exit top · {headline(view)}", no_wrap=True, overflow="ellipsis"))
@@ -194,8 +199,8 @@ class TopApp(App[None]):
         """Update a panel, if it is not what it shows: every update is drawn, and travels to a terminal far away."""
         before = self._shown.get(name)
         if before is None or (before.plain, before.spans) != (content.plain, content.spans):
-            self._shown[name] = content
             self.screen_stack[0].query_one(f"#{name}", Static).update(content, layout=layout)
+            self._shown[name] = content
 
     def _inside(self, name: str) -> tuple[int, int]:
         """Columns and lines that a panel has."""

@@ -52,8 +52,8 @@ class _Box(ModalScreen[None]):
 
     def _fill(self, content: Text) -> None:
         if self._shown is None or (self._shown.plain, self._shown.spans) != (content.plain, content.spans):
-            self._shown = content
             self.query_one("#body", Static).update(content)
+            self._shown = content
 
 
 class HelpScreen(_Box):

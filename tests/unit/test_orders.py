@@ -20,10 +20,12 @@ from mdi_exit.events import (
     Notice,
     OrderReceived,
     Outcome,
+    RequestReceived,
     RunSegment,
     SegmentDone,
     SegmentsReady,
     SendControl,
+    SendReply,
     SendReport,
     SendResults,
     SendStatus,
@@ -429,3 +431,14 @@ def test_an_agent_that_joins_later_obeys_what_the_control_message_says() -> None
     state.handle(3.0, ControlReceived(control(offloading="never")))
     state.handle(4.0, ControlReceived(control()))
     assert state.standing.policy is OFFLOADING["paper"], "another source, of which nothing was ordered"
+
+
+def test_requests_of_other_programs_are_refused_while_paused() -> None:
+    state = source()
+    desk = Desk(state)
+    desk("pause")
+    (sent,) = of(state.handle(1.0, RequestReceived("shop", "r1", None, 100)), SendReply)
+    assert (sent.reply.error, sent.reply.reason) == ("refused", "the source is paused")
+    desk("resume")
+    assert not of(state.handle(1.0, RequestReceived("shop", "r2", None, 100)), SendReply)
+    state.validate()
