@@ -315,7 +315,8 @@ async def _listening(runner: web.AppRunner, where: values.HostPort, flag: str) -
     try:
         await web.TCPSite(runner, where.host, where.port).start()
     except OSError as error:
-        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
+        number = error.errno or 0  # below 0: of name resolution
+        reason = os.strerror(number) if number > 0 else error.strerror or str(error)
         raise StartError(f"{flag} {where}: {reason}") from None
     port = runner.addresses[0][1]
     host = f"[{where.host}]" if ":" in where.host else where.host
