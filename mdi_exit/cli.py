@@ -37,9 +37,16 @@ def _benchmark(argv: Sequence[str]) -> int:
     return benchmark(argv)
 
 
+def _announce(argv: Sequence[str]) -> int:
+    from mdi_exit.announce import main as announce
+
+    return announce(argv)
+
+
 _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "demo": ("the whole system on this machine, with a live view", _demo),
     "train": ("a multi-exit model from a data set to an artifact (needs the extra torch)", _train),
+    "announce": ("let agents find a broker by mDNS", _announce),
     "benchmark": ("measure this machine: hop, agent", _benchmark),
 }
 

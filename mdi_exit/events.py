@@ -25,6 +25,7 @@ __all__ = [
     "Inject",
     "InputEnded",
     "InputOffered",
+    "InputSkipped",
     "ModelKnown",
     "Notice",
     "Outcome",
@@ -201,6 +202,13 @@ class InputEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class InputSkipped:
+    """A live input went on without waiting: so many samples came and went since the last draw."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class ResultsReceived:
     sender: str
     results: Results
@@ -356,6 +364,7 @@ Event = (
     | GiveUp
     | InputOffered
     | InputEnded
+    | InputSkipped
     | ResultsReceived
     | SetAdmission
 )

@@ -27,6 +27,7 @@ from mdi_exit.events import (
     Inject,
     InputEnded,
     InputOffered,
+    InputSkipped,
     ModelKnown,
     Notice,
     Record,
@@ -170,6 +171,8 @@ class SourceState:
             case InputEnded():
                 self._ended = True
                 self._draws = 0
+            case InputSkipped(count):
+                self._skipped(count)
             case ResultsReceived(sender, results):
                 self._results(now, sender, SendResults(results.rows, results.moved, results.run))
             case SetAdmission():
@@ -329,6 +332,12 @@ class SourceState:
         self._tokens = min(self._tokens + self.config.retry_share, _RETRY_TOKENS)
         self.pending[item] = Pending(event.sample, event.truth, event.payload, event.size_bytes, now)
         self._inject(now, item)
+
+    def _skipped(self, count: int) -> None:
+        """Where nothing but the queue decides when to draw, what was not drawn was turned away; else it was not asked for."""
+        if self._started and not self._ended and not self._paced:
+            self.offered += count
+            self.refused += count
 
     def _inject(self, now: float, item: int) -> None:
         entry = self.pending[item]

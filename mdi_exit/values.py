@@ -6,6 +6,7 @@ flag, variable or file there.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from mdi_exit.errors import UsageError
 from mdi_exit.topics import checked_name
 
 __all__ = [
+    "BROKER_AUTO",
     "BrokerAddress",
     "HostPort",
     "broker_address",
@@ -26,6 +28,7 @@ __all__ = [
     "fraction",
     "host_port",
     "integer",
+    "ip_address",
     "name",
     "names",
     "path",
@@ -45,13 +48,19 @@ _UNIT_S = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where the broker is; written ``mqtt://HOST:PORT``, or ``mqtts://`` with TLS."""
+    """Where the broker is; written ``mqtt://HOST:PORT``, or ``mqtts://`` with TLS; port 0: to be looked for (``auto``)."""
 
     host: str
     port: int
     tls: bool = False
 
+    @property
+    def is_auto(self) -> bool:
+        return self.port == 0
+
     def __str__(self) -> str:
+        if self.is_auto:
+            return "auto"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"mqtt{'s' if self.tls else ''}://{host}:{self.port}"
 
@@ -67,9 +76,14 @@ class HostPort:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+BROKER_AUTO = BrokerAddress("", 0)
+
+
 def broker_address(value: str) -> BrokerAddress:
-    """``mqtt://HOST[:PORT]`` (1883) or ``mqtts://HOST[:PORT]`` (8883)."""
-    expected = "mqtt://HOST:PORT or mqtts://HOST:PORT"
+    """``mqtt://HOST[:PORT]`` (1883), ``mqtts://HOST[:PORT]`` (8883), or ``auto``: this machine's, else one found by mDNS."""
+    expected = "mqtt://HOST:PORT, mqtts://HOST:PORT or auto"
+    if value.strip() == "auto":
+        return BROKER_AUTO
     try:
         url = urlsplit(value.strip())
         port = url.port
@@ -92,6 +106,14 @@ def host_port(value: str) -> HostPort:
     if not fits or int(port) > 65535:
         raise UsageError("", "HOST:PORT such as 127.0.0.1:9100", repr(value))
     return HostPort(host, int(port))
+
+
+def ip_address(value: str) -> str:
+    """An address of IPv4 or IPv6."""
+    try:
+        return str(ipaddress.ip_address(value.strip()))
+    except ValueError:
+        raise UsageError("", "an IP address such as 192.168.1.10", repr(value)) from None
 
 
 def name(value: str) -> str:

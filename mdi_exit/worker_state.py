@@ -28,6 +28,7 @@ from mdi_exit.events import (
     Inject,
     InputEnded,
     InputOffered,
+    InputSkipped,
     ModelKnown,
     Notice,
     Outcome,
@@ -183,7 +184,7 @@ class WorkerState:
                 self.connected = False
             case Drain():
                 self.draining = True
-            case InputOffered() | InputEnded() | ResultsReceived() | SetAdmission() | GiveUp():
+            case InputOffered() | InputEnded() | InputSkipped() | ResultsReceived() | SetAdmission() | GiveUp():
                 raise IllegalEventError(f"expected an event of a worker, got {event}", tuple(self.story))
             case _:
                 assert_never(event)

@@ -27,6 +27,7 @@ from mdi_exit.events import (
     GiveUp,
     InputEnded,
     InputOffered,
+    InputSkipped,
     ModelKnown,
     Notice,
     Record,
@@ -46,9 +47,11 @@ from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport
 from mdi_exit.wire import Message, Results, encode
 from mdi_exit.worker_config import WorkerConfig
+from source.beside import beside
 from source.config import SourceSettings
-from source.inputs import Input, Sample, open_input, preprocess
-from source.results import ResultsWriter, Summary, SummaryBuilder
+from source.inputs import Input, LiveInput, Sample, open_any, preprocess
+from source.results import Summary, SummaryBuilder
+from source.sinks import Sink, results_file
 from source.timeline import Timeline
 
 __all__ = ["SourceDriver", "serve"]
@@ -66,14 +69,21 @@ class SourceDriver(NodeDriver):
     """A node driver with an input, results, and a model to serve."""
 
     def __init__(
-        self, state: SourceState, topics: Topics, executor: Executor, artifact: Artifact, *, codec: str, samples: Input
+        self,
+        state: SourceState,
+        topics: Topics,
+        executor: Executor,
+        artifact: Artifact,
+        *,
+        codec: str,
+        samples: Input | LiveInput,
     ) -> None:
         super().__init__(state, state.worker, topics, executor, codec=codec)
         self.source = state
         self._artifact = artifact
         self.summary = SummaryBuilder()
         self.timeline = Timeline(state)
-        self.results: ResultsWriter | None = None
+        self.sinks: list[Sink] = []
         self.started_at: float | None = None
         self.last_result_at = 0.0
         self.bytes_by_node: dict[str, int] = {}
@@ -84,7 +94,8 @@ class SourceDriver(NodeDriver):
         span = state.worker.config.span
         self._host = ModelHost(self, composer, state.config.run)
         self._local = LocalModel(self, composer, span) if span is not None else None
-        self._samples: Iterator[Sample] = iter(samples)
+        self._live = samples if isinstance(samples, LiveInput) else None
+        self._samples: Iterator[Sample] = iter(()) if isinstance(samples, LiveInput) else iter(samples)
         self._wanted = asyncio.Semaphore(0)
         self._ready: asyncio.Queue[InputOffered | InputEnded] = asyncio.Queue(_PREFETCH)
 
@@ -92,8 +103,11 @@ class SourceDriver(NodeDriver):
         return [*super().subscriptions(), (self.topics.results("+"), kinds.RESULTS.qos)]
 
     async def start(self, transport: Transport) -> None:
-        self.spawn("prefetch", self._prefetch())
-        self.spawn("draw", self._draw())
+        if self._live is not None:
+            self.spawn("draw", self._draw_live(self._live))
+        else:
+            self.spawn("prefetch", self._prefetch())
+            self.spawn("draw", self._draw())
         self.use_model(self._artifact.manifest)
         await super().start(transport)
         self._host.republish()
@@ -130,6 +144,22 @@ class SourceDriver(NodeDriver):
             self.feed(event)
             if isinstance(event, InputEnded):
                 return
+
+    async def _draw_live(self, samples: LiveInput) -> None:
+        """Nothing is read ahead: what is drawn is the newest that there is. What came before the first draw counts for
+        nothing.
+        """
+        await self.started.wait()
+        samples.newly_skipped()
+        while True:
+            await self._wanted.acquire()
+            sample = await samples.next()
+            self.feed(InputSkipped(samples.newly_skipped()))
+            if sample is None:
+                self.feed(InputEnded())
+                return
+            x = await asyncio.to_thread(preprocess, sample.pixels, self._artifact.manifest.input)
+            self.feed(InputOffered(sample.id, x, x.nbytes, sample.truth))
 
     # --- events and commands
 
@@ -193,8 +223,8 @@ class SourceDriver(NodeDriver):
         self.last_result_at = self._loop.time()
         self.summary.add(record)
         self.timeline.add(record)
-        if self.results is not None:
-            self.results.write(record, self._artifact.manifest.labels)
+        for sink in self.sinks:
+            sink.write(record, self._artifact.manifest.labels)
 
     def notice(self, notice: Notice) -> None:
         super().notice(notice)
@@ -230,13 +260,15 @@ async def serve(settings: SourceSettings) -> int:
     """Run the source until its input ends, its time is over, SIGINT or SIGTERM. Raises ``MdiExitError``."""
     stop = stop_requested()
     artifact = Artifact.open(settings.model)
-    samples = open_input(
-        settings.input,
+    samples = open_any(
+        settings.input.text,
         artifact.manifest,
         limit=settings.limit,
         cycle=settings.duration is not None or settings.limit is not None,
         shuffle_seed=settings.seed if settings.shuffle else None,
         data_dir=settings.data_dir,
+        fps=settings.fps,
+        realtime=settings.realtime,
     )
     if settings.layers is not None and settings.layers.stop > len(artifact.manifest.layers):
         raise UsageError("--layers", f"layers in 0-{len(artifact.manifest.layers) - 1}", settings.layers)
@@ -247,10 +279,13 @@ async def serve(settings: SourceSettings) -> int:
     driver = SourceDriver(state, Topics(settings.deployment), executor, artifact, codec=settings.codec, samples=samples)
     with contextlib.ExitStack() as files:
         if settings.results is not None:
-            driver.results = files.enter_context(ResultsWriter(settings.results, settings.overwrite))
+            driver.sinks.append(files.enter_context(results_file(settings.results, settings.overwrite)))
         timeline = files.enter_context(_opened(settings.timeline)) if settings.timeline is not None else None
         log.info("source %s: %s, model %s", settings.name, settings.input, artifact.manifest.name)
-        async with joined(driver, settings) as transport:
+        async with (
+            joined(driver, settings) as transport,
+            beside(driver, transport, settings, samples, artifact.manifest),
+        ):
             await _run(driver, transport, settings, stop, timeline)
     summary = driver.finished(_emulated(driver))
     if settings.summary is not None:

@@ -13,11 +13,22 @@ from mdi_exit.errors import UsageError
 from mdi_exit.logs import FORMATS, LEVELS
 from mdi_exit.span import LayerSpan
 from mdi_exit.tensors import CODECS
+from mdi_exit.topics import user_topic
+from source.input_kinds import KINDS, InputSpec, parse_input
 from source.schedule import Schedule, schedule
 
 __all__ = ["SourceSettings", "resolve_source"]
 
+DEFAULT_PREFIX = "homeassistant"
 ADAPTATIONS = ("rate", "threshold", "none")
+
+
+def home_prefix(text: str) -> str:
+    """A discovery prefix; ``on`` is the usual one, ``off`` (nothing else is called so) takes back."""
+    try:
+        return DEFAULT_PREFIX if values.switch(text) else "off"
+    except UsageError:
+        return user_topic(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +38,15 @@ class SourceSettings:
     ``layers`` None: the source runs no layers; ``duration`` and ``limit`` None: until the input ends.
     """
 
-    input: str = setting(
-        REQUIRED, help="what to classify: shipped, a data set's name, or a folder of images", metavar="SPEC"
-    )
+    input: InputSpec = setting(
+        REQUIRED, help="what to classify: " + "; ".join(f"{kind.form}, {kind.meaning}" for kind in KINDS),
+        parse=parse_input, metavar="SPEC",
+    )  # fmt: skip
+    fps: float | None = setting(
+        None, help="frames taken of each second of a camera or video; default: all", parse=values.positive_float,
+        metavar="N",
+    )  # fmt: skip
+    realtime: bool = setting(False, help="show a video file at its own speed, as a camera would", parse=values.switch)
     model: str = setting(
         "fashion-mnist-mobilenetv2", help="a shipped model's name, or the path of an artifact", metavar="NAME-or-PATH"
     )
@@ -52,9 +69,18 @@ class SourceSettings:
     adapt: str = setting("none", help="what follows the load", choices=ADAPTATIONS)
     codec: str = setting("float32", help="how features travel", choices=tuple(CODECS))
     results: Path | None = setting(
-        None, help="one JSON line per admitted item; - is stdout", parse=values.path, metavar="FILE.jsonl"
-    )
+        None, help="one line per admitted item: JSON, or CSV by the suffix .csv; - is stdout", parse=values.path,
+        metavar="FILE.jsonl",
+    )  # fmt: skip
     overwrite: bool = setting(False, help="replace existing files of results", parse=values.switch)
+    publish: str | None = setting(
+        None, help="publish each result as JSON on this topic", parse=user_topic, metavar="TOPIC"
+    )
+    publish_qos: int = setting(0, help="0: at most once, 1: at least once", parse=values.integer(0, 1), metavar="N")
+    home_assistant: str | None = setting(
+        None, help=f"show labels and node health in Home Assistant, whose discovery prefix is {DEFAULT_PREFIX} unless given; "
+        "off removes what earlier runs have left", parse=home_prefix, metavar="PREFIX", bare="on",
+    )  # fmt: skip
     summary: Path | None = setting(None, help="the run's totals", parse=values.path, metavar="FILE.json")
     timeline: Path | None = setting(
         None, help="the run over time, one JSON line each half second", parse=values.path, metavar="FILE.jsonl"
@@ -73,8 +99,9 @@ class SourceSettings:
         metavar="N",
     )  # fmt: skip
     broker: values.BrokerAddress = setting(
-        values.BrokerAddress("127.0.0.1", 1883), help="mqtt[s]://HOST:PORT", parse=values.broker_address, metavar="URL"
-    )
+        values.BROKER_AUTO, help="mqtt[s]://HOST:PORT; auto: on this machine, else found by mDNS",
+        parse=values.broker_address, metavar="URL",
+    )  # fmt: skip
     name: str = setting("source", help="unique in the deployment", parse=values.name)
     deployment: str = setting("default", help="keeps systems on one broker apart", parse=values.name, metavar="NAME")
     neighbours: tuple[str, ...] | None = setting(
