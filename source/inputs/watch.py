@@ -42,19 +42,20 @@ def watched(folder: Path, labels: Sequence[str], *, limit: int | None = None) ->
 
 
 class Watcher:
-    """Looks every 0.4 s; a file is complete when it has a size and three looks found it the same."""
+    """Looks every 0.4 s for what was not there at the start; a file is complete when it has a size and three looks found
+    it the same.
+    """
 
     def __init__(self, folder: Path, labels: Sequence[str]) -> None:
         self._folder = folder
         self._truths = truths_by_folder(labels)
-        self._seen: dict[str, Look] = {}
+        self._seen: dict[str, Look] = dict(self._found())
         self._growing: dict[str, tuple[Look, int]] = {}
         self._rounds: Counter[str] = Counter()
         self._lost = False
 
     def run(self, live: LiveInput) -> None:
         """Until told to stop."""
-        self._seen = dict(self._found())
         if self._seen:
             log.info("input %s: waiting for new images; %d already there are left alone", live.name, len(self._seen))
         while not live.stopping.wait(_LOOK_S):
