@@ -39,13 +39,16 @@ async def beside(
         wanted = isinstance(samples, TopicInput) or settings.publish is not None or settings.home_assistant is not None
         if isinstance(samples, TopicInput):
             line.hear(samples.pattern, 0, samples.on_image)
-        if settings.publish is not None:
-            driver.sinks.append(TopicSink(line, settings.publish, settings.publish_qos))
+        results = TopicSink(line, settings.publish, settings.publish_qos) if settings.publish is not None else None
         home = _home(driver, settings, line, manifest)
         if wanted:
             client_id = f"{driver.topics.deployment}-{worker.name}-{worker.config.incarnation}-outside"
             will = home_will(driver.topics, worker.name) if isinstance(home, HomeAssistant) else None
             await stack.enter_async_context(opened_line(line, first, settings, client_id, will))
+        if results is not None:
+            driver.sinks.append(results)
+            line.when_up(results.flush)
+            stack.push_async_callback(results.goodbye)
         if home is not None:
             stack.push_async_callback(home.goodbye)
         if isinstance(home, HomeAssistant):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ __all__ = ["HomeAssistant", "HomeCleaner", "home_will"]
 _PERIOD_S: Final = 1.0
 _AGAIN_S: Final = 30.0
 _RATE_S: Final = 10.0
+_CLEAN_S: Final = 5.0
+_QUIET_S: Final = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class HomeAssistant:
         self._told: dict[str, bytes] = {}
         self._told_at = 0.0
         self._counts: deque[tuple[float, int]] = deque()
+        self._woken = asyncio.Event()
         line.when_up(self._afresh)
         for topic in dict.fromkeys((f"{prefix}/status", f"{DEFAULT_PREFIX}/status")):
             line.hear(topic, 0, self._on_home)
@@ -62,9 +66,11 @@ class HomeAssistant:
         """Until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
+            self._woken.clear()
             if self._line.connected:
                 self.tell(loop.time())
-            await asyncio.sleep(_PERIOD_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), _PERIOD_S)
 
     def tell(self, now: float) -> None:
         """Publish what is new: descriptions first, since nobody reads the states before."""
@@ -83,9 +89,10 @@ class HomeAssistant:
                 self._told[node] = payload
 
     async def goodbye(self) -> None:
-        """Say that the source is gone."""
+        """Tell how it ended, and that the source is gone."""
         transport, topic = self._line.transport, self._topics.home_life(self._state.worker.name)
         if transport is not None and transport.connected:
+            self.tell(asyncio.get_running_loop().time())
             await transport.publish_confirmed(topic, OFFLINE.encode(), qos=1, retain=True, timeout_s=2.0)
 
     def facts(self, now: float) -> SourceFacts:
@@ -117,6 +124,7 @@ class HomeAssistant:
     def _afresh(self) -> None:
         self._described.clear()
         self._told.clear()
+        self._woken.set()
 
     def _on_home(self, _topic: str, payload: bytes, _retained: bool) -> None:
         """Home Assistant says that it has started: it may know nothing."""
@@ -130,18 +138,31 @@ class HomeCleaner:
     def __init__(self, line: OutsideLine, topics: Topics, source: str) -> None:
         self.removed = 0
         self._line, self._topics, self._source = line, topics, source
+        self._found: set[str] = set()
         line.hear(topics.home_config(DEFAULT_PREFIX, "+", "+"), 1, self._on_description)
-        line.when_up(self._forget_life)
+        line.when_up(self._clean)
 
     def _on_description(self, topic: str, payload: bytes, _retained: bool) -> None:
-        if payload and self._line.publish(topic, b"", qos=1, retain=True):
-            self.removed += 1
+        if payload:
+            self._found.add(topic)
+            self._clean()
 
-    def _forget_life(self) -> None:
+    def _clean(self) -> None:
+        """What the broker remembers comes before the connection counts as made: then it is kept for that moment."""
+        for topic in sorted(self._found):
+            if self._line.publish(topic, b"", qos=1, retain=True):
+                self._found.discard(topic)
+                self.removed += 1
         self._line.publish(self._topics.home_life(self._source), b"", qos=1, retain=True)
 
     async def goodbye(self) -> None:
-        """Say what was done."""
+        """When nothing more comes, say what was done."""
+        loop = asyncio.get_running_loop()
+        quiet_since, removed, deadline = loop.time(), -1, loop.time() + _CLEAN_S
+        while loop.time() - quiet_since < _QUIET_S and loop.time() < deadline:
+            if self.removed != removed or not self._line.connected:
+                quiet_since, removed = loop.time(), self.removed
+            await asyncio.sleep(0.02)
         log.info("home assistant: %d descriptions of earlier runs removed", self.removed)
 
 

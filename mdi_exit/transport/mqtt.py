@@ -96,7 +96,7 @@ class MqttTransport:
         self._ended: asyncio.Task[None] | None = None
         self._unconfirmed: dict[int, asyncio.Future[bool] | None] = {}
         self._packet_id = _FIRST_PACKET_ID
-        self._stopping = asyncio.Event()
+        self._stopping, self._up = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._options: dict[str, Any] = {
             "hostname": address.host or "localhost",
@@ -178,6 +178,7 @@ class MqttTransport:
         try:
             if await self._restore(client):
                 self._client, self._is_connected = client, True
+                self._up.set()
                 self.counters.connects += 1
                 self._tries = 0
                 told(self.counters, self._handler.on_connected)
@@ -185,14 +186,14 @@ class MqttTransport:
             reason = _lost_because(stream)
         finally:
             self._client, self._is_connected = None, False
+            self._up.clear()
             await self._let_go(client, stream, self._ended)
         return reason
 
     async def _find(self) -> None:
         """Where the broker is to be found, find it; stay with it for as long as it is only away for a moment."""
         if self._beside is not None:
-            if not self._beside.connected:
-                raise TransportError("waiting for the first connection")
+            await self._beside._seen_up(self._stopping)
             address = self._beside._address
         elif self._wanted.is_auto:
             self._tries += 1
@@ -205,6 +206,17 @@ class MqttTransport:
             return
         self._address = address
         self._options |= {"hostname": address.host, "port": address.port, "tls_context": self._context(address)}
+
+    async def _seen_up(self, stopping: asyncio.Event) -> None:
+        """Wait until this one is connected, or whoever waits is to stop. Raises ``TransportError`` then."""
+        waits = {asyncio.ensure_future(event.wait()) for event in (self._up, stopping)}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if not self._up.is_set():
+            raise TransportError("waiting for the first connection")
 
     def _take_over(self, client: aiomqtt.Client) -> tuple[Stream, asyncio.Task[None]]:
         """Put a ``Stream`` in the place of the socket inside paho inside aiomqtt. The task ends with the connection.

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -78,21 +77,32 @@ def test_a_result_is_published_as_its_json_line_and_not_retained() -> None:
     assert json.loads(payload) == result_line(record(), NAMES)
 
 
-def test_what_the_broker_does_not_take_is_counted_told_once_and_holds_nothing_up(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_what_the_broker_does_not_take_waits_in_order_and_within_bounds(caplog: pytest.LogCaptureFixture) -> None:
     broker = Broker()
     sink = TopicSink(broker, "t", 0)
-    with caplog.at_level(logging.WARNING):
-        broker.full = True
-        for item in range(5):
-            sink.write(record(item))
-        broker.full = False
-        sink.write(record(6))
-    assert (sink.published, sink.dropped) == (1, 5)
+    broker.full = True
+    for item in range(1005):
+        sink.write(record(item))
+    assert (sink.published, sink.dropped) == (0, 5)
     assert [entry.getMessage() for entry in caplog.records] == [
-        "--publish t: the broker takes no results: they are dropped, and counted (1 dropped so far)",
-        "--publish t: the broker again takes results (5 dropped so far)",
+        "--publish t: the broker takes no results; the oldest are dropped"
     ]
+    broker.full = False
+    sink.flush()
+    assert sink.published == 1000
+    assert [json.loads(payload)["id"] for _, payload, _, _ in broker.taken] == [f"img-{n}" for n in range(5, 1005)]
     sink.write(record(7, error="too-large"))
     assert sink.dropped == 6
+
+
+async def test_what_waits_at_the_end_gets_a_moment_and_is_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("source.sinks._GOODBYE_S", 0.05)
+    broker = Broker()
+    sink = TopicSink(broker, "t", 0)
+    sink.write(record(1))
+    broker.full = True
+    sink.write(record(2))
+    await sink.goodbye()
+    assert caplog.messages[-1] == "--publish t: 1 results published, 1 dropped"
