@@ -80,6 +80,7 @@ _DRAIN_S: Final = 5.0
 _STATUS_S: Final = 0.25
 _LIFE_S: Final = 2.0
 _LEAST_WAIT_S: Final = 0.0005
+_BRIEF_IN_A_ROW: Final = 8
 
 
 def new_incarnation() -> int:
@@ -122,6 +123,7 @@ class NodeDriver:
         self._throttle = Throttle(60.0)
         self._process = psutil.Process()
         self._route = lru_cache(4096)(topics.parse)
+        self._brief: RunSegment | None = None
         self._closed = False
 
     @property
@@ -221,14 +223,22 @@ class NodeDriver:
     # --- events in
 
     def feed(self, event: Event) -> None:
-        """Give the core an event and carry out what it wants."""
-        if self._closed:
-            return
-        try:
-            for command in self.state.handle(self._loop.time(), event):
-                self.carry_out(command)
-        except Exception as error:  # noqa: BLE001 - a defect of the core ends the node, with its story
-            self.fail(error)
+        """Give the core an event and carry out what it wants, a few brief segments and what follows from them included."""
+        for _ in range(_BRIEF_IN_A_ROW):
+            if self._closed:
+                return
+            try:
+                for command in self.state.handle(self._loop.time(), event):
+                    self.carry_out(command)
+                brief, self._brief = self._brief, None
+                if brief is None:
+                    break
+                event = self.executor.run_here(brief)
+            except Exception as error:  # noqa: BLE001 - a defect of the core ends the node, with its story
+                self.fail(error)
+                return
+        else:
+            self._loop.call_soon(self.feed, event)  # others want the loop too
             return
         self._set_timer()
 
@@ -371,7 +381,7 @@ class NodeDriver:
         match command:
             case RunSegment():
                 if self.executor.is_brief(command):
-                    self._loop.call_soon(lambda: self.feed(self.executor.run_here(command)))
+                    self._brief = command
                 else:
                     self.spawn(f"segment {command.batch}", self._run(command))
             case SendTask():

@@ -12,9 +12,11 @@ are drawn once per decision epoch.
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import Final, assert_never
+
+from msgspec.structs import replace
 
 from mdi_exit.errors import IllegalEventError
 from mdi_exit.events import (
