@@ -335,7 +335,7 @@ class SourceState:
 
     def _skipped(self, count: int) -> None:
         """Where nothing but the queue decides when to draw, what was not drawn was turned away; else it was not asked for."""
-        if self._started and not self._ended and not self._paced:
+        if self._started and not self._ended and not self._paced and not self.stopped:
             self.offered += count
             self.refused += count
 

@@ -154,12 +154,16 @@ class SourceDriver(NodeDriver):
         while True:
             await self._wanted.acquire()
             sample = await samples.next()
-            self.feed(InputSkipped(samples.newly_skipped()))
+            self._tell_skipped(samples)
             if sample is None:
                 self.feed(InputEnded())
                 return
             x = await asyncio.to_thread(preprocess, sample.pixels, self._artifact.manifest.input)
             self.feed(InputOffered(sample.id, x, x.nbytes, sample.truth))
+
+    def _tell_skipped(self, samples: LiveInput) -> None:
+        if (count := samples.newly_skipped()) > 0:
+            self.feed(InputSkipped(count))
 
     # --- events and commands
 
@@ -173,6 +177,8 @@ class SourceDriver(NodeDriver):
                 self._local.spans_changed([*spans, *own])
         elif isinstance(event, Tick):
             self._host.look_after(self._loop.time(), unserved=self._unserved())
+            if self._live is not None:
+                self._tell_skipped(self._live)
         if not self.source.pending:
             self.answered.set()
         if self.source.done:

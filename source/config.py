@@ -92,8 +92,10 @@ class SourceSettings:
     shuffle: bool = setting(False, help="offer the items in the random order of --seed", parse=values.switch)
     seed: int = setting(0, help="of arrivals, choices and --shuffle", parse=values.integer(0), metavar="N")
     max_pending: int = setting(
-        512, help="items admitted and not finished at any time", parse=values.integer(1, 1_000_000), metavar="N"
-    )
+        512, help="items admitted and not finished at any time; default 512, and 16 of a live input, to stay up to date",
+        parse=values.integer(1, 1_000_000), metavar="N",
+        derive=lambda known: 16 if known["input"].kind.live or known["realtime"] else 512,
+    )  # fmt: skip
     max_queue: int = setting(
         40, help="tasks waiting at the source at which admission stops", parse=values.integer(1, 1_000_000),
         metavar="N",

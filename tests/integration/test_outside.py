@@ -170,8 +170,7 @@ def test_a_slow_system_keeps_up_with_a_video_in_real_time_by_passing_frames_over
     for picture in shipped().images_NHWC[:120, ..., 0]:
         writer.write(np.repeat(picture[..., None], 3, axis=2))
     writer.release()
-    source = system.source("--input", str(video), "--realtime", *WHOLE, "--profile", "raspberry-pi-4x0.05",
-                           "--max-queue", "2", "--max-pending", "2")  # fmt: skip
+    source = system.source("--input", str(video), "--realtime", *WHOLE, "--profile", "raspberry-pi-4x0.5")
     assert source.until_ends() == 0, source.log
     summary = source.summary
     assert 0 < summary["admitted"] == summary["completed"] < 60

@@ -92,3 +92,12 @@ def test_home_assistants_prefix_may_be_left_out(given: list[str], prefix: str | 
 def test_results_go_to_a_topic_of_the_users_own(topic: str) -> None:
     with pytest.raises(UsageError, match="--publish: expected a topic such as"):
         resolve_source(["--input", "shipped", "--publish", topic], {})
+
+
+@pytest.mark.parametrize(
+    ("given", "pending"),
+    [(["shipped"], 512), (["camera"], 16), (["a.mp4"], 512), (["a.mp4", "--realtime"], 16),
+     (["camera", "--max-pending", "3"], 3)],
+)  # fmt: skip
+def test_of_a_live_input_few_items_are_under_way_unless_asked(given: list[str], pending: int) -> None:
+    assert resolve_source(["--input", *given], {}).settings.max_pending == pending

@@ -218,6 +218,9 @@ def test_what_a_live_input_passed_over_was_refused_only_if_nothing_but_the_queue
     before = state.refused
     state.handle(1.1, InputSkipped(5))
     assert state.refused - before == refused
+    state.stopped = True
+    state.handle(1.1, InputSkipped(50))
+    state.stopped = False
     state.handle(1.2, InputEnded())
     state.handle(1.3, InputSkipped(7))
     assert state.refused - before == refused
