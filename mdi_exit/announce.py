@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mdi_exit import logs, values
 from mdi_exit.config import resolve, setting
-from mdi_exit.discovery import announced, own_addresses
+from mdi_exit.discovery import announced, answers, own_addresses
 from mdi_exit.program import stop_requested
 
 __all__ = ["AnnounceSettings", "main"]
@@ -55,5 +55,8 @@ async def _announce(settings: AnnounceSettings) -> None:
     title = settings.title.encode()[:_MOST_NAME_BYTES].decode(errors="ignore")
     async with announced(title, settings.port, tls=settings.tls, addresses=addresses) as name:
         log.info("announcing %r: port %d of %s", name, settings.port, ", ".join(addresses))
+        found = [values.BrokerAddress(address, settings.port, tls=settings.tls) for address in addresses]
+        if not any([await answers(address) for address in found]):
+            log.warning("nothing answers there yet: the broker must listen on more than the loopback address")
         await stop.wait()
     log.info("no longer announced")

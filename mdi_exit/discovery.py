@@ -26,6 +26,7 @@ __all__ = [
     "SECURE_TYPE",
     "Broker",
     "announced",
+    "answers",
     "best",
     "find_brokers",
     "look_for_broker",
@@ -65,13 +66,13 @@ async def look_for_broker(*, has_password: bool) -> tuple[values.BrokerAddress, 
     A password is not sent in the clear to whoever says that he is a broker: with one, only TLS counts. Raises
     ``TransportError`` when there is none.
     """
-    if await _answers(_LOCAL):
+    if await answers(_LOCAL):
         return _LOCAL, "it answers on this machine"
     found = await find_brokers(_LOOK_S)
     usable = [broker for broker in found if broker.tls or not has_password]
     for broker in best(usable):
         for address in broker.candidates():
-            if await _answers(address):
+            if await answers(address):
                 others = f", one of {len(usable)}" if len(usable) > 1 else ""
                 return address, f"{broker.name!r} announces it by mDNS{others}"
     if found and not usable:
@@ -190,7 +191,7 @@ def own_addresses() -> list[str]:
     return found or [_LOCAL.host]
 
 
-async def _answers(address: values.BrokerAddress) -> bool:
+async def answers(address: values.BrokerAddress) -> bool:
     """Does anything accept connections there?"""
     try:
         async with asyncio.timeout(_PROBE_S):

@@ -58,7 +58,7 @@ async def looked(
     async def find(timeout_s: float) -> list[Broker]:
         return found
 
-    monkeypatch.setattr(discovery, "_answers", answers)
+    monkeypatch.setattr(discovery, "answers", answers)
     monkeypatch.setattr(discovery, "find_brokers", find)
     return await look_for_broker(has_password=has_password)
 
