@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import Sequence
 from statistics import median
@@ -63,12 +64,14 @@ class HomeAssistant:
             self._last = LastResult(record.sample, label, row.score, row.exit, record.latency_s * 1000, row.path)
 
     async def run(self) -> None:
-        """Until cancelled."""
-        loop = asyncio.get_running_loop()
+        """Until cancelled. On a new connection at once; else once a second, whatever anybody publishes."""
+        loop, told_at = asyncio.get_running_loop(), -math.inf
         while True:
+            await asyncio.sleep(max(told_at + _PERIOD_S - loop.time(), 0.0))
             self._woken.clear()
             if self._line.connected:
-                self.tell(loop.time())
+                told_at = loop.time()
+                self.tell(told_at)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), _PERIOD_S)
 

@@ -37,6 +37,32 @@ def retained(url: str, pattern: str) -> dict[str, bytes]:
         return {topic: payload for topic, payload, kept in later.messages if kept}
 
 
+GOOD = {
+    "name": "Rate", "unique_id": "x", "state_topic": "a/b", "value_template": "{{ value_json.rate }}",
+    "state_class": "measurement", "unit_of_measurement": "items/s", "origin": {"name": "mdi-exit"},
+    "device": {"identifiers": ["x"]}, "availability": [{"topic": "a/life"}], "availability_mode": "all",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"state_topik": "a"}, {"state_topic": None}, {"state_topic": "a/#"}, {"value_template": "value_json.rate"},
+        {"state_class": "sometimes"}, {"device": {"name": "x"}}, {"device": {"identifiers": ["x"], "colour": "red"}},
+        {"origin": {"sw_version": "1"}}, {"availability": [{"payload_available": "online"}]}, {"availability_topic": "a"},
+        {"device_class": "temperature"}, {"device_class": "enum", "options": ["a"]}, {"options": ["a"]},
+        {"unique_id": None}, {"icon": "bullseye"}, {"suggested_display_precision": "1"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_check_finds_what_departs_from_the_documentation(wrong: dict[str, Any]) -> None:
+    topic = "homeassistant/sensor/n/o/config"
+    assert problems(topic, json.dumps(GOOD).encode()) == []
+    content = {key: value for key, value in (GOOD | wrong).items() if value is not None}
+    assert problems(topic, json.dumps(content).encode())
+    assert problems("homeassistant/sensor/n o/config", json.dumps(GOOD).encode())
+
+
 @pytest.mark.broker
 def test_a_run_appears_in_home_assistant_and_disappears_again(mosquitto: Any, system: System) -> None:
     with Listener(mosquitto.url, "homeassistant/#") as home, Listener(mosquitto.url, "mdi/test/home/#") as states:
