@@ -141,21 +141,22 @@ async def announced(
 
     Raises ``StartError`` when multicast does not work here.
     """
+    from zeroconf import Error
     from zeroconf.asyncio import AsyncServiceInfo
 
     service_type = SECURE_TYPE if tls else PLAIN_TYPE
-    info = AsyncServiceInfo(
-        service_type,
-        f"{name}.{service_type}",
-        port=port,
-        properties=_MARK,
-        server=f"{socket.gethostname().partition('.')[0]}.local.",
-        parsed_addresses=list(addresses),
-    )
     async with _multicast(interfaces) as zeroconf:
         try:
+            info = AsyncServiceInfo(
+                service_type,
+                f"{name}.{service_type}",
+                port=port,
+                properties=_MARK,
+                server=f"{socket.gethostname().partition('.')[0]}.local.",
+                parsed_addresses=list(addresses),
+            )
             await (await zeroconf.async_register_service(info, allow_name_change=True))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, Error) as error:
             raise StartError(f"mDNS: expected to announce {name!r}, got {error or type(error).__name__}") from None
         try:
             yield info.name.removesuffix(f".{service_type}")

@@ -165,8 +165,8 @@ class MqttTransport:
         """Connect, and stay until it ends; returns why it did."""
         try:
             await self._find()
-        except TransportError as error:
-            return str(error)
+        except Exception as error:  # noqa: BLE001 - none found, no multicast here, an answer that is none: all are reasons
+            return _reason(error)
         client = aiomqtt.Client(**self._options)
         _prepare(client)
         try:

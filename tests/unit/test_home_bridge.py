@@ -56,7 +56,7 @@ def test_what_is_not_known_has_no_entity() -> None:
 
 def test_a_model_without_names_of_labels_gives_a_plain_text() -> None:
     assert read(FACTS)["cam-label"]["options"] == ["cat", "dog"]
-    assert not {"options", "device_class"} & read(replace(FACTS, labels=())).get("cam-label", {}).keys()
+    assert not {"options", "device_class"} & read(replace(FACTS, labels=()))["cam-label"].keys()
 
 
 def test_no_two_nodes_of_two_deployments_are_mistaken_for_each_other() -> None:

@@ -19,6 +19,7 @@ from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact
 from source.inputs import LiveInput, TopicInput, open_any, open_input, open_live
 from source.inputs.live import Frame
+from source.inputs.video import Capture
 from source.inputs.watch import Watcher
 
 MANIFEST = Artifact.open(DEFAULT_MODEL).manifest
@@ -300,13 +301,22 @@ async def test_a_video_in_real_time_goes_on_without_a_slow_system(video: Path) -
 
 
 async def test_a_camera_that_is_lost_is_told_once_and_comes_back(
-    video: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    video: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file stands for the camera: it is missing at first, and its end is a loss."""
+    attempts: list[str] = []
+
+    def counted(target: str, fps: float | None) -> Capture:
+        attempts.append(target)
+        return Capture(target, fps)
+
+    monkeypatch.setattr("source.inputs.video.Capture", counted)
+    monkeypatch.setattr("source.inputs.video._BACKOFF_FIRST_S", 0.02)
     device, content = tmp_path / "device.avi", video.read_bytes()  # noqa: ASYNC240 - nothing else runs yet
     with caplog.at_level(logging.INFO):
         async with open_live(f"camera:{device}", MANIFEST, limit=2) as live:
-            await until(lambda: "cannot be opened; trying again" in caplog.text)
+            await until(lambda: len(attempts) >= 4)
+            assert caplog.text.count("cannot be opened; trying again") == 1
             device.write_bytes(content)
             await until(lambda: "the camera is lost; trying again" in caplog.text)
             came = live.came
