@@ -14,7 +14,7 @@ from mdi_exit.logs import FORMATS, LEVELS
 from mdi_exit.span import LayerSpan
 from mdi_exit.tensors import CODECS
 from mdi_exit.topics import user_topic
-from source.input_kinds import KINDS, InputSpec, parse_input
+from source.input_kinds import KINDS, ParsedInput, parse_input
 from source.schedule import Schedule, schedule
 
 __all__ = ["SourceSettings", "resolve_source"]
@@ -38,7 +38,7 @@ class SourceSettings:
     ``layers`` None: the source runs no layers; ``duration`` and ``limit`` None: until the input ends.
     """
 
-    input: InputSpec = setting(
+    input: ParsedInput = setting(
         REQUIRED, help="what to classify: " + "; ".join(f"{kind.form}, {kind.meaning}" for kind in KINDS),
         parse=parse_input, metavar="SPEC",
     )  # fmt: skip

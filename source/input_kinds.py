@@ -21,7 +21,7 @@ __all__ = [
     "VIDEO",
     "WATCH",
     "InputKind",
-    "InputSpec",
+    "ParsedInput",
     "parse_input",
 ]
 
@@ -55,7 +55,7 @@ _VIDEO_SUFFIXES: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class InputSpec:
+class ParsedInput:
     """A text taken apart. ``target``: device, URL, folder, file, pattern, or the text itself; ``text``: as it was given."""
 
     kind: InputKind
@@ -75,29 +75,29 @@ class InputSpec:
         return self.kind in (VIDEO, CAMERA, STREAM)
 
 
-def parse_input(text: str) -> InputSpec:
+def parse_input(text: str) -> ParsedInput:
     """The form that ``text`` has; whether what it names is there is found out on opening. Raises ``UsageError``."""
     stripped = text.strip()
     head, colon, rest = stripped.partition(":")
     if not stripped:
         raise UsageError("", ", ".join(kind.form for kind in KINDS), repr(text))
     if head == "shipped" or head in DATASETS:
-        return InputSpec(SET, stripped, stripped)
+        return ParsedInput(SET, stripped, stripped)
     if head == "camera":
         if colon and not rest:
             raise UsageError("", "camera, camera:N or camera:DEVICE", repr(text))
-        return InputSpec(CAMERA, rest or "0", stripped)
+        return ParsedInput(CAMERA, rest or "0", stripped)
     if head in _STREAM_SCHEMES and rest.startswith("//"):
-        return InputSpec(STREAM, _stream(stripped), stripped)
+        return ParsedInput(STREAM, _stream(stripped), stripped)
     if head == "watch" and colon:
         if not rest:
             raise UsageError("", "watch:DIR", repr(text))
-        return InputSpec(WATCH, rest, stripped)
+        return ParsedInput(WATCH, rest, stripped)
     if head == "mqtt" and colon:
-        return InputSpec(TOPIC, user_pattern(rest), stripped)
+        return ParsedInput(TOPIC, user_pattern(rest), stripped)
     if Path(stripped).suffix.lower() in _VIDEO_SUFFIXES and not Path(stripped).expanduser().is_dir():
-        return InputSpec(VIDEO, stripped, stripped)
-    return InputSpec(FOLDER, stripped, stripped)
+        return ParsedInput(VIDEO, stripped, stripped)
+    return ParsedInput(FOLDER, stripped, stripped)
 
 
 def _stream(text: str) -> str:

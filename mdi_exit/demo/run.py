@@ -32,7 +32,7 @@ from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.snapshot import Snapshot, read_timeline
 from mdi_exit.span import LayerSpan
-from source.input_kinds import FOLDER, SET, InputSpec
+from source.input_kinds import FOLDER, SET, ParsedInput
 from source.inputs import open_input, preprocess
 from source.results import Summary
 
@@ -221,7 +221,7 @@ class _Tail:
         return snapshots
 
 
-def _single_process_per_s(artifact: Artifact, spec: InputSpec) -> float:
+def _single_process_per_s(artifact: Artifact, spec: ParsedInput) -> float:
     """Images a second of one process here, unemulated: the whole model, one thread, batch 1, last exit."""
     plan = artifact.manifest.plan
     composer, engine = Composer(artifact), OnnxEngine(1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mdi_exit.errors import UsageError
 from mdi_exit.model.manifest import Manifest
-from source.input_kinds import CAMERA, KINDS, STREAM, TOPIC, VIDEO, WATCH, InputSpec, parse_input
+from source.input_kinds import CAMERA, KINDS, STREAM, TOPIC, VIDEO, WATCH, ParsedInput, parse_input
 from source.inputs.images import Input, Sample, checked_channels, entries_of, preprocess
 from source.inputs.live import LiveInput
 from source.inputs.topic import TopicInput
@@ -96,7 +96,7 @@ def open_any(
     )  # fmt: skip
 
 
-def _parsed(spec: str) -> InputSpec:
+def _parsed(spec: str) -> ParsedInput:
     try:
         return parse_input(spec)
     except UsageError as error:

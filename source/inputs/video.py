@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from mdi_exit.errors import UsageError
-from source.input_kinds import CAMERA, InputSpec
+from source.input_kinds import CAMERA, ParsedInput
 from source.inputs.images import Input, Pixels, Sample
 from source.inputs.live import Frame, LiveInput
 
@@ -143,7 +143,7 @@ def _play(live: LiveInput, file: Path, fps: float | None, suffix: str) -> None:
         video.close()
 
 
-def watched_camera(spec: InputSpec, *, limit: int | None, fps: float | None) -> LiveInput:
+def watched_camera(spec: ParsedInput, *, limit: int | None, fps: float | None) -> LiveInput:
     """The newest frame of a camera or stream. One that cannot be opened, or is lost, is said once and tried again and
     again, ever less often.
     """
@@ -153,7 +153,7 @@ def watched_camera(spec: InputSpec, *, limit: int | None, fps: float | None) -> 
 
 
 class _Camera:
-    def __init__(self, spec: InputSpec, fps: float | None) -> None:
+    def __init__(self, spec: ParsedInput, fps: float | None) -> None:
         self._name = str(spec)
         self._what = "camera" if spec.kind is CAMERA else "stream"
         self._target, self._fps = spec.target, fps
