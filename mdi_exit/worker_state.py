@@ -35,6 +35,7 @@ from mdi_exit.events import (
     Notice,
     Outcome,
     ProbeReceived,
+    RequestEvent,
     ResultsReceived,
     RunSegment,
     SegmentDone,
@@ -186,7 +187,15 @@ class WorkerState:
                 self.connected = False
             case Drain():
                 self.draining = True
-            case InputOffered() | InputEnded() | InputSkipped() | ResultsReceived() | SetAdmission() | GiveUp():
+            case (
+                InputOffered()
+                | InputEnded()
+                | InputSkipped()
+                | ResultsReceived()
+                | SetAdmission()
+                | GiveUp()
+                | RequestEvent()
+            ):
                 raise IllegalEventError(f"expected an event of a worker, got {event}", tuple(self.story))
             case _:
                 assert_never(event)

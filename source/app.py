@@ -30,9 +30,11 @@ from mdi_exit.events import (
     InputSkipped,
     ModelKnown,
     Notice,
+    PrepareRequest,
     Record,
     ResultsReceived,
     SendControl,
+    SendReply,
     SetAdmission,
     StatusReceived,
     Tick,
@@ -42,6 +44,7 @@ from mdi_exit.executor import Executor
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.program import joined, stop_requested
+from mdi_exit.requests import RequestLimits
 from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport
@@ -49,7 +52,9 @@ from mdi_exit.wire import Message, Results, encode
 from mdi_exit.worker_config import WorkerConfig
 from source.beside import beside
 from source.config import SourceSettings
+from source.input_kinds import REQUESTS
 from source.inputs import Input, LiveInput, Sample, open_any, preprocess
+from source.reception import Reception
 from source.results import Summary, SummaryBuilder
 from source.sinks import Sink, results_file
 from source.timeline import Timeline
@@ -66,7 +71,7 @@ _UNSERVED: Final = ("waiting for source", "loading segments")
 
 
 class SourceDriver(NodeDriver):
-    """A node driver with an input, results, and a model to serve."""
+    """A node driver with an input, results, a model to serve, and others' requests. ``samples`` None: only these."""
 
     def __init__(
         self,
@@ -76,7 +81,7 @@ class SourceDriver(NodeDriver):
         artifact: Artifact,
         *,
         codec: str,
-        samples: Input | LiveInput,
+        samples: Input | LiveInput | None,
     ) -> None:
         super().__init__(state, state.worker, topics, executor, codec=codec)
         self.source = state
@@ -94,19 +99,25 @@ class SourceDriver(NodeDriver):
         span = state.worker.config.span
         self._host = ModelHost(self, composer, state.config.run)
         self._local = LocalModel(self, composer, span) if span is not None else None
+        self._reception = Reception(self, artifact.manifest)
+        self._own_input = samples is not None
         self._live = samples if isinstance(samples, LiveInput) else None
-        self._samples: Iterator[Sample] = iter(()) if isinstance(samples, LiveInput) else iter(samples)
+        self._samples = samples if isinstance(samples, Input) else None
         self._wanted = asyncio.Semaphore(0)
         self._ready: asyncio.Queue[InputOffered | InputEnded] = asyncio.Queue(_PREFETCH)
 
     def subscriptions(self) -> list[tuple[str, int]]:
-        return [*super().subscriptions(), (self.topics.results("+"), kinds.RESULTS.qos)]
+        return [
+            *super().subscriptions(),
+            (self.topics.results("+"), kinds.RESULTS.qos),
+            (self.topics.requests("+"), kinds.REQUESTS.qos),
+        ]
 
     async def start(self, transport: Transport) -> None:
         if self._live is not None:
             self.spawn("draw", self._draw_live(self._live))
-        else:
-            self.spawn("prefetch", self._prefetch())
+        elif self._samples is not None:
+            self.spawn("prefetch", self._prefetch(iter(self._samples)))
             self.spawn("draw", self._draw())
         self.use_model(self._artifact.manifest)
         await super().start(transport)
@@ -119,18 +130,18 @@ class SourceDriver(NodeDriver):
 
     # --- input
 
-    async def _prefetch(self) -> None:
+    async def _prefetch(self, samples: Iterator[Sample]) -> None:
         """Read samples ahead, in a thread, so that slow files do not hold up the loop."""
         ended = False
         while not ended:
-            batch = await asyncio.to_thread(self._read_some)
+            batch = await asyncio.to_thread(self._read_some, samples)
             ended = not batch
             for event in batch or [InputEnded()]:
                 await self._ready.put(event)
 
-    def _read_some(self) -> list[InputOffered | InputEnded]:
+    def _read_some(self, samples: Iterator[Sample]) -> list[InputOffered | InputEnded]:
         read: list[InputOffered | InputEnded] = []
-        for sample in self._samples:
+        for sample in samples:
             x = preprocess(sample.pixels, self._artifact.manifest.input)
             read.append(InputOffered(sample.id, x, x.nbytes, sample.truth))
             if len(read) >= _PREFETCH_AT_ONCE:
@@ -179,10 +190,28 @@ class SourceDriver(NodeDriver):
             self._host.look_after(self._loop.time(), unserved=self._unserved())
             if self._live is not None:
                 self._tell_skipped(self._live)
+        if not self._own_input and self.source.started:
+            self._begin()
         if not self.source.pending:
             self.answered.set()
         if self.source.done:
             self.done.set()
+
+    def _begin(self) -> None:
+        """The first item is asked for, or could be."""
+        if self.started_at is None:
+            self.started_at = self._loop.time()
+            self.started.set()
+
+    def took_foreign(self, route: Route, payload: bytes, *, retained: bool) -> bool:
+        if route.kind is not kinds.REQUESTS:
+            return False
+        self._reception.received(route.node, payload, retained=retained)
+        return True
+
+    def close(self) -> None:
+        super().close()
+        self._reception.close()
 
     def _unserved(self) -> bool:
         """Is there a node of this model's layers that does not take tasks yet?"""
@@ -214,10 +243,13 @@ class SourceDriver(NodeDriver):
     def carry_out(self, command: Command) -> None:
         match command:
             case DrawInput():
-                if self.started_at is None:
-                    self.started_at = self._loop.time()
-                    self.started.set()
+                self._begin()
                 self._wanted.release()
+            case PrepareRequest():
+                self._begin()
+                self._reception.prepare(command)
+            case SendReply():
+                self._reception.send(command)
             case Record():
                 self._record(command)
             case SendControl(control):
@@ -266,16 +298,7 @@ async def serve(settings: SourceSettings) -> int:
     """Run the source until its input ends, its time is over, SIGINT or SIGTERM. Raises ``MdiExitError``."""
     stop = stop_requested()
     artifact = Artifact.open(settings.model)
-    samples = open_any(
-        settings.input.text,
-        artifact.manifest,
-        limit=settings.limit,
-        cycle=settings.duration is not None or settings.limit is not None,
-        shuffle_seed=settings.seed if settings.shuffle else None,
-        data_dir=settings.data_dir,
-        fps=settings.fps,
-        realtime=settings.realtime,
-    )
+    samples = _samples(settings, artifact)
     if settings.layers is not None and settings.layers.stop > len(artifact.manifest.layers):
         raise UsageError("--layers", f"layers in 0-{len(artifact.manifest.layers) - 1}", settings.layers)
     profile = parse_profile(settings.profile) if settings.profile else None
@@ -298,6 +321,21 @@ async def serve(settings: SourceSettings) -> int:
         summary.write(settings.summary)
     summary.render(Console(file=sys.stdout if settings.results != Path("-") else sys.stderr))
     return 0
+
+
+def _samples(settings: SourceSettings, artifact: Artifact) -> Input | LiveInput | None:
+    if settings.input.kind is REQUESTS:
+        return None
+    return open_any(
+        settings.input.text,
+        artifact.manifest,
+        limit=settings.limit,
+        cycle=settings.duration is not None or settings.limit is not None,
+        shuffle_seed=settings.seed if settings.shuffle else None,
+        data_dir=settings.data_dir,
+        fps=settings.fps,
+        realtime=settings.realtime,
+    )
 
 
 def _emulated(driver: SourceDriver) -> str | None:
@@ -329,6 +367,7 @@ def _state(settings: SourceSettings, engine: str, emulated: str) -> SourceState:
     first = settings.schedule.phases[0].rate_per_s if settings.schedule else settings.rate
     config = SourceConfig(
         run=time.time_ns() // 1000,
+        own_input=settings.input.kind is not REQUESTS,
         rate_per_s=first,
         arrivals=settings.arrivals,  # type: ignore[arg-type]  # checked by the setting's choices
         adapt=settings.adapt,  # type: ignore[arg-type]
@@ -336,6 +375,7 @@ def _state(settings: SourceSettings, engine: str, emulated: str) -> SourceState:
         floor=min(settings.min_threshold, settings.exit_threshold),
         max_queue=settings.max_queue,
         max_pending=settings.max_pending,
+        requests=RequestLimits(per_client=settings.max_requests),
     )
     return SourceState(config, worker, Random(settings.seed))
 

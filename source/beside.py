@@ -31,7 +31,11 @@ class Driver(Protocol):
 
 @contextlib.asynccontextmanager
 async def beside(
-    driver: Driver, first: MqttTransport, settings: SourceSettings, samples: Input | LiveInput, manifest: Manifest
+    driver: Driver,
+    first: MqttTransport,
+    settings: SourceSettings,
+    samples: Input | LiveInput | None,
+    manifest: Manifest,
 ) -> AsyncIterator[None]:
     """All of it, for as long as the context lasts; a connection beside the ``first`` only where something needs it."""
     async with contextlib.AsyncExitStack() as stack:

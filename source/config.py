@@ -14,10 +14,10 @@ from mdi_exit.logs import FORMATS, LEVELS
 from mdi_exit.span import LayerSpan
 from mdi_exit.tensors import CODECS
 from mdi_exit.topics import user_topic
-from source.input_kinds import KINDS, ParsedInput, parse_input
+from source.input_kinds import KINDS, REQUESTS, ParsedInput, parse_input
 from source.schedule import Schedule, schedule
 
-__all__ = ["SourceSettings", "resolve_source"]
+__all__ = ["DEFAULT_PREFIX", "SourceSettings", "resolve_source"]
 
 DEFAULT_PREFIX = "homeassistant"
 ADAPTATIONS = ("rate", "threshold", "none")
@@ -100,6 +100,10 @@ class SourceSettings:
         40, help="tasks waiting at the source at which admission stops", parse=values.integer(1, 1_000_000),
         metavar="N",
     )  # fmt: skip
+    max_requests: int = setting(
+        32, help="requests of one client that may wait; further ones are refused", parse=values.integer(1, 100_000),
+        metavar="N",
+    )  # fmt: skip
     broker: values.BrokerAddress = setting(
         values.BROKER_AUTO, help="mqtt[s]://HOST:PORT; auto: on this machine, else found by mDNS",
         parse=values.broker_address, metavar="URL",
@@ -140,11 +144,21 @@ class SourceSettings:
     def __post_init__(self) -> None:
         if self.password is not None and self.username is None:
             raise UsageError("--username", "a user to go with the password", "none")
+        if self.input.kind is REQUESTS:
+            self._no_input_of_its_own()
         if self.adapt == "threshold" and self.min_threshold > self.exit_threshold:
             raise UsageError("--min-threshold", f"at most --exit-threshold {self.exit_threshold:g}", self.min_threshold)
         files = [file for file in (self.results, self.summary, self.timeline) if file is not None]
         if len(set(files)) != len(files):
             raise UsageError("--results, --summary, --timeline", "different files", files[0])
+
+    def _no_input_of_its_own(self) -> None:
+        paces = {"--rate": self.rate, "--schedule": self.schedule, "--limit": self.limit, "--shuffle": self.shuffle}
+        for flag, given in paces.items():
+            if given:
+                raise UsageError(flag, "none with --input requests: the clients set the pace", given)
+        if self.adapt == "rate":
+            raise UsageError("--adapt", "threshold or none with --input requests", self.adapt)
 
 
 def resolve_source(argv: Sequence[str], env: Mapping[str, str]) -> Resolved[SourceSettings]:

@@ -15,6 +15,7 @@ __all__ = [
     "CAMERA",
     "FOLDER",
     "KINDS",
+    "REQUESTS",
     "SET",
     "STREAM",
     "TOPIC",
@@ -43,9 +44,10 @@ CAMERA = InputKind("camera[:N|:DEVICE]",                "a webcam",             
 STREAM = InputKind("rtsp://...",                        "a network camera (also rtsps, http, https)", live=True)
 WATCH  = InputKind("watch:DIR",                         "images that appear in a folder",             live=True)
 TOPIC  = InputKind("mqtt:TOPIC",                        "images published on the broker",             live=True)
+REQUESTS = InputKind("requests",                        "only what other programs ask for",           live=False)
 # fmt: on
 
-KINDS: Final = (SET, FOLDER, VIDEO, CAMERA, STREAM, WATCH, TOPIC)
+KINDS: Final = (SET, FOLDER, VIDEO, CAMERA, STREAM, WATCH, TOPIC, REQUESTS)
 
 _STREAM_SCHEMES: Final = frozenset({"rtsp", "rtsps", "http", "https"})
 _VIDEO_SUFFIXES: Final = frozenset(
@@ -83,6 +85,8 @@ def parse_input(text: str) -> ParsedInput:
         raise UsageError("", ", ".join(kind.form for kind in KINDS), repr(text))
     if head == "shipped" or head in DATASETS:
         return ParsedInput(SET, stripped, stripped)
+    if stripped == "requests":
+        return ParsedInput(REQUESTS, "", stripped)
     if head == "camera":
         if colon and not rest:
             raise UsageError("", "camera, camera:N or camera:DEVICE", repr(text))

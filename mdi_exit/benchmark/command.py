@@ -1,4 +1,4 @@
-"""``mdi-exit benchmark hop|agent``: measure this machine, print a table, write the raw rows."""
+"""``mdi-exit benchmark hop|agent|clients``: measure this machine, print a table, write the raw rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import platform
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from broker.embedded import embedded_broker
 from mdi_exit import __version__
+from mdi_exit.benchmark.clients import ClientLoad, measure_clients
 from mdi_exit.benchmark.hop import hop
 from mdi_exit.benchmark.relays import aiomqtt_relay, tcp_relay, transport_relay
 from mdi_exit.errors import MdiExitError, UsageError
@@ -36,17 +38,31 @@ _MESSAGES: Final = {1024: 6000, 16384: 6000, 131072: 2000}
 def main(argv: Sequence[str]) -> int:
     """Run the tool; returns the exit status. Raises ``MdiExitError``."""
     parser = argparse.ArgumentParser(prog="mdi-exit benchmark", description="Measure this machine.")
-    parser.add_argument("what", choices=("hop", "agent"), help="hop: what the system costs a hop; agent: memory, start")
+    parser.add_argument(
+        "what",
+        choices=("hop", "agent", "clients"),
+        help="hop: what the system costs a hop; agent: memory, start; clients: many at once, at more than the capacity",
+    )
     parser.add_argument("--out", type=Path, help="folder for the raw rows (JSON)")
     parser.add_argument("--window", type=int, default=64, help="items under way for the throughput (%(default)s)")
     parser.add_argument("--scale", type=float, default=1.0, help="more or fewer messages (%(default)s)")
     parser.add_argument(
         "--rounds", type=int, default=3, help="whole rounds, taken in turn; medians count (%(default)s)"
     )
+    many = ClientLoad()
+    parser.add_argument("--clients", type=int, default=many.clients, help="clients: how many (%(default)s)")
+    parser.add_argument("--load", type=float, default=many.load, help="clients: times the capacity (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=many.seconds, help="clients: how long (%(default)s)")
+    parser.add_argument(
+        "--deadline", type=float, default=many.deadline_s, help="clients: seconds; 0: none (%(default)s)"
+    )
     args = parser.parse_args(argv)
     if args.window < 1 or not args.scale > 0 or args.rounds < 1:
         raise UsageError("--window, --scale, --rounds", "values above 0", (args.window, args.scale, args.rounds))
-    rows = asyncio.run(_hop(args) if args.what == "hop" else _agent())
+    if args.clients < 1 or not args.load > 0 or not args.seconds > 0 or args.deadline < 0:
+        given = (args.clients, args.load, args.seconds, args.deadline)
+        raise UsageError("--clients, --load, --seconds, --deadline", "values above 0", given)
+    rows = asyncio.run({"hop": _hop, "agent": _agent, "clients": _clients}[args.what](args))
     if args.out is not None:
         _write(args.out, args.what, argv, rows)
     return 0
@@ -128,7 +144,7 @@ def _show_hop(rows: list[dict[str, Any]]) -> None:
     Console(width=110).print(table)
 
 
-async def _agent() -> list[dict[str, Any]]:
+async def _agent(_: argparse.Namespace) -> list[dict[str, Any]]:
     """Resident memory and time to readiness of agents of the shipped model, on a local broker."""
     rows = []
     async with embedded_broker() as broker:
@@ -148,6 +164,40 @@ async def _agent() -> list[dict[str, Any]]:
         table.add_row(row["layers"], f"{row['ready_s']:.2f} s", f"{row['resident_mib']:.1f} MiB")
     Console().print(table)
     return rows
+
+
+async def _clients(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Fifty clients at twice the capacity, or as asked."""
+    load = ClientLoad(
+        clients=args.clients, load=args.load, seconds=args.seconds, deadline_s=args.deadline or None
+    )  # fmt: skip
+    async with embedded_broker() as broker:
+        capacity, rows = await measure_clients(broker.url, load)
+    served = sorted(row.labels for row in rows)
+    mean = sum(served) / len(served)
+    outcomes = sum((row.outcomes for row in rows), Counter[str]())
+    asked, longest_s = sum(row.asked for row in rows), max(row.most_s for row in rows)
+    total = {
+        "clients": load.clients,
+        "emulated": load.profile,
+        "capacity_per_s": round(capacity, 2),
+        "asked_per_s": round(asked / load.seconds, 2),
+        "asked": asked,
+        "outcomes": dict(outcomes),
+        "labels_least_of_mean": round(served[0] / mean, 3) if mean else 0.0,
+        "labels_most_of_mean": round(served[-1] / mean, 3) if mean else 0.0,
+        "deadline_s": load.deadline_s,
+        "longest_s": round(longest_s, 3),
+    }
+    table = Table(title=f"{load.clients} clients at {load.load:g} times the capacity (emulated: {load.profile})")
+    table.add_column("what")
+    table.add_column("measured", justify="right")
+    for what, amount in total.items():
+        table.add_row(
+            what, ", ".join(f"{k} {v}" for k, v in amount.items()) if isinstance(amount, dict) else str(amount)
+        )
+    Console(width=110).print(table)
+    return [total, *(row.to_json() for row in rows)]
 
 
 async def _program(module: str, url: str, log: Path, *flags: str) -> asyncio.subprocess.Process:

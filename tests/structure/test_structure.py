@@ -73,7 +73,7 @@ def test_a_module_says_what_is_public_and_each_name_is_there(path: Path) -> None
 
 CORE = (
     *("errors", "span", "segments", "topics", "wire", "events", "links", "measured", "membership", "queues"),
-    *("worker_config", "worker_state", "source_state"),
+    *("worker_config", "worker_state", "admission", "items", "requests", "source_config", "source_state"),
     *("policy.batching", "policy.exiting", "policy.offloading", "policy.queueing", "policy.steps"),
 )
 
