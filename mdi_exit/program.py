@@ -26,7 +26,7 @@ class Connection(Protocol):
     @property
     def broker(self) -> values.BrokerAddress: ...
     @property
-    def metrics(self) -> values.HostPort: ...
+    def metrics(self) -> values.HostPort | None: ...
     @property
     def keepalive(self) -> float: ...
     @property
@@ -61,17 +61,20 @@ def transport_of(
 
 @contextlib.asynccontextmanager
 async def joined(driver: NodeDriver, settings: Connection) -> AsyncIterator[MqttTransport]:
-    """A transport for ``driver``, and its metrics, for as long as the context lasts."""
+    """A transport for ``driver``, and its metrics if wanted, for as long as the context lasts."""
     client_id = f"{driver.topics.deployment}-{driver.name}-{driver.worker.config.incarnation}"
     transport = transport_of(settings, client_id, driver, driver.will())
-    metrics = serve_metrics(settings.metrics.host, settings.metrics.port, driver, transport)
+    where = settings.metrics
+    metrics = serve_metrics(where.host, where.port, driver, transport) if where is not None else None
     try:
-        log.info("metrics on %s", metrics.address)
+        if metrics is not None:
+            log.info("metrics on %s", metrics.address)
         async with transport:
             yield transport
     finally:
         driver.close()
-        metrics.close()
+        if metrics is not None:
+            metrics.close()
 
 
 def stop_requested() -> asyncio.Event:

@@ -47,6 +47,7 @@ from mdi_exit.events import (
     Tick,
     TransportUp,
 )
+from mdi_exit.histogram import ItemHistograms
 from mdi_exit.items import Forecast, Pending, RetryTimer, final_error, named_layers, quantiles
 from mdi_exit.policy.steps import next_interval_s, next_threshold, smoothed
 from mdi_exit.requests import OWN, RequestDesk
@@ -80,6 +81,8 @@ class SourceState:
         self.duplicates = self.retried = self.unknown = 0
         self.right = self.judged = 0
         self.exits: Counter[int] = Counter()
+        self.items = ItemHistograms()
+        self.noticed: Counter[str] = Counter()
         self.missing: tuple[int, ...] | None = None
         self._missing_since = 0.0
         self._told_missing: tuple[int, ...] | None = None
@@ -167,6 +170,7 @@ class SourceState:
         for command in self._out:
             if isinstance(command, Notice):
                 self._happenings += 1
+                self.noticed[command.kind] += 1
                 kept = Happening(self._happenings, 0.0, command.kind[:40], command.text[:400])
                 self.happened.append((now, kept))
 
@@ -420,6 +424,7 @@ class SourceState:
             self.forecast.recorded(now)
             self.exits[row.exit] += 1
             self.latencies_s.append(now - entry.admitted_at)
+            self.items.add(now - entry.admitted_at, *row.times, row.exit, row.score)
             if entry.truth is not None:
                 self.judged += 1
                 self.right += row.label == entry.truth

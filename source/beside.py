@@ -10,6 +10,7 @@ from mdi_exit.model.manifest import Manifest
 from mdi_exit.source_state import SourceState
 from mdi_exit.topics import Topics
 from mdi_exit.transport.mqtt import MqttTransport
+from mdi_exit.vitals import Vitals
 from source.config import SourceSettings
 from source.home_bridge import HomeAssistant, HomeCleaner, home_will
 from source.inputs import Input, LiveInput, TopicInput
@@ -25,6 +26,7 @@ class Driver(Protocol):
     source: SourceState
     topics: Topics
     sinks: list[Sink]
+    vitals: Vitals
 
     def spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None: ...
 
@@ -70,4 +72,7 @@ def _home(
         return None
     if settings.home_assistant == "off":
         return HomeCleaner(line, driver.topics, driver.source.worker.name)
-    return HomeAssistant(line, driver.topics, settings.home_assistant, driver.source, manifest.name, manifest.labels)
+    return HomeAssistant(
+        line, driver.topics, settings.home_assistant, driver.source, manifest.name, manifest.labels,
+        board=lambda: driver.vitals.board,
+    )  # fmt: skip

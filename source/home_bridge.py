@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Final
 
@@ -39,13 +39,24 @@ def home_will(topics: Topics, source: str) -> Will:
 
 
 class HomeAssistant:
-    """Descriptions, retained, as they change and whenever Home Assistant starts; states at most once a second."""
+    """Descriptions, retained, as they change and whenever Home Assistant starts; states at most once a second.
+
+    ``board``: the source's own, as last read.
+    """
 
     def __init__(
-        self, line: OutsideLine, topics: Topics, prefix: str, state: SourceState, model: str, labels: Sequence[str]
+        self,
+        line: OutsideLine,
+        topics: Topics,
+        prefix: str,
+        state: SourceState,
+        model: str,
+        labels: Sequence[str],
+        *,
+        board: Callable[[], Board | None] = lambda: None,
     ) -> None:
         self._line, self._topics, self._prefix, self._state = line, topics, prefix, state
-        self._model, self._labels = model, tuple(labels)
+        self._model, self._labels, self._board = model, tuple(labels), board
         self._last = LastResult()
         self._described: dict[str, bytes] = {}
         self._told: dict[str, bytes] = {}
@@ -102,7 +113,7 @@ class HomeAssistant:
         """The run as it is."""
         state = self._state
         worker = state.worker
-        own = _own(worker.config, state.queue, worker.telemetry(now).board)
+        own = _own(worker.config, state.queue, self._board())
         peers = sorted(worker.members, key=lambda peer: peer.name)
         return SourceFacts(
             nodes=(own, *(_peer(peer) for peer in peers)),
