@@ -25,6 +25,8 @@ __all__ = [
     "REPLIES",
     "REQUESTS",
     "RESULTS",
+    "SYS_PREFIX",
+    "SYS_STATS",
     "TELEMETRY",
     "Route",
     "TopicKind",
@@ -63,6 +65,9 @@ CHUNK     = TopicKind("model/{digest}/{file}/{chunk}",    "Chunk",     1, retain
 HOME_STATE = TopicKind("home/{node}",                     "JSON",      0, retain=False)
 HOME_LIFE  = TopicKind("home/{node}/life",                "on|offline", 1, retain=True)
 # fmt: on
+
+SYS_PREFIX = "$SYS/"  # the broker's own topics, outside of every deployment
+SYS_STATS = (f"{SYS_PREFIX}broker/#", 0)  # what Mosquitto says of itself; the source listens
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _MAX_USER_TOPIC_BYTES = 1000

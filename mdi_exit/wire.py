@@ -287,7 +287,10 @@ class Probe(Struct, frozen=True, array_like=True, tag="probe"):
 
 
 class Control(Struct, frozen=True, array_like=True, tag="control"):
-    """The state that the source wants, written by the source only. ``model``: digest of the artifact."""
+    """The state that the source wants, written by the source only. ``model``: digest of the artifact.
+
+    ``offloading`` and ``log_level``: as ordered for all nodes; empty: nothing was ordered.
+    """
 
     run: UInt
     incarnation: UInt
@@ -296,6 +299,8 @@ class Control(Struct, frozen=True, array_like=True, tag="control"):
     model: Digest
     threshold: Score
     paused: bool = False
+    offloading: Annotated[str, Meta(max_length=40)] = ""
+    log_level: Annotated[str, Meta(max_length=40)] = ""
 
 
 class SegmentFile(Struct, frozen=True, array_like=True):

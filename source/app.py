@@ -16,6 +16,7 @@ from rich.console import Console
 
 from mdi_exit import __version__
 from mdi_exit import topics as kinds
+from mdi_exit.broker_stats import BrokerStats
 from mdi_exit.driver import NodeDriver, new_incarnation
 from mdi_exit.energy import power_of
 from mdi_exit.engine import make_engine
@@ -90,6 +91,9 @@ class SourceDriver(NodeDriver):
     ) -> None:
         super().__init__(state, state.worker, topics, executor, codec=codec, vitals=vitals)
         self.source = state
+        self.broker_stats = BrokerStats()
+        self.hears_broker = True
+        self.more_samples.append(self.broker_stats.samples)
         self._artifact = artifact
         self.summary = SummaryBuilder()
         self.timeline = Timeline(state)
@@ -128,11 +132,23 @@ class SourceDriver(NodeDriver):
         self.use_model(self._artifact.manifest)
         await super().start(transport)
         self._host.republish()
+        if self.hears_broker:
+            await transport.subscribe(*kinds.SYS_STATS)
 
     def on_connected(self) -> None:
         super().on_connected()
         if self._claimed:
             self._host.republish()
+
+    def on_disconnected(self, reason: str) -> None:
+        self.broker_stats.clear()
+        super().on_disconnected(reason)
+
+    def on_message(self, topic: str, payload: bytes, retained: bool) -> None:
+        if topic.startswith(kinds.SYS_PREFIX):
+            self.broker_stats.received(topic, payload)
+        else:
+            super().on_message(topic, payload, retained)
 
     # --- input
 
@@ -327,6 +343,7 @@ async def serve(settings: SourceSettings) -> int:
     vitals = Vitals(power=power_of(settings.device, settings.profile), emulated=profile is not None)
     topics = Topics(settings.deployment)
     driver = SourceDriver(state, topics, executor, artifact, codec=settings.codec, samples=samples, vitals=vitals)
+    driver.hears_broker = settings.broker_stats != "none"
     with contextlib.ExitStack() as files:
         if settings.results is not None:
             driver.sinks.append(files.enter_context(results_file(settings.results, settings.overwrite)))

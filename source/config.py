@@ -118,6 +118,10 @@ class SourceSettings:
         values.HostPort("127.0.0.1", 0), help="where to serve metrics; port 0: a free one; off: not at all",
         parse=values.host_port_or_off, metavar="HOST:PORT", show=values.show_off,
     )  # fmt: skip
+    broker_stats: str = setting(
+        "mosquitto", help="whose $SYS topics to export; none: for a broker that takes offence at the subscription",
+        choices=("mosquitto", "none"),
+    )  # fmt: skip
     device: str | None = setting(
         None, help="the board, for an estimate of its energy where no sensor is; default: that of --profile",
         choices=tuple(DEVICES),

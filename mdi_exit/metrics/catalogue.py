@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from mdi_exit.broker_stats import BROKER_METRICS
 from mdi_exit.histogram import CONFIDENCE_BUCKETS, ITEM_BUCKETS_S, RUN_BUCKETS_S
 
 __all__ = ["CATALOGUE", "DEPLOYMENT", "SCOPES", "Kind", "Row", "Scope", "exposed"]
@@ -166,4 +167,8 @@ _OF_FLEET: Final[dict[str, Row]] = {
     "mdi_exit_node_link_credits": _fleet("gauge", "Tasks that it may send over the link now.", "tasks", "to"),
 }  # fmt: skip
 
-CATALOGUE: Final[dict[str, Row]] = {**_OF_NODES, **_OF_SOURCE, **_OF_FLEET}
+_OF_BROKER: Final[dict[str, Row]] = {
+    name: Row(metric.kind, metric.help, metric.labels, metric.unit, "broker") for name, metric in BROKER_METRICS.items()
+}
+
+CATALOGUE: Final[dict[str, Row]] = {**_OF_NODES, **_OF_SOURCE, **_OF_FLEET, **_OF_BROKER}
