@@ -61,7 +61,7 @@ def transport_of(
 
 @contextlib.asynccontextmanager
 async def joined(driver: NodeDriver, settings: Connection) -> AsyncIterator[MqttTransport]:
-    """A transport for ``driver``, and its metrics, for as long as the context lasts."""
+    """A transport for ``driver``, and its metrics if wanted, for as long as the context lasts."""
     client_id = f"{driver.topics.deployment}-{driver.name}-{driver.worker.config.incarnation}"
     transport = transport_of(settings, client_id, driver, driver.will())
     where = settings.metrics

@@ -110,7 +110,9 @@ class SourceDriver(NodeDriver):
         self._host = ModelHost(self, composer, state.config.run)
         self._local = LocalModel(self, composer, span) if span is not None else None
         self._reception = Reception(self, artifact.manifest)
-        self._input = samples
+        self._own_input = samples is not None
+        self._live = samples if isinstance(samples, LiveInput) else None
+        self._samples = samples if isinstance(samples, Input) else None
         self._wanted = asyncio.Semaphore(0)
         self._ready: asyncio.Queue[InputOffered | InputEnded] = asyncio.Queue(_PREFETCH)
 
@@ -122,10 +124,10 @@ class SourceDriver(NodeDriver):
         ]
 
     async def start(self, transport: Transport) -> None:
-        if isinstance(self._input, LiveInput):
-            self.spawn("draw", self._draw_live(self._input))
-        elif self._input is not None:
-            self.spawn("prefetch", self._prefetch(iter(self._input)))
+        if self._live is not None:
+            self.spawn("draw", self._draw_live(self._live))
+        elif self._samples is not None:
+            self.spawn("prefetch", self._prefetch(iter(self._samples)))
             self.spawn("draw", self._draw())
         self.use_model(self._artifact.manifest)
         await super().start(transport)
@@ -210,9 +212,9 @@ class SourceDriver(NodeDriver):
             self.energy.seen(self._loop.time(), event.telemetry.node, event.telemetry.incarnation, board)
         elif isinstance(event, Tick):
             self._host.look_after(self._loop.time(), unserved=self._unserved())
-            if isinstance(self._input, LiveInput):
-                self._tell_skipped(self._input)
-        if self._input is None and self.source.started:
+            if self._live is not None:
+                self._tell_skipped(self._live)
+        if not self._own_input and self.source.started:
             self._begin()
         if not self.source.pending:
             self.answered.set()

@@ -72,5 +72,7 @@ def _home(
         return None
     if settings.home_assistant == "off":
         return HomeCleaner(line, driver.topics, driver.source.worker.name)
-    prefix, labels = settings.home_assistant, manifest.labels
-    return HomeAssistant(line, driver.topics, prefix, driver.source, manifest.name, labels, lambda: driver.vitals.board)
+    return HomeAssistant(
+        line, driver.topics, settings.home_assistant, driver.source, manifest.name, manifest.labels,
+        board=lambda: driver.vitals.board,
+    )  # fmt: skip

@@ -18,7 +18,7 @@ from mdi_exit.topics import user_topic
 from source.input_kinds import KINDS, REQUESTS, ParsedInput, parse_input
 from source.schedule import Schedule, schedule
 
-__all__ = ["SourceSettings", "resolve_source"]
+__all__ = ["DEFAULT_PREFIX", "SourceSettings", "resolve_source"]
 
 DEFAULT_PREFIX = "homeassistant"
 ADAPTATIONS = ("rate", "threshold", "none")

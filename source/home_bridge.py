@@ -41,7 +41,7 @@ def home_will(topics: Topics, source: str) -> Will:
 class HomeAssistant:
     """Descriptions, retained, as they change and whenever Home Assistant starts; states at most once a second.
 
-    ``board``: what the source's own board says of itself now.
+    ``board``: the source's own, as last read.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class HomeAssistant:
         state: SourceState,
         model: str,
         labels: Sequence[str],
+        *,
         board: Callable[[], Board | None] = lambda: None,
     ) -> None:
         self._line, self._topics, self._prefix, self._state = line, topics, prefix, state

@@ -37,14 +37,14 @@ class InputKind:
 
 
 # fmt: off
-SET      = InputKind(f"shipped|{'|'.join(DATASETS)}[:N]", "a data set, or its first N images",          live=False)
-FOLDER   = InputKind("DIR",                               "a folder of images",                         live=False)
-VIDEO    = InputKind("FILE.mp4",                          "a video file",                               live=False)
-CAMERA   = InputKind("camera[:N|:DEVICE]",                "a webcam",                                   live=True)
-STREAM   = InputKind("rtsp://...",                        "a network camera (also rtsps, http, https)", live=True)
-WATCH    = InputKind("watch:DIR",                         "images that appear in a folder",             live=True)
-TOPIC    = InputKind("mqtt:TOPIC",                        "images published on the broker",             live=True)
-REQUESTS = InputKind("requests",                          "nothing but what clients ask",               live=True)
+SET    = InputKind(f"shipped|{'|'.join(DATASETS)}[:N]", "a data set, or its first N images",          live=False)
+FOLDER = InputKind("DIR",                               "a folder of images",                         live=False)
+VIDEO  = InputKind("FILE.mp4",                          "a video file",                               live=False)
+CAMERA = InputKind("camera[:N|:DEVICE]",                "a webcam",                                   live=True)
+STREAM = InputKind("rtsp://...",                        "a network camera (also rtsps, http, https)", live=True)
+WATCH  = InputKind("watch:DIR",                         "images that appear in a folder",             live=True)
+TOPIC  = InputKind("mqtt:TOPIC",                        "images published on the broker",             live=True)
+REQUESTS = InputKind("requests",                        "only what other programs ask for",           live=False)
 # fmt: on
 
 KINDS: Final = (SET, FOLDER, VIDEO, CAMERA, STREAM, WATCH, TOPIC, REQUESTS)
@@ -86,7 +86,7 @@ def parse_input(text: str) -> ParsedInput:
     if head == "shipped" or head in DATASETS:
         return ParsedInput(SET, stripped, stripped)
     if stripped == "requests":
-        return ParsedInput(REQUESTS, stripped, stripped)
+        return ParsedInput(REQUESTS, "", stripped)
     if head == "camera":
         if colon and not rest:
             raise UsageError("", "camera, camera:N or camera:DEVICE", repr(text))

@@ -32,7 +32,7 @@ from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.snapshot import Snapshot, read_timeline
 from mdi_exit.span import LayerSpan
-from source.input_kinds import FOLDER, SET, ParsedInput
+from source.input_kinds import FOLDER, REQUESTS, SET, ParsedInput
 from source.inputs import open_input, preprocess
 from source.results import Summary
 
@@ -228,7 +228,7 @@ def _single_process_per_s(artifact: Artifact, spec: ParsedInput) -> float:
     key = replace(plan.segment(0, LayerSpan(0, plan.layer_count), early_exits=False), entry=0, stop=plan.layer_count)
     key = replace(key, head=True)
     engine.load(key, composer.segment(key))
-    text = "shipped" if spec.kind.live else spec.text
+    text = "shipped" if spec.kind.live or spec.kind is REQUESTS else spec.text
     samples = itertools.islice(iter(open_input(text, artifact.manifest, cycle=True)), _SINGLE_IMAGES)
     images = [preprocess(sample.pixels, artifact.manifest.input)[None] for sample in samples]
     engine.run(key, images[0])

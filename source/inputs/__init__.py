@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mdi_exit.errors import UsageError
 from mdi_exit.model.manifest import Manifest
-from source.input_kinds import CAMERA, KINDS, STREAM, TOPIC, VIDEO, WATCH, ParsedInput, parse_input
+from source.input_kinds import CAMERA, KINDS, REQUESTS, STREAM, TOPIC, VIDEO, WATCH, ParsedInput, parse_input
 from source.inputs.images import Input, Sample, checked_channels, entries_of, preprocess
 from source.inputs.live import LiveInput
 from source.inputs.topic import TopicInput
@@ -39,7 +39,7 @@ def open_input(
         if shuffle_seed is not None:
             raise UsageError("--shuffle", "a data set or a folder", f"input {parsed}")
         return VideoInput(parsed.target, cycle=cycle, limit=limit, fps=fps)
-    if parsed.kind.live:
+    if parsed.kind.live or parsed.kind is REQUESTS:
         endless = ", ".join(kind.form for kind in KINDS if kind.live)
         raise UsageError("input", f"one with an end (not {endless})", str(parsed))
     name, entries = entries_of(parsed.target, manifest, data_dir)

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -232,7 +231,7 @@ def truth_of(name: Path, known: dict[str, int]) -> int | None:
     return next((known[folded] for part in reversed(name.parts[:-1]) if (folded := _folded(part)) in known), None)
 
 
-def read_image(file: Path | BytesIO) -> Pixels:
+def read_image(file: Path) -> Pixels:
     """H×W of a grey file, H×W×3 of any other: turned upright, the first frame, transparent parts on white."""
     with Image.open(file) as image:
         if image.width * image.height > _LARGEST_PIXELS:

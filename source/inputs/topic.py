@@ -5,10 +5,9 @@ from __future__ import annotations
 import zlib
 from collections import Counter, OrderedDict
 from functools import partial
-from io import BytesIO
 from typing import Final
 
-from source.inputs.images import Pixels, read_image
+from source.images import decode_image
 from source.inputs.live import Frame, LiveInput
 
 __all__ = ["TopicInput"]
@@ -44,8 +43,4 @@ class TopicInput(LiveInput):
             forgotten, _ = self._last.popitem(last=False)
             del self._numbers[forgotten]
         self._numbers[topic] += 1
-        self.offer(Frame(f"{topic}/{self._numbers[topic]}", partial(_decoded, payload), size_bytes=len(payload)))
-
-
-def _decoded(payload: bytes) -> Pixels:
-    return read_image(BytesIO(payload))
+        self.offer(Frame(f"{topic}/{self._numbers[topic]}", partial(decode_image, payload), size_bytes=len(payload)))

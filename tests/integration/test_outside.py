@@ -66,7 +66,7 @@ def test_images_on_a_topic_are_classified_and_published(mosquitto: Any, system: 
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["id"], int(row["label"])) for row in rows] == [(answer["id"], answer["label"]) for answer in answers]
-    assert "passed over: cannot identify image file" in source.log
+    assert "passed over: image: expected a file of JPEG" in source.log
     assert source.summary["completed"] == 4
 
 

@@ -218,8 +218,9 @@ class Fuzz:
 
 
 def legal(fuzz: Fuzz, event: Event, running: RunSegment | None) -> bool:
-    own = InputOffered | InputEnded | InputSkipped | ResultsReceived | SetAdmission | GiveUp | RequestEvent
-    if isinstance(event, own):
+    if isinstance(
+        event, InputOffered | InputEnded | InputSkipped | ResultsReceived | SetAdmission | GiveUp | RequestEvent
+    ):
         return False
     if isinstance(event, SegmentDone | SegmentFailed):
         if running is None or event.batch != running.batch:

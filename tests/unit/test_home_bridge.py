@@ -126,7 +126,7 @@ async def test_only_what_is_new_is_told() -> None:
 
 async def test_the_own_board_is_asked_each_time() -> None:
     line, board = Line(), [Board(temperature_c=51.0)]
-    home = HomeAssistant(line, TOPICS, "homeassistant", a_state(), "net", ("cat",), lambda: board[0])
+    home = HomeAssistant(line, TOPICS, "homeassistant", a_state(), "net", ("cat",), board=lambda: board[0])
     home.tell(100.0)
     board[0] = Board(temperature_c=52.5)
     home.tell(101.0)

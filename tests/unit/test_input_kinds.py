@@ -6,7 +6,7 @@ import pytest
 
 from mdi_exit.errors import UsageError
 from source.config import resolve_source
-from source.input_kinds import CAMERA, FOLDER, KINDS, SET, STREAM, TOPIC, VIDEO, WATCH, parse_input
+from source.input_kinds import CAMERA, FOLDER, KINDS, REQUESTS, SET, STREAM, TOPIC, VIDEO, WATCH, parse_input
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,7 @@ from source.input_kinds import CAMERA, FOLDER, KINDS, SET, STREAM, TOPIC, VIDEO,
         ("rtsp://10.0.0.7:554/live", STREAM, "rtsp://10.0.0.7:554/live"),
         ("https://cam.example/stream.mjpg", STREAM, "https://cam.example/stream.mjpg"),
         ("watch:inbox", WATCH, "inbox"),
+        ("requests", REQUESTS, ""),
         ("mqtt:frigate/+/person/snapshot", TOPIC, "frigate/+/person/snapshot"),
     ],
 )
@@ -34,7 +35,7 @@ def test_a_text_is_told_by_its_form(text: str, kind: object, target: str) -> Non
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "watch:DIR, mqtt:TOPIC"),
+        ("", "watch:DIR, mqtt:TOPIC, requests"),
         ("camera:", "camera, camera:N or camera:DEVICE"),
         ("rtsp://", r"rtsp://HOST\[:PORT\]/PATH"),
         ("rtsp://cam:99999/x", "a bad port"),
