@@ -240,7 +240,9 @@ class Desk:
                 case SendReply(reply):
                     assert self.state.worker.connected
                     limit_s = self.deadlines.get((reply.client, reply.id))
-                    assert reply.label is None or limit_s is None or reply.latency_s < limit_s, "no label when it is late"
+                    assert reply.label is None or limit_s is None or reply.latency_s < limit_s, (
+                        "no label when it is late"
+                    )
                     if self.rng.random() < 0.1:
                         self.untaken.append(command)
                     else:
