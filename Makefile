@@ -5,13 +5,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_FLAGS ?=
 
-.PHONY: demo test lint bench clean help
+.PHONY: demo test lint bench recording clean help
 
 help:
 	@echo "make demo   run the whole system on this machine, with a live view (DEMO_FLAGS='--duration 60s')"
 	@echo "make test   run every test"
 	@echo "make lint   ruff, mypy and the import contracts"
 	@echo "make bench  measure this machine, write benchmarks/results/"
+	@echo "make recording  record the terminal view anew, docs/top.cast and docs/top.svg"
 	@echo "make clean  remove the virtual environment and the files of runs"
 
 # The demo needs no torch: its model is shipped.
@@ -39,6 +40,10 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.demo
 	$(BIN)/mdi-exit benchmark hop --out benchmarks/results
 	$(BIN)/mdi-exit benchmark agent --out benchmarks/results
+	$(BIN)/mdi-exit benchmark metrics --rounds 7 --out benchmarks/results
+
+recording: $(VENV)/.dev
+	$(BIN)/python docs/record_top.py
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

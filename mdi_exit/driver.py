@@ -12,13 +12,12 @@ import logging
 import time
 import zlib
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import msgspec
 import numpy as np
-import psutil
 
 from mdi_exit import topics as kinds
 from mdi_exit.errors import MdiExitError, StartError, TransportError, WireError
@@ -31,6 +30,7 @@ from mdi_exit.events import (
     Event,
     ModelKnown,
     Notice,
+    OrderReceived,
     ProbeReceived,
     RunSegment,
     SegmentsReady,
@@ -42,6 +42,7 @@ from mdi_exit.events import (
     SendStatus,
     SendTask,
     SendTelemetry,
+    SetLogLevel,
     StatusReceived,
     Task,
     TaskReceived,
@@ -51,17 +52,21 @@ from mdi_exit.events import (
     TransportUp,
 )
 from mdi_exit.executor import Encoded, Executor, tensor_of
-from mdi_exit.logs import Throttle
+from mdi_exit.histogram import Histogram
+from mdi_exit.logs import Throttle, set_level
 from mdi_exit.model.manifest import Manifest
+from mdi_exit.reports import Shortener
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.tensors import check_payload, encode_tensor
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport, Will
+from mdi_exit.vitals import Vitals
 from mdi_exit.wire import (
     Ack,
     Control,
     Features,
     Message,
+    Order,
     Probe,
     Results,
     SourceReport,
@@ -72,9 +77,11 @@ from mdi_exit.wire import (
 )
 from mdi_exit.worker_state import WorkerState
 
-__all__ = ["NodeDriver", "State", "new_incarnation"]
+__all__ = ["NodeDriver", "Sample", "State", "new_incarnation"]
 
 log = logging.getLogger(__name__)
+
+Sample = tuple[str, tuple[str, ...], float | Histogram]  # of a metric: its name, the values of its labels, its value
 
 _DRAIN_S: Final = 5.0
 _STATUS_S: Final = 0.25
@@ -99,11 +106,18 @@ class State(Protocol):
 class NodeDriver:
     """Drives ``state``, whose node is ``worker`` (the same object on an agent).
 
-    ``codec``: of the features that this node sends.
+    ``codec``: of the features that this node sends; ``more_samples``: of metrics that others add to the node's own.
     """
 
     def __init__(
-        self, state: State, worker: WorkerState, topics: Topics, executor: Executor, *, codec: str = "float32"
+        self,
+        state: State,
+        worker: WorkerState,
+        topics: Topics,
+        executor: Executor,
+        *,
+        codec: str = "float32",
+        vitals: Vitals | None = None,
     ) -> None:
         self.state, self.worker, self.topics, self.executor, self.codec = state, worker, topics, executor, codec
         self.manifest: Manifest | None = None
@@ -121,7 +135,9 @@ class NodeDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._throttle = Throttle(60.0)
-        self._process = psutil.Process()
+        self.vitals = vitals or Vitals()
+        self.more_samples: list[Callable[[], Iterable[Sample]]] = []
+        self._shortener = Shortener()
         self._route = lru_cache(4096)(topics.parse)
         self._brief: RunSegment | None = None
         self._closed = False
@@ -148,20 +164,28 @@ class NodeDriver:
         config = self.worker.config
         heard = ["+"] if config.neighbours is None or config.role == "source" else sorted(config.neighbours)
         patterns = [(self.topics.agents("+"), 1), (self.topics.links(self.name, "+"), 0)]
+        patterns.append((self.topics.commands("+"), kinds.COMMANDS.qos))
         patterns += [(self.topics.telemetry(node), 0) for node in heard]
         if config.span is not None:
             patterns.append((self.topics.layers(config.span, self.name), 0))
         return patterns
 
     def cpu_percent(self) -> float:
-        """Of one core, by this process, since the last call."""
-        return max(float(self._process.cpu_percent(None)), 0.0)
+        """Of one core, by this process, over the last moments."""
+        return self.vitals.cpu_percent(self._loop.time())
+
+    def full_telemetry(self, telemetry: Telemetry) -> Telemetry:
+        """The core's load report with what only the driver knows."""
+        return msgspec.structs.replace(
+            telemetry, sent_bytes=self.sent_bytes, cpu_percent=self.cpu_percent(), board=self.vitals.board
+        )
 
     # --- life
 
     async def start(self, transport: Transport) -> None:
         """Claim the name, once connected, and take part. Raises ``StartError`` if a live node has the name."""
         self._transport = transport
+        self.spawn("vitals", self.vitals.watch(lambda: self.worker.totals.compute_s))
         self._own_status, self._own_life = self._loop.create_future(), self._loop.create_future()
         await transport.subscribe(self.topics.agents(self.name), 1)
         await transport.subscribe(self.topics.telemetry(self.name), 0)
@@ -328,6 +352,9 @@ class NodeDriver:
                     self._namesake(message, retained=retained)
             case Control():
                 self.feed(ControlReceived(message))
+            case Order():
+                self._same_node(route, message.client)
+                self.feed(OrderReceived(message, retained))
             case _:
                 self.other_message(route, message, body)
 
@@ -398,8 +425,8 @@ class NodeDriver:
                 if not self.publish(kinds.RESULTS, self.topics.results(self.name), encode(message)):
                     self._loop.call_soon(self.feed, SendFailed(command))
             case SendTelemetry(telemetry):
-                full = msgspec.structs.replace(telemetry, sent_bytes=self.sent_bytes, cpu_percent=self.cpu_percent())
-                self.publish(kinds.TELEMETRY, self.topics.telemetry(self.name), encode(full))
+                report = self._shortener.shortened(self._loop.time(), self.full_telemetry(telemetry))
+                self.publish(kinds.TELEMETRY, self.topics.telemetry(self.name), encode(report))
             case SendReport(report):
                 self.publish(kinds.TELEMETRY, self.topics.telemetry(self.name), encode(report))
             case SendStatus(status):
@@ -409,6 +436,9 @@ class NodeDriver:
                 self.publish(kinds.LINKS, self.topics.links(to, self.name), encode(ack))
             case SendProbe(to, probe):
                 self.publish(kinds.LINKS, self.topics.links(to, self.name), encode(probe))
+            case SetLogLevel(level):
+                log.info("log level %s from now on, as ordered", level)
+                set_level(level)
             case Notice(kind, text):
                 if kind == "stale-run":
                     self.count_bad(WireError("run", text), text)

@@ -23,6 +23,8 @@ __all__ = [
     "REPLIES",
     "REQUESTS",
     "RESULTS",
+    "SYS_PREFIX",
+    "SYS_STATS",
     "TELEMETRY",
     "Route",
     "TopicKind",
@@ -54,6 +56,9 @@ REPLIES   = TopicKind("replies/{node}",                   "Reply",     1, retain
 MANIFEST  = TopicKind("model/manifest",                   "Manifest",  1, retain=True)
 CHUNK     = TopicKind("model/{digest}/{file}/{chunk}",    "Chunk",     1, retain=True)
 # fmt: on
+
+SYS_PREFIX = "$SYS/"  # the broker's own topics, outside of every deployment
+SYS_STATS = (f"{SYS_PREFIX}broker/#", 0)  # what Mosquitto says of itself; the source listens
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _FIELD = {

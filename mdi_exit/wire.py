@@ -149,13 +149,17 @@ class LinkLoad(Struct, frozen=True, array_like=True):
 
 
 class Board(Struct, frozen=True, array_like=True):
-    """The device of a node, as far as it can be read. ``energy_j``: since the start; ``measured``: by a sensor."""
+    """The device of a node, as far as it can be read. ``energy_j``: since the start; ``measured``: by a sensor.
+
+    ``host``: the same for nodes that share a machine, whose sensor then tells each of them of all.
+    """
 
     memory_bytes: UInt = 0
     temperature_c: float | None = None
     power_w: Seconds | None = None
     energy_j: Seconds | None = None
     measured: bool = False
+    host: Annotated[str, Meta(max_length=16)] = ""
 
 
 class Telemetry(Struct, frozen=True, array_like=True, tag="telemetry"):
@@ -283,7 +287,10 @@ class Probe(Struct, frozen=True, array_like=True, tag="probe"):
 
 
 class Control(Struct, frozen=True, array_like=True, tag="control"):
-    """The state that the source wants, written by the source only. ``model``: digest of the artifact."""
+    """The state that the source wants, written by the source only. ``model``: digest of the artifact.
+
+    ``offloading`` and ``log_level``: as ordered for all nodes; empty: nothing was ordered.
+    """
 
     run: UInt
     incarnation: UInt
@@ -292,6 +299,8 @@ class Control(Struct, frozen=True, array_like=True, tag="control"):
     model: Digest
     threshold: Score
     paused: bool = False
+    offloading: Annotated[str, Meta(max_length=40)] = ""
+    log_level: Annotated[str, Meta(max_length=40)] = ""
 
 
 class SegmentFile(Struct, frozen=True, array_like=True):

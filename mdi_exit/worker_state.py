@@ -12,7 +12,6 @@ are drawn once per decision epoch.
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass
 from random import Random
 from typing import Final, assert_never
 
@@ -32,6 +31,7 @@ from mdi_exit.events import (
     InputOffered,
     ModelKnown,
     Notice,
+    OrderReceived,
     Outcome,
     ProbeReceived,
     RequestEvent,
@@ -59,10 +59,11 @@ from mdi_exit.events import (
 from mdi_exit.measured import SegmentSeconds
 from mdi_exit.membership import Change, Members, Peer
 from mdi_exit.policy.exiting import early_exits_wanted, should_exit
-from mdi_exit.policy.offloading import OFFLOADING, Candidate, Own, forward
+from mdi_exit.policy.offloading import Candidate, Own, forward
 from mdi_exit.policy.queueing import keeps_here
-from mdi_exit.queues import Held, Origin, TaskStore
+from mdi_exit.queues import Held, Origin, Running, TaskStore
 from mdi_exit.segments import ModelPlan, SegmentKey
+from mdi_exit.standing import Standing
 from mdi_exit.wire import Best, Control, Moved, Probe, ResultRow, Status, Telemetry
 from mdi_exit.worker_config import Totals, WorkerConfig
 
@@ -71,21 +72,6 @@ __all__ = ["WorkerState"]
 _STORY_LENGTH: Final = 40
 _ROWS_KEPT: Final = 4096
 _GREETING_DELAY_S: Final = 0.02
-
-
-@dataclass(slots=True)
-class _Running:
-    batch: int
-    plan: ModelPlan
-    key: SegmentKey
-    tasks: tuple[Task, ...]
-    started_at: float
-    expected_s: float
-
-    @property
-    def last(self) -> bool:
-        """The network ends here: the tasks have no followers, hence no slots."""
-        return self.key.stop == self.plan.layer_count
 
 
 class WorkerState:
@@ -99,14 +85,14 @@ class WorkerState:
         self.control: Control | None = None
         self.connected = False
         self.draining = False
+        self.standing = Standing(config.name, config.offloading)
         self.totals = Totals()
         self.story: deque[str] = deque(maxlen=_STORY_LENGTH)
         self._rng = rng
-        self._offload = OFFLOADING[config.offloading]
         self._entries: tuple[int, ...] = ()
         self._keys: dict[tuple[int, bool], SegmentKey] = {}
         self._seconds = SegmentSeconds()
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._batches = 0
         self._rows: deque[ResultRow] = deque(maxlen=_ROWS_KEPT)
         self._moved: deque[Moved] = deque(maxlen=_ROWS_KEPT)
@@ -167,6 +153,9 @@ class WorkerState:
                     inbound.due_at = now
             case ControlReceived(control):
                 self._control_received(now, control)
+            case OrderReceived(order, retained):
+                self._out += self.standing.order(order, retained=retained)
+                return True
             case Inject(task):
                 self.totals.injected += 1
                 self._place(Held(replace(task, since=now), Origin.INJECTED))
@@ -241,7 +230,14 @@ class WorkerState:
             return "waiting for source"
         if self.config.span is None:
             return "ready"
+        if self.standing.set_aside:
+            return "draining" if self._running or self.inputs + self.outputs else "drained"
         return "ready" if self.entries else "loading segments"
+
+    @property
+    def leaving(self) -> bool:
+        """What it has goes, and it takes nothing new: for good, or as ordered."""
+        return self.draining or self.standing.set_aside
 
     def holds(self, item: int, attempt: int) -> bool:
         """Whether this attempt waits or runs here."""
@@ -330,8 +326,8 @@ class WorkerState:
             return "of another run"
         if self.store.holds(task.item, task.attempt):
             return "here already"
-        if self.draining:
-            return f"{self.name} is leaving"
+        if self.leaving:
+            return f"{self.name} is {self.state}"
         if task.next_layer not in self.entries:
             return f"{self.name} does not take layer {task.next_layer}"
         if self.store.held_for(sender, task.next_layer) >= 2 * self.config.window:
@@ -355,9 +351,7 @@ class WorkerState:
             raise IllegalEventError("the last segment gave no label", tuple(self.story))
         self._running = None
         self._seconds.add(running.key, len(running.tasks), event.seconds)
-        self.totals.executed += len(running.tasks)
-        self.totals.batches += 1
-        self.totals.compute_s += event.seconds
+        self.totals.ran(running.key.entry, len(running.tasks), event.seconds)
         share_s = event.seconds / len(running.tasks)
         for task, outcome in zip(running.tasks, event.outcomes, strict=True):
             if task.run != self.run or self.plan is None or running.plan.digest != self.plan.digest:
@@ -366,12 +360,12 @@ class WorkerState:
             else:
                 self._continue(now, running, self._advance(running, task, share_s), outcome)
 
-    def _advance(self, running: _Running, task: Task, share_s: float) -> Task:
+    def _advance(self, running: Running, task: Task, share_s: float) -> Task:
         path = task.path if task.path[-1:] == (self.name,) else (*task.path, self.name)
         waited_s = max(running.started_at - task.since, 0.0)
         return replace(task, path=path, compute_s=task.compute_s + share_s, wait_s=task.wait_s + waited_s)
 
-    def _continue(self, now: float, running: _Running, task: Task, outcome: Outcome) -> None:
+    def _continue(self, now: float, running: Running, task: Task, outcome: Outcome) -> None:
         """Alg. 1 after a segment: exit, or go on with the next task."""
         key, plan, best = running.key, running.plan, task.best
         if outcome.label is not None and key.stop - 1 in plan.exit_layers:
@@ -401,13 +395,13 @@ class WorkerState:
                 self._row(ResultRow(task.item, task.attempt, task.path, error=text, refused=True))
         self._out.append(Notice("segment-failed", f"{running.key.file}: {event.reason}"))
 
-    def _batch(self, batch: int) -> _Running:
+    def _batch(self, batch: int) -> Running:
         running = self._running
         if running is None or running.batch != batch:
             raise IllegalEventError(f"expected the end of the running batch, got {batch}", tuple(self.story))
         return running
 
-    def _free_output(self, running: _Running) -> None:
+    def _free_output(self, running: Running) -> None:
         if not running.last:
             self.store.release(running.key.stop)
 
@@ -419,6 +413,7 @@ class WorkerState:
                 self._moved.extend(command.moved)
             return
         self.totals.sent[command.to] -= 1
+        self.totals.unsent[command.to] += 1
         if peer := self.members.get(command.to):
             peer.out.unsent(command.seq, command.task.item)
         if command.task.run != self.run:
@@ -449,6 +444,7 @@ class WorkerState:
         del now
         before, self.control = self.control, control
         self._entries = self._find_entries()
+        self._out += self.standing.control(before, control)
         if before is not None and before.run != control.run:
             self._flush()
 
@@ -501,7 +497,7 @@ class WorkerState:
     def _forward_mandatory(self, now: float) -> None:
         """Send what this node cannot run to whoever can finish it soonest, as far as there is room."""
         for layer in self.store.outputs.latest_first():
-            if self._mine(layer) and not self.draining:
+            if self._mine(layer) and not self.leaving:
                 continue
             while self.store.outputs.waiting(layer):
                 candidates = self._candidates(now, layer)
@@ -515,7 +511,7 @@ class WorkerState:
         for layer in self.store.outputs.latest_first():
             while self._mine(layer) and self.store.outputs.waiting(layer):
                 own = Own(self.inputs, self.outputs, self.backlog_s(now))
-                to = self._offload(own, self._candidates(now, layer), self._rng)
+                to = self.standing.policy(own, self._candidates(now, layer), self._rng)
                 if to is None:
                     break
                 self._send(now, layer, to)
@@ -598,7 +594,7 @@ class WorkerState:
         tasks = tuple(held.task for held in helds)
         expected_s = count * self.seconds(key.entry, count)
         self._batches += 1
-        self._running = _Running(self._batches, plan, key, tasks, now, expected_s)
+        self._running = Running(self._batches, plan, key, tasks, now, expected_s)
         if not self._running.last:
             self.store.reserve(key.stop, count)
         self._out.append(RunSegment(self._batches, key, tasks))

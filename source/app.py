@@ -16,7 +16,9 @@ from rich.console import Console
 
 from mdi_exit import __version__
 from mdi_exit import topics as kinds
+from mdi_exit.broker_stats import BrokerStats
 from mdi_exit.driver import NodeDriver, new_incarnation
+from mdi_exit.energy import power_of
 from mdi_exit.engine import make_engine
 from mdi_exit.engine.profile import parse_profile
 from mdi_exit.errors import MdiExitError, UsageError, WireError
@@ -36,6 +38,7 @@ from mdi_exit.events import (
     SendReply,
     SetAdmission,
     StatusReceived,
+    TelemetryReceived,
     Tick,
 )
 from mdi_exit.exchange import LocalModel, ModelHost
@@ -47,9 +50,11 @@ from mdi_exit.requests import RequestLimits
 from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport
+from mdi_exit.vitals import Vitals
 from mdi_exit.wire import Message, Results, encode
 from mdi_exit.worker_config import WorkerConfig
 from source.config import REQUESTS_ONLY, SourceSettings
+from source.energy import EnergyLedger
 from source.inputs import Input, Sample, open_input, preprocess
 from source.reception import Reception
 from source.results import ResultsWriter, Summary, SummaryBuilder
@@ -78,13 +83,18 @@ class SourceDriver(NodeDriver):
         *,
         codec: str,
         samples: Input | None,
+        vitals: Vitals | None = None,
     ) -> None:
-        super().__init__(state, state.worker, topics, executor, codec=codec)
+        super().__init__(state, state.worker, topics, executor, codec=codec, vitals=vitals)
         self.source = state
+        self.broker_stats = BrokerStats()
+        self.hears_broker = True
+        self.more_samples.append(self.broker_stats.samples)
         self._artifact = artifact
         self.summary = SummaryBuilder()
         self.timeline = Timeline(state)
         self.results: ResultsWriter | None = None
+        self.energy = EnergyLedger()
         self.started_at: float | None = None
         self.last_result_at = 0.0
         self.bytes_by_node: dict[str, int] = {}
@@ -114,11 +124,23 @@ class SourceDriver(NodeDriver):
         self.use_model(self._artifact.manifest)
         await super().start(transport)
         self._host.republish()
+        if self.hears_broker:
+            await transport.subscribe(*kinds.SYS_STATS)
 
     def on_connected(self) -> None:
         super().on_connected()
         if self._claimed:
             self._host.republish()
+
+    def on_disconnected(self, reason: str) -> None:
+        self.broker_stats.clear()
+        super().on_disconnected(reason)
+
+    def on_message(self, topic: str, payload: bytes, retained: bool) -> None:
+        if topic.startswith(kinds.SYS_PREFIX):
+            self.broker_stats.received(topic, payload)
+        else:
+            super().on_message(topic, payload, retained)
 
     # --- input
 
@@ -158,6 +180,8 @@ class SourceDriver(NodeDriver):
             self._host.spans_changed([*spans, *own])
             if self._local is not None:
                 self._local.spans_changed([*spans, *own])
+        elif isinstance(event, TelemetryReceived) and (board := event.telemetry.board) is not None:
+            self.energy.seen(self._loop.time(), event.telemetry.node, event.telemetry.incarnation, board)
         elif isinstance(event, Tick):
             self._host.look_after(self._loop.time(), unserved=self._unserved())
         if self._samples is None and self.source.started:
@@ -171,6 +195,8 @@ class SourceDriver(NodeDriver):
         """The first item is asked for, or could be."""
         if self.started_at is None:
             self.started_at = self._loop.time()
+            self._see_own_energy()
+            self.energy.begin(self.started_at)
             self.started.set()
 
     def took_foreign(self, route: Route, payload: bytes, *, retained: bool) -> bool:
@@ -234,6 +260,9 @@ class SourceDriver(NodeDriver):
         if self.results is not None:
             self.results.write(record, self._artifact.manifest.labels)
 
+    def _see_own_energy(self) -> None:
+        self.energy.seen(self.vitals.read_at, self.name, self.worker.config.incarnation, self.vitals.board)
+
     def notice(self, notice: Notice) -> None:
         super().notice(notice)
         if notice.kind != "state":
@@ -250,6 +279,10 @@ class SourceDriver(NodeDriver):
         for peer in self.worker.members:
             if peer.telemetry is not None:
                 sent[peer.name] = peer.telemetry.sent_bytes
+        self._see_own_energy()
+        energy = self.energy.spent(max(self.last_result_at, self.started_at or 0.0))
+        worked = {self.name} if self.worker.totals.executed else set()
+        worked |= {p.name for p in self.worker.members if p.telemetry and p.telemetry.counters.get("executed")}
         busy_s = max(self.last_result_at - self.started_at, 0.0) if self.started_at is not None else 0.0
         return self.summary.finish(
             admitted=state.admitted,
@@ -261,6 +294,8 @@ class SourceDriver(NodeDriver):
             bytes_sent=sent,
             threshold=state.threshold,
             emulated=emulated,
+            energy=energy,
+            worked=worked,
         )
 
 
@@ -275,7 +310,10 @@ async def serve(settings: SourceSettings) -> int:
     engine = make_engine(settings.engine, threads=settings.threads, model=settings.model)
     state = _state(settings, engine.description, profile.name if profile else "")
     executor = Executor(engine, profile)
-    driver = SourceDriver(state, Topics(settings.deployment), executor, artifact, codec=settings.codec, samples=samples)
+    vitals = Vitals(power=power_of(settings.device, settings.profile), emulated=profile is not None)
+    topics = Topics(settings.deployment)
+    driver = SourceDriver(state, topics, executor, artifact, codec=settings.codec, samples=samples, vitals=vitals)
+    driver.hears_broker = settings.broker_stats != "none"
     with contextlib.ExitStack() as files:
         if settings.results is not None:
             driver.results = files.enter_context(ResultsWriter(settings.results, settings.overwrite))

@@ -246,7 +246,7 @@ def _conclude(settings: DemoSettings, artifact: Artifact, folder: Path, console:
     summary.render(console)
     picture = folder / "timeline.png"
     try:
-        from mdi_exit.demo.picture import draw
+        from mdi_exit.plot.timeline import draw
 
         emulated = f" (emulated: {summary.emulated})" if summary.emulated else ""
         draw(read_timeline(folder / "timeline.jsonl"), picture, f"mdi-exit demo{emulated}")
