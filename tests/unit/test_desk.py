@@ -220,6 +220,15 @@ async def test_the_threshold_goes_by_steps_from_where_it_was_aimed_at() -> None:
         assert stage.desk.given[4:] == ["threshold 1"], "not above 1"
 
 
+async def test_what_follows_the_load_goes_round() -> None:
+    async with staged() as (stage, pilot):
+        for adapt in ("threshold", "none", "rate"):
+            stage.view = changed(source=dataclasses_replace(REPORT, adapt=adapt))
+            await shown(stage, pilot)
+            await pilot.press("a")
+        assert stage.desk.given == ["adapt none", "adapt rate", "adapt threshold"]
+
+
 async def test_pausing_asks_and_resuming_does_not() -> None:
     async with staged() as (stage, pilot):
         await pilot.press("p")
