@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 PREFIX = "MDI_EXIT_"
-SECTIONS = ("agent", "source", "demo", "control", "top", "plot", "announce")
+SECTIONS = ("agent", "source", "demo", "control", "top", "plot", "announce", "serve")
 REQUIRED: Any = object()
 _METADATA_KEY = "mdi_exit.setting"
 _MAX_SECRET_BYTES = 64 * 1024
@@ -107,9 +107,9 @@ def setting(
     """Declare a field of a settings dataclass (``kw_only=True``).
 
     ``default`` may be ``REQUIRED``; ``derive`` computes a default from the values resolved so far. ``parse`` being
-    ``values.switch`` makes ``--flag`` and ``--no-flag``. A ``secret`` is never a flag nor in the TOML file: it comes
-    from its variable or from the file named by ``--KEY-file``, and is never printed. ``bare``: what the flag
-    means without a value.
+    ``values.switch`` makes ``--flag`` and ``--no-flag``; ``bare`` is what a flag means that no value follows. A ``secret``
+    is never a flag nor in the TOML file: it comes from its variable or from the file named by ``--KEY-file``, and is never
+    printed.
     """
     declared = {
         "default": default, "help": help, "flag": flag, "parse": parse, "metavar": metavar, "choices": tuple(choices),
@@ -303,10 +303,9 @@ def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> str:
         parser.add_argument(one.flag, dest=one.key, action="store_const", const="yes", help=line)
         parser.add_argument("--no-" + one.flag[2:], dest=one.key, action="store_const", const="no",
                             help=argparse.SUPPRESS)  # fmt: skip
-    elif one.bare is not None:
-        parser.add_argument(one.flag, dest=one.key, nargs="?", const=one.bare, metavar=one.metavar, help=line)
     else:
-        parser.add_argument(one.flag, dest=one.key, metavar=one.metavar, help=line)
+        optional: dict[str, Any] = {} if one.bare is None else {"nargs": "?", "const": one.bare}
+        parser.add_argument(one.flag, dest=one.key, metavar=one.metavar, help=line, **optional)
     return one.flag
 
 

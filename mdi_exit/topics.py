@@ -17,6 +17,7 @@ __all__ = [
     "CHUNK",
     "COMMANDS",
     "CONTROL",
+    "FRAMES",
     "HOME_LIFE",
     "HOME_STATE",
     "LAYERS",
@@ -51,6 +52,7 @@ class TopicKind:
 LAYERS    = TopicKind("layers/{span}/{node}",             "Features",  0, retain=False)
 RESULTS   = TopicKind("results/{node}",                   "Results",   1, retain=False)
 TELEMETRY = TopicKind("telemetry/{node}",                 "Telemetry", 0, retain=False)  # and the source's SourceReport
+FRAMES    = TopicKind("frames/{node}",                    "Frame",      0, retain=False)
 AGENTS    = TopicKind("agents/{node}",                    "Status",    1, retain=True)
 LINKS     = TopicKind("links/{node}/{sender}",            "Link",      0, retain=False)
 CONTROL   = TopicKind("control",                          "Control",   1, retain=True)
@@ -87,7 +89,20 @@ def _pattern(kind: TopicKind) -> re.Pattern[str]:
 
 _KINDS = [
     (kind, _pattern(kind))
-    for kind in (LAYERS, RESULTS, TELEMETRY, AGENTS, LINKS, CONTROL, COMMANDS, REQUESTS, REPLIES, MANIFEST, CHUNK)
+    for kind in (
+        LAYERS,
+        RESULTS,
+        TELEMETRY,
+        FRAMES,
+        AGENTS,
+        LINKS,
+        CONTROL,
+        COMMANDS,
+        REQUESTS,
+        REPLIES,
+        MANIFEST,
+        CHUNK,
+    )
 ]
 
 
@@ -151,6 +166,9 @@ class Topics:
 
     def telemetry(self, node: str) -> str:
         return f"{self._prefix}telemetry/{node}"
+
+    def frames(self, node: str) -> str:
+        return f"{self._prefix}frames/{node}"
 
     def agents(self, node: str) -> str:
         return f"{self._prefix}agents/{node}"

@@ -32,6 +32,17 @@ def home_prefix(text: str) -> str:
         return user_topic(text)
 
 
+def _per_second(value: str) -> float:
+    per_s = values.rate(value)
+    if per_s is None:
+        raise UsageError("", "pictures a second such as 4/s", repr(value))
+    return per_s
+
+
+def _show_per_second(value: float | None) -> str:
+    return "none" if value is None else values.show_rate(value)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSettings:
     """One source. Times are seconds, ``rate`` items a second (None: as fast as admission allows).
@@ -86,6 +97,10 @@ class SourceSettings:
     timeline: Path | None = setting(
         None, help="the run over time, one JSON line each half second", parse=values.path, metavar="FILE.jsonl"
     )
+    frames: float | None = setting(
+        None, help="publish small pictures of so many items a second, for the live page: 4/s", parse=_per_second,
+        metavar="N/s", show=_show_per_second,
+    )  # fmt: skip
     limit: int | None = setting(None, help="stop after so many items", parse=values.positive_int, metavar="N")
     duration: float | None = setting(
         None, help="stop offering after this time", parse=values.duration, metavar="TIME", show=values.show_seconds

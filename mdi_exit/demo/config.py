@@ -42,4 +42,8 @@ class DemoSettings:
     broker: values.BrokerAddress | None = setting(
         None, help="use this broker instead of starting one", parse=values.broker_address, metavar="URL"
     )
+    web: values.HostPort | None = setting(
+        None, help="serve the live page meanwhile, by default on 127.0.0.1:8080", parse=values.host_port,
+        metavar="HOST:PORT", bare="127.0.0.1:8080",
+    )  # fmt: skip
     out: Path = setting(Path("runs/demo"), help="where the files of the run go", parse=values.path, metavar="DIR")

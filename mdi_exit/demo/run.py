@@ -20,6 +20,7 @@ import msgspec
 from rich.console import Console
 
 from broker.embedded import embedded_broker
+from mdi_exit import values
 from mdi_exit.config import resolve
 from mdi_exit.demo.config import DemoSettings
 from mdi_exit.demo.deployment import Deployment, NodeSpec, RunSpec, read_deployment
@@ -28,6 +29,8 @@ from mdi_exit.demo.view import LiveView
 from mdi_exit.engine.onnx import OnnxEngine
 from mdi_exit.engine.profile import parse_profile
 from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.gateway.command import need_web
+from mdi_exit.gateway.config import GatewaySettings
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.snapshot import Snapshot, read_timeline
@@ -38,7 +41,9 @@ from source.results import Summary
 
 __all__ = ["main"]
 
+_DEPLOYMENT: Final = "demo"
 _LOAD_FACTOR: Final = 4.0
+_FRAMES_PER_S: Final = 2.0
 _START_S: Final = 60.0
 _POLL_S: Final = 0.1
 _SINGLE_IMAGES: Final = 300
@@ -96,7 +101,7 @@ def _schedule(settings: DemoSettings, run: RunSpec, duration_s: float) -> list[s
 
 
 def _node_flags(node: NodeSpec, url: str) -> list[str]:
-    flags = ["--broker", url, "--name", node.name, "--deployment", "demo"]
+    flags = ["--broker", url, "--name", node.name, "--deployment", _DEPLOYMENT]
     flags += ["--layers", str(node.layers)] if node.layers is not None else []
     flags += [f"--neighbours={','.join(node.neighbours)}"] if node.neighbours is not None else []
     return flags + (["--profile", node.profile] if node.profile else [])
@@ -112,6 +117,7 @@ def _source_flags(settings: DemoSettings, run: RunSpec, duration_s: float, folde
         *("--min-threshold", f"{min(0.4, threshold):g}", "--duration", f"{duration_s:g}s", "--overwrite"),
         *("--results", str(folder / "results.jsonl"), "--summary", str(folder / "summary.json")),
         *("--timeline", str(folder / "timeline.jsonl")),
+        *(() if settings.web is None else ("--frames", f"{_FRAMES_PER_S:g}/s")),
         *_schedule(settings, run, duration_s),
     ]
 
@@ -135,13 +141,13 @@ async def _demo(settings: DemoSettings, given: AbstractSet[str]) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with _broker(settings, console) as url:
+    async with _broker(settings, console) as url, _page(settings, url, console):
         fleet = Fleet(folder)
         try:
             await _watch(fleet, deployment, settings, url, duration_s, stop, console)
         finally:
             await fleet.stop()
-    return await asyncio.to_thread(_conclude, settings, artifact, folder, console)
+        return await asyncio.to_thread(_conclude, settings, artifact, folder, console)
 
 
 def _emptied(folder: Path) -> Path:
@@ -165,6 +171,21 @@ async def _broker(settings: DemoSettings, console: Console) -> AsyncIterator[str
     async with embedded_broker() as broker:
         console.print(f"broker: {broker.kind} on {broker.url}")
         yield broker.url
+
+
+@contextlib.asynccontextmanager
+async def _page(settings: DemoSettings, url: str, console: Console) -> AsyncIterator[None]:
+    """The gateway with its live page, where it is wanted; it stays until the summary is out."""
+    if settings.web is None:
+        yield
+        return
+    need_web("mdi-exit demo --web")
+    from mdi_exit.gateway.app import serving
+
+    gateway = GatewaySettings(broker=values.broker_address(url), deployment=_DEPLOYMENT, http=settings.web)
+    async with serving(gateway, "--web") as address:
+        console.print(f"live page: {address}")
+        yield
 
 
 async def _watch(
