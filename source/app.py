@@ -29,6 +29,7 @@ from mdi_exit.events import (
     GiveUp,
     InputEnded,
     InputOffered,
+    InputSkipped,
     ModelKnown,
     Notice,
     PrepareRequest,
@@ -53,11 +54,14 @@ from mdi_exit.transport import Transport
 from mdi_exit.vitals import Vitals
 from mdi_exit.wire import Message, Results, encode
 from mdi_exit.worker_config import WorkerConfig
-from source.config import REQUESTS_ONLY, SourceSettings
+from source.beside import beside
+from source.config import SourceSettings
 from source.energy import EnergyLedger
-from source.inputs import Input, Sample, open_input, preprocess
+from source.input_kinds import REQUESTS
+from source.inputs import Input, LiveInput, Sample, open_any, preprocess
 from source.reception import Reception
-from source.results import ResultsWriter, Summary, SummaryBuilder
+from source.results import Summary, SummaryBuilder
+from source.sinks import Sink, results_file
 from source.timeline import Timeline
 
 __all__ = ["SourceDriver", "serve"]
@@ -82,7 +86,7 @@ class SourceDriver(NodeDriver):
         artifact: Artifact,
         *,
         codec: str,
-        samples: Input | None,
+        samples: Input | LiveInput | None,
         vitals: Vitals | None = None,
     ) -> None:
         super().__init__(state, state.worker, topics, executor, codec=codec, vitals=vitals)
@@ -93,7 +97,7 @@ class SourceDriver(NodeDriver):
         self._artifact = artifact
         self.summary = SummaryBuilder()
         self.timeline = Timeline(state)
-        self.results: ResultsWriter | None = None
+        self.sinks: list[Sink] = []
         self.energy = EnergyLedger()
         self.started_at: float | None = None
         self.last_result_at = 0.0
@@ -106,7 +110,9 @@ class SourceDriver(NodeDriver):
         self._host = ModelHost(self, composer, state.config.run)
         self._local = LocalModel(self, composer, span) if span is not None else None
         self._reception = Reception(self, artifact.manifest)
-        self._samples: Iterator[Sample] | None = None if samples is None else iter(samples)
+        self._own_input = samples is not None
+        self._live = samples if isinstance(samples, LiveInput) else None
+        self._samples = samples if isinstance(samples, Input) else None
         self._wanted = asyncio.Semaphore(0)
         self._ready: asyncio.Queue[InputOffered | InputEnded] = asyncio.Queue(_PREFETCH)
 
@@ -118,8 +124,10 @@ class SourceDriver(NodeDriver):
         ]
 
     async def start(self, transport: Transport) -> None:
-        if self._samples is not None:
-            self.spawn("prefetch", self._prefetch(self._samples))
+        if self._live is not None:
+            self.spawn("draw", self._draw_live(self._live))
+        elif self._samples is not None:
+            self.spawn("prefetch", self._prefetch(iter(self._samples)))
             self.spawn("draw", self._draw())
         self.use_model(self._artifact.manifest)
         await super().start(transport)
@@ -170,6 +178,26 @@ class SourceDriver(NodeDriver):
             if isinstance(event, InputEnded):
                 return
 
+    async def _draw_live(self, samples: LiveInput) -> None:
+        """Nothing is read ahead: what is drawn is the newest that there is. What came before the first draw counts for
+        nothing.
+        """
+        await self.started.wait()
+        samples.newly_skipped()
+        while True:
+            await self._wanted.acquire()
+            sample = await samples.next()
+            self._tell_skipped(samples)
+            if sample is None:
+                self.feed(InputEnded())
+                return
+            x = await asyncio.to_thread(preprocess, sample.pixels, self._artifact.manifest.input)
+            self.feed(InputOffered(sample.id, x, x.nbytes, sample.truth))
+
+    def _tell_skipped(self, samples: LiveInput) -> None:
+        if (count := samples.newly_skipped()) > 0:
+            self.feed(InputSkipped(count))
+
     # --- events and commands
 
     def feed(self, event: Event) -> None:
@@ -184,7 +212,9 @@ class SourceDriver(NodeDriver):
             self.energy.seen(self._loop.time(), event.telemetry.node, event.telemetry.incarnation, board)
         elif isinstance(event, Tick):
             self._host.look_after(self._loop.time(), unserved=self._unserved())
-        if self._samples is None and self.source.started:
+            if self._live is not None:
+                self._tell_skipped(self._live)
+        if not self._own_input and self.source.started:
             self._begin()
         if not self.source.pending:
             self.answered.set()
@@ -257,8 +287,8 @@ class SourceDriver(NodeDriver):
         self.last_result_at = self._loop.time()
         self.summary.add(record)
         self.timeline.add(record)
-        if self.results is not None:
-            self.results.write(record, self._artifact.manifest.labels)
+        for sink in self.sinks:
+            sink.write(record, self._artifact.manifest.labels)
 
     def _see_own_energy(self) -> None:
         self.energy.seen(self.vitals.read_at, self.name, self.worker.config.incarnation, self.vitals.board)
@@ -316,10 +346,13 @@ async def serve(settings: SourceSettings) -> int:
     driver.hears_broker = settings.broker_stats != "none"
     with contextlib.ExitStack() as files:
         if settings.results is not None:
-            driver.results = files.enter_context(ResultsWriter(settings.results, settings.overwrite))
+            driver.sinks.append(files.enter_context(results_file(settings.results, settings.overwrite)))
         timeline = files.enter_context(_opened(settings.timeline)) if settings.timeline is not None else None
         log.info("source %s: %s, model %s", settings.name, settings.input, artifact.manifest.name)
-        async with joined(driver, settings) as transport:
+        async with (
+            joined(driver, settings) as transport,
+            beside(driver, transport, settings, samples, artifact.manifest),
+        ):
             await _run(driver, transport, settings, stop, timeline)
     summary = driver.finished(_emulated(driver))
     if settings.summary is not None:
@@ -328,16 +361,18 @@ async def serve(settings: SourceSettings) -> int:
     return 0
 
 
-def _samples(settings: SourceSettings, artifact: Artifact) -> Input | None:
-    if settings.input == REQUESTS_ONLY:
+def _samples(settings: SourceSettings, artifact: Artifact) -> Input | LiveInput | None:
+    if settings.input.kind is REQUESTS:
         return None
-    return open_input(
-        settings.input,
+    return open_any(
+        settings.input.text,
         artifact.manifest,
         limit=settings.limit,
         cycle=settings.duration is not None or settings.limit is not None,
         shuffle_seed=settings.seed if settings.shuffle else None,
         data_dir=settings.data_dir,
+        fps=settings.fps,
+        realtime=settings.realtime,
     )
 
 
@@ -370,7 +405,7 @@ def _state(settings: SourceSettings, engine: str, emulated: str) -> SourceState:
     first = settings.schedule.phases[0].rate_per_s if settings.schedule else settings.rate
     config = SourceConfig(
         run=time.time_ns() // 1000,
-        own_input=settings.input != REQUESTS_ONLY,
+        own_input=settings.input.kind is not REQUESTS,
         rate_per_s=first,
         arrivals=settings.arrivals,  # type: ignore[arg-type]  # checked by the setting's choices
         adapt=settings.adapt,  # type: ignore[arg-type]
