@@ -88,7 +88,9 @@ class SourceSettings:
     publish: str | None = setting(
         None, help="publish each result as JSON on this topic", parse=user_topic, metavar="TOPIC"
     )
-    publish_qos: int = setting(0, help="0: at most once, 1: at least once", parse=values.integer(0, 1), metavar="N")
+    publish_qos: int = setting(
+        0, help="of --publish; 1: the broker acknowledges each", parse=values.integer(0, 1), metavar="N"
+    )
     home_assistant: str | None = setting(
         None, help=f"show labels and node health in Home Assistant, whose discovery prefix is {DEFAULT_PREFIX} unless given; "
         "off removes what earlier runs have left", parse=home_prefix, metavar="PREFIX", bare="on",

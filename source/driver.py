@@ -142,13 +142,17 @@ class SourceDriver(NodeDriver):
     def _read_some(self, samples: Iterator[Sample]) -> list[InputOffered | InputEnded]:
         read: list[InputOffered | InputEnded] = []
         for sample in samples:
-            x = preprocess(sample.pixels, self._artifact.manifest.input)
-            read.append(InputOffered(sample.id, x, x.nbytes, sample.truth))
-            if self.pictures is not None:
-                self.pictures.offer(sample.id, sample.pixels)
+            read.append(self._offer_of(sample))
             if len(read) >= _PREFETCH_AT_ONCE:
                 break
         return read
+
+    def _offer_of(self, sample: Sample) -> InputOffered:
+        """A sample of whichever input, made ready in a thread."""
+        x = preprocess(sample.pixels, self._artifact.manifest.input)
+        if self.pictures is not None:
+            self.pictures.offer(sample.id, sample.pixels)
+        return InputOffered(sample.id, x, x.nbytes, sample.truth)
 
     async def _draw(self) -> None:
         while True:
@@ -171,10 +175,7 @@ class SourceDriver(NodeDriver):
             if sample is None:
                 self.feed(InputEnded())
                 return
-            x = await asyncio.to_thread(preprocess, sample.pixels, self._artifact.manifest.input)
-            if self.pictures is not None:
-                self.pictures.offer(sample.id, sample.pixels)
-            self.feed(InputOffered(sample.id, x, x.nbytes, sample.truth))
+            self.feed(await asyncio.to_thread(self._offer_of, sample))
 
     def _tell_skipped(self, samples: LiveInput) -> None:
         if (count := samples.newly_skipped()) > 0:
