@@ -234,7 +234,7 @@ async def serve(settings: SourceSettings) -> int:
         settings.input,
         artifact.manifest,
         limit=settings.limit,
-        cycle=settings.duration is not None or settings.limit is not None,
+        cycle=settings.repeat or settings.duration is not None or settings.limit is not None,
         shuffle_seed=settings.seed if settings.shuffle else None,
         data_dir=settings.data_dir,
     )
