@@ -11,6 +11,7 @@ from edge_agent.config import AgentSettings
 from mdi_exit import __version__
 from mdi_exit import topics as kinds
 from mdi_exit.driver import NodeDriver, new_incarnation
+from mdi_exit.energy import power_of
 from mdi_exit.engine import make_engine
 from mdi_exit.engine.profile import parse_profile
 from mdi_exit.errors import UsageError
@@ -20,6 +21,7 @@ from mdi_exit.executor import Executor
 from mdi_exit.program import joined, stop_requested
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport
+from mdi_exit.vitals import Vitals
 from mdi_exit.wire import Chunk, Control, Manifest, Message, Status
 from mdi_exit.worker_config import WorkerConfig
 from mdi_exit.worker_state import WorkerState
@@ -106,7 +108,8 @@ async def serve(settings: AgentSettings) -> int:
         version=__version__,
     )
     worker = WorkerState(config, Random(config.incarnation))
-    driver = AgentDriver(worker, worker, Topics(settings.deployment), Executor(engine, profile))
+    vitals = Vitals(power=power_of(settings.device, settings.profile), emulated=profile is not None)
+    driver = AgentDriver(worker, worker, Topics(settings.deployment), Executor(engine, profile), vitals=vitals)
     log.info("%s: layers %s, deployment %s, broker %s", config.name, config.span, settings.deployment, settings.broker)
     async with joined(driver, settings) as transport:
         await _until_stopped(driver, transport, settings, stop)

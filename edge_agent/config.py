@@ -11,6 +11,7 @@ from typing import Any
 
 from mdi_exit import values
 from mdi_exit.config import REQUIRED, Resolved, resolve, setting
+from mdi_exit.energy import DEVICES
 from mdi_exit.engine import ENGINES
 from mdi_exit.errors import UsageError
 from mdi_exit.logs import FORMATS, LEVELS
@@ -57,9 +58,13 @@ class AgentSettings:
     neighbours: tuple[str, ...] | None = setting(
         None, help="the only nodes to send to: NAME,NAME", parse=values.names, metavar="NAMES"
     )
-    metrics: values.HostPort = setting(
-        values.HostPort("127.0.0.1", 0), help="where to serve metrics; port 0: a free one", parse=values.host_port,
-        metavar="HOST:PORT",
+    metrics: values.HostPort | None = setting(
+        values.HostPort("127.0.0.1", 0), help="where to serve metrics; port 0: a free one; off: not at all",
+        parse=values.host_port_or_off, metavar="HOST:PORT", show=values.show_off,
+    )  # fmt: skip
+    device: str | None = setting(
+        None, help="the board, for an estimate of its energy where no sensor is; default: that of --profile",
+        choices=tuple(DEVICES),
     )  # fmt: skip
     profile: str | None = setting(
         None, help="stretch compute to a named device (emulation)", parse=values.device, metavar="DEVICE"

@@ -12,13 +12,12 @@ import logging
 import time
 import zlib
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import msgspec
 import numpy as np
-import psutil
 
 from mdi_exit import topics as kinds
 from mdi_exit.errors import MdiExitError, StartError, TransportError, WireError
@@ -51,12 +50,15 @@ from mdi_exit.events import (
     TransportUp,
 )
 from mdi_exit.executor import Encoded, Executor, tensor_of
+from mdi_exit.histogram import Histogram
 from mdi_exit.logs import Throttle
 from mdi_exit.model.manifest import Manifest
+from mdi_exit.reports import Shortener
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.tensors import check_payload, encode_tensor
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport, Will
+from mdi_exit.vitals import Vitals
 from mdi_exit.wire import (
     Ack,
     Control,
@@ -72,14 +74,17 @@ from mdi_exit.wire import (
 )
 from mdi_exit.worker_state import WorkerState
 
-__all__ = ["NodeDriver", "State", "new_incarnation"]
+__all__ = ["NodeDriver", "Sample", "State", "new_incarnation"]
 
 log = logging.getLogger(__name__)
+
+Sample = tuple[str, tuple[str, ...], float | Histogram]  # of a metric: its name, the values of its labels, its value
 
 _DRAIN_S: Final = 5.0
 _STATUS_S: Final = 0.25
 _LIFE_S: Final = 2.0
 _LEAST_WAIT_S: Final = 0.0005
+_BRIEF_IN_A_ROW: Final = 8
 
 
 def new_incarnation() -> int:
@@ -98,11 +103,18 @@ class State(Protocol):
 class NodeDriver:
     """Drives ``state``, whose node is ``worker`` (the same object on an agent).
 
-    ``codec``: of the features that this node sends.
+    ``codec``: of the features that this node sends; ``more_samples``: of metrics that others add to the node's own.
     """
 
     def __init__(
-        self, state: State, worker: WorkerState, topics: Topics, executor: Executor, *, codec: str = "float32"
+        self,
+        state: State,
+        worker: WorkerState,
+        topics: Topics,
+        executor: Executor,
+        *,
+        codec: str = "float32",
+        vitals: Vitals | None = None,
     ) -> None:
         self.state, self.worker, self.topics, self.executor, self.codec = state, worker, topics, executor, codec
         self.manifest: Manifest | None = None
@@ -120,8 +132,11 @@ class NodeDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._throttle = Throttle(60.0)
-        self._process = psutil.Process()
+        self.vitals = vitals or Vitals()
+        self.more_samples: list[Callable[[], Iterable[Sample]]] = []
+        self._shortener = Shortener()
         self._route = lru_cache(4096)(topics.parse)
+        self._brief: RunSegment | None = None
         self._closed = False
 
     @property
@@ -152,14 +167,21 @@ class NodeDriver:
         return patterns
 
     def cpu_percent(self) -> float:
-        """Of one core, by this process, since the last call."""
-        return max(float(self._process.cpu_percent(None)), 0.0)
+        """Of one core, by this process, over the last moments."""
+        return self.vitals.cpu_percent(self._loop.time())
+
+    def full_telemetry(self, telemetry: Telemetry) -> Telemetry:
+        """The core's load report with what only the driver knows."""
+        return msgspec.structs.replace(
+            telemetry, sent_bytes=self.sent_bytes, cpu_percent=self.cpu_percent(), board=self.vitals.board
+        )
 
     # --- life
 
     async def start(self, transport: Transport) -> None:
         """Claim the name, once connected, and take part. Raises ``StartError`` if a live node has the name."""
         self._transport = transport
+        self.spawn("vitals", self.vitals.watch(lambda: self.worker.totals.compute_s))
         self._own_status, self._own_life = self._loop.create_future(), self._loop.create_future()
         await transport.subscribe(self.topics.agents(self.name), 1)
         await transport.subscribe(self.topics.telemetry(self.name), 0)
@@ -221,14 +243,22 @@ class NodeDriver:
     # --- events in
 
     def feed(self, event: Event) -> None:
-        """Give the core an event and carry out what it wants."""
-        if self._closed:
-            return
-        try:
-            for command in self.state.handle(self._loop.time(), event):
-                self.carry_out(command)
-        except Exception as error:  # noqa: BLE001 - a defect of the core ends the node, with its story
-            self.fail(error)
+        """Give the core an event and carry out what it wants, a few brief segments and what follows from them included."""
+        for _ in range(_BRIEF_IN_A_ROW):
+            if self._closed:
+                return
+            try:
+                for command in self.state.handle(self._loop.time(), event):
+                    self.carry_out(command)
+                brief, self._brief = self._brief, None
+                if brief is None:
+                    break
+                event = self.executor.run_here(brief)
+            except Exception as error:  # noqa: BLE001 - a defect of the core ends the node, with its story
+                self.fail(error)
+                return
+        else:
+            self._loop.call_soon(self.feed, event)  # others want the loop too
             return
         self._set_timer()
 
@@ -371,7 +401,7 @@ class NodeDriver:
         match command:
             case RunSegment():
                 if self.executor.is_brief(command):
-                    self._loop.call_soon(lambda: self.feed(self.executor.run_here(command)))
+                    self._brief = command
                 else:
                     self.spawn(f"segment {command.batch}", self._run(command))
             case SendTask():
@@ -381,8 +411,8 @@ class NodeDriver:
                 if not self.publish(kinds.RESULTS, self.topics.results(self.name), encode(message)):
                     self._loop.call_soon(self.feed, SendFailed(command))
             case SendTelemetry(telemetry):
-                full = msgspec.structs.replace(telemetry, sent_bytes=self.sent_bytes, cpu_percent=self.cpu_percent())
-                self.publish(kinds.TELEMETRY, self.topics.telemetry(self.name), encode(full))
+                report = self._shortener.shortened(self._loop.time(), self.full_telemetry(telemetry))
+                self.publish(kinds.TELEMETRY, self.topics.telemetry(self.name), encode(report))
             case SendReport(report):
                 self.publish(kinds.TELEMETRY, self.topics.telemetry(self.name), encode(report))
             case SendStatus(status):

@@ -98,7 +98,8 @@ class Executor:
     def _run(self, command: RunSegment) -> SegmentDone | SegmentFailed:
         begin = time.perf_counter()
         try:
-            x = np.stack([tensor_of(task.payload) for task in command.tasks])
+            tensors = [tensor_of(task.payload) for task in command.tasks]
+            x = np.stack(tensors) if len(tensors) > 1 else tensors[0][None]
             output = self.engine.run(command.key, x)
             labels: list[int | None] = [None] * len(x)
             scores = [0.0] * len(x)

@@ -150,8 +150,13 @@ class Outbound:
         self.used[entry.layer] = max(self.used[entry.layer] - 1, 0)
 
     def reported(self, now: float, inputs: int, backlog_s: float, seq: int) -> None:
-        """The receiver's own word on its input queue (tasks) and backlog (seconds), having seen up to ``seq``."""
-        self.inputs, self.backlog_s, self.reported_at, self.reported_seq = inputs, backlog_s, now, seq
+        """The receiver's own word on its input queue (tasks) and backlog (seconds), having seen up to ``seq``.
+
+        A report need not say ``seq`` again; a number never sent is of an earlier start of this node.
+        """
+        self.inputs, self.backlog_s, self.reported_at = inputs, backlog_s, now
+        if self.reported_seq < seq <= self.seq:
+            self.reported_seq = seq
 
     def load(self, now: float, speed_s: dict[int, float], fallback_s: float) -> tuple[float, float]:
         """(I_m, I_m Γ_m) now: the last report, run down by the time since, plus what was sent and not yet seen."""

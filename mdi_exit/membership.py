@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from mdi_exit.links import Inbound, Outbound
+from mdi_exit.reports import completed
 from mdi_exit.span import LayerSpan
 from mdi_exit.wire import Status, Telemetry
 
@@ -94,7 +95,7 @@ class Members:
         peer = self.peers.get(telemetry.node)
         if peer is None or peer.status.incarnation != telemetry.incarnation:
             return Change.NONE
-        peer.telemetry = telemetry
+        peer.telemetry = completed(peer.telemetry, telemetry)
         peer.out.reported(now, telemetry.inputs, telemetry.backlog_s, telemetry.received.get(self.name, 0))
         return self.heard(now, telemetry.node, telemetry.incarnation)
 

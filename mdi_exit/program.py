@@ -26,7 +26,7 @@ class Connection(Protocol):
     @property
     def broker(self) -> values.BrokerAddress: ...
     @property
-    def metrics(self) -> values.HostPort: ...
+    def metrics(self) -> values.HostPort | None: ...
     @property
     def keepalive(self) -> float: ...
     @property
@@ -47,14 +47,17 @@ async def joined(driver: NodeDriver, settings: Connection) -> AsyncIterator[Tran
         password=settings.password,
         keepalive_s=max(round(settings.keepalive), 1),
     )
-    metrics = serve_metrics(settings.metrics.host, settings.metrics.port, driver, transport)
+    where = settings.metrics
+    metrics = serve_metrics(where.host, where.port, driver, transport) if where is not None else None
     try:
-        log.info("metrics on %s", metrics.address)
+        if metrics is not None:
+            log.info("metrics on %s", metrics.address)
         async with transport:
             yield transport
     finally:
         driver.close()
-        metrics.close()
+        if metrics is not None:
+            metrics.close()
 
 
 def stop_requested() -> asyncio.Event:

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections import deque
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from mdi_exit.errors import UsageError
 
-__all__ = ["NodeSnapshot", "Snapshot", "read_timeline"]
+__all__ = ["NodeSnapshot", "Rate", "Snapshot", "read_timeline"]
+
+_RATE_S: Final = 2.0
+
+
+@dataclass(slots=True)
+class Rate:
+    """A counter's growth per second over the last two seconds."""
+
+    seen: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def update(self, now: float, total: int) -> float:
+        """The rate, with ``total`` read at ``now``."""
+        self.seen.append((now, total))
+        while len(self.seen) > 2 and now - self.seen[0][0] > _RATE_S:
+            self.seen.popleft()
+        (then, before) = self.seen[0]
+        return (total - before) / (now - then) if now > then else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from mdi_exit.events import (
     Tick,
     TransportUp,
 )
+from mdi_exit.histogram import ItemHistograms
 from mdi_exit.policy.steps import QueueBands, RateSteps, ThresholdSteps, next_interval_s, next_threshold, smoothed
 from mdi_exit.segments import ModelPlan
 from mdi_exit.span import LayerSpan, missing_layers
@@ -136,6 +137,8 @@ class SourceState:
         self.refused = self.duplicates = self.retried = self.unknown = 0
         self.right = self.judged = 0
         self.exits: Counter[int] = Counter()
+        self.items = ItemHistograms()
+        self.noticed: Counter[str] = Counter()
         self.missing: tuple[int, ...] | None = None
         self._missing_since = 0.0
         self._told_missing: tuple[int, ...] | None = None
@@ -206,6 +209,7 @@ class SourceState:
         for command in self._out:
             if isinstance(command, Notice):
                 self._happenings += 1
+                self.noticed[command.kind] += 1
                 kept = Happening(self._happenings, 0.0, command.kind[:40], command.text[:400])
                 self.happened.append((now, kept))
 
@@ -273,7 +277,7 @@ class SourceState:
             threshold=self.threshold,
             floor=self.config.floor,
             adapt=self.config.adapt,
-            rate_per_s=1.0 / self.interval_s if self._paced else None,
+            rate_per_s=self.offered_per_s,
             paused=self.stopped,
             latency_s=_quantiles(self.latencies_s),
             happened=tuple(
@@ -284,6 +288,11 @@ class SourceState:
         )
 
     # --- admission
+
+    @property
+    def offered_per_s(self) -> float | None:
+        """Items offered a second; None: as fast as admission allows."""
+        return 1.0 / self.interval_s if self._paced else None
 
     @property
     def _paced(self) -> bool:
@@ -374,6 +383,7 @@ class SourceState:
             self.completed += 1
             self.exits[row.exit] += 1
             self.latencies_s.append(now - entry.admitted_at)
+            self.items.add(now - entry.admitted_at, *row.times, row.exit, row.score)
             if entry.truth is not None:
                 self.judged += 1
                 self.right += row.label == entry.truth

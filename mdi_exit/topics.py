@@ -21,6 +21,8 @@ __all__ = [
     "LINKS",
     "MANIFEST",
     "RESULTS",
+    "SYS_PREFIX",
+    "SYS_STATS",
     "TELEMETRY",
     "Route",
     "TopicKind",
@@ -50,6 +52,9 @@ COMMANDS  = TopicKind("commands/{node}",                  "Order",     1, retain
 MANIFEST  = TopicKind("model/manifest",                   "Manifest",  1, retain=True)
 CHUNK     = TopicKind("model/{digest}/{file}/{chunk}",    "Chunk",     1, retain=True)
 # fmt: on
+
+SYS_PREFIX = "$SYS/"  # the broker's own topics, outside of every deployment
+SYS_STATS = (f"{SYS_PREFIX}broker/#", 0)  # what Mosquitto says of itself; the source listens
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _FIELD = {

@@ -25,6 +25,7 @@ __all__ = [
     "duration",
     "fraction",
     "host_port",
+    "host_port_or_off",
     "integer",
     "name",
     "names",
@@ -32,6 +33,7 @@ __all__ = [
     "positive_float",
     "positive_int",
     "rate",
+    "show_off",
     "show_rate",
     "show_seconds",
     "switch",
@@ -92,6 +94,11 @@ def host_port(value: str) -> HostPort:
     if not fits or int(port) > 65535:
         raise UsageError("", "HOST:PORT such as 127.0.0.1:9100", repr(value))
     return HostPort(host, int(port))
+
+
+def host_port_or_off(value: str) -> HostPort | None:
+    """``HOST:PORT``, or ``off``: None."""
+    return None if value.strip() == "off" else host_port(value)
 
 
 def name(value: str) -> str:
@@ -184,6 +191,10 @@ def switch(value: str) -> bool:
     if lowered in {"0", "false", "no", "off"}:
         return False
     raise UsageError("", "true or false", repr(value))
+
+
+def show_off(value: object) -> str:
+    return "off" if value is None else str(value)
 
 
 def show_rate(value: float | None) -> str:

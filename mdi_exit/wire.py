@@ -142,13 +142,17 @@ class LinkLoad(Struct, frozen=True, array_like=True):
 
 
 class Board(Struct, frozen=True, array_like=True):
-    """The device of a node, as far as it can be read. ``energy_j``: since the start; ``measured``: by a sensor."""
+    """The device of a node, as far as it can be read. ``energy_j``: since the start; ``measured``: by a sensor.
+
+    ``host``: the same for nodes that share a machine, whose sensor then tells each of them of all.
+    """
 
     memory_bytes: UInt = 0
     temperature_c: float | None = None
     power_w: Seconds | None = None
     energy_j: Seconds | None = None
     measured: bool = False
+    host: Annotated[str, Meta(max_length=16)] = ""
 
 
 class Telemetry(Struct, frozen=True, array_like=True, tag="telemetry"):

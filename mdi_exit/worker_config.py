@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from mdi_exit.histogram import RUN_BUCKETS_S, Histogram
 from mdi_exit.span import LayerSpan
 
 __all__ = ["Totals", "WorkerConfig"]
@@ -40,7 +41,10 @@ class WorkerConfig:
 
 @dataclass(slots=True)
 class Totals:
-    """What has happened since the start. ``exits`` is by exit number, ``sent`` by neighbour."""
+    """What has happened since the start. ``exits`` is by exit number, ``sent`` by neighbour, ``run_s`` by entry layer.
+
+    ``unsent``: tasks that the transport did not take, by neighbour; they are not in ``sent``.
+    """
 
     received: int = 0
     injected: int = 0
@@ -53,7 +57,18 @@ class Totals:
     dropped: int = 0
     exits: Counter[int] = field(default_factory=Counter)
     sent: Counter[str] = field(default_factory=Counter)
+    unsent: Counter[str] = field(default_factory=Counter)
     compute_s: float = 0.0
+    run_s: dict[int, Histogram] = field(default_factory=dict)
+
+    def ran(self, entry: int, count: int, seconds: float) -> None:
+        """One run of the segment that starts at layer ``entry``, of ``count`` tasks."""
+        self.executed += count
+        self.batches += 1
+        self.compute_s += seconds
+        if entry not in self.run_s:
+            self.run_s[entry] = Histogram(RUN_BUCKETS_S)
+        self.run_s[entry].add(seconds)
 
     def counters(self) -> dict[str, int]:
         """What telemetry carries of it."""

@@ -12,9 +12,11 @@ are drawn once per decision epoch.
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import Final, assert_never
+
+from msgspec.structs import replace
 
 from mdi_exit.errors import IllegalEventError
 from mdi_exit.events import (
@@ -352,9 +354,7 @@ class WorkerState:
             raise IllegalEventError("the last segment gave no label", tuple(self.story))
         self._running = None
         self._seconds.add(running.key, len(running.tasks), event.seconds)
-        self.totals.executed += len(running.tasks)
-        self.totals.batches += 1
-        self.totals.compute_s += event.seconds
+        self.totals.ran(running.key.entry, len(running.tasks), event.seconds)
         share_s = event.seconds / len(running.tasks)
         for task, outcome in zip(running.tasks, event.outcomes, strict=True):
             if task.run != self.run or self.plan is None or running.plan.digest != self.plan.digest:
@@ -416,6 +416,7 @@ class WorkerState:
                 self._moved.extend(command.moved)
             return
         self.totals.sent[command.to] -= 1
+        self.totals.unsent[command.to] += 1
         if peer := self.members.get(command.to):
             peer.out.unsent(command.seq, command.task.item)
         if command.task.run != self.run:

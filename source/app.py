@@ -16,7 +16,9 @@ from rich.console import Console
 
 from mdi_exit import __version__
 from mdi_exit import topics as kinds
+from mdi_exit.broker_stats import BrokerStats
 from mdi_exit.driver import NodeDriver, new_incarnation
+from mdi_exit.energy import power_of
 from mdi_exit.engine import make_engine
 from mdi_exit.engine.profile import parse_profile
 from mdi_exit.errors import MdiExitError, UsageError, WireError
@@ -34,6 +36,7 @@ from mdi_exit.events import (
     SendControl,
     SetAdmission,
     StatusReceived,
+    TelemetryReceived,
     Tick,
 )
 from mdi_exit.exchange import LocalModel, ModelHost
@@ -44,9 +47,11 @@ from mdi_exit.program import joined, stop_requested
 from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport
+from mdi_exit.vitals import Vitals
 from mdi_exit.wire import Message, Results, encode
 from mdi_exit.worker_config import WorkerConfig
 from source.config import SourceSettings
+from source.energy import EnergyLedger
 from source.inputs import Input, Sample, open_input, preprocess
 from source.results import ResultsWriter, Summary, SummaryBuilder
 from source.timeline import Timeline
@@ -66,14 +71,25 @@ class SourceDriver(NodeDriver):
     """A node driver with an input, results, and a model to serve."""
 
     def __init__(
-        self, state: SourceState, topics: Topics, executor: Executor, artifact: Artifact, *, codec: str, samples: Input
+        self,
+        state: SourceState,
+        topics: Topics,
+        executor: Executor,
+        artifact: Artifact,
+        *,
+        codec: str,
+        samples: Input,
+        vitals: Vitals | None = None,
     ) -> None:
-        super().__init__(state, state.worker, topics, executor, codec=codec)
+        super().__init__(state, state.worker, topics, executor, codec=codec, vitals=vitals)
         self.source = state
+        self.broker_stats = BrokerStats()
+        self.more_samples.append(self.broker_stats.samples)
         self._artifact = artifact
         self.summary = SummaryBuilder()
         self.timeline = Timeline(state)
         self.results: ResultsWriter | None = None
+        self.energy = EnergyLedger()
         self.started_at: float | None = None
         self.last_result_at = 0.0
         self.bytes_by_node: dict[str, int] = {}
@@ -89,7 +105,7 @@ class SourceDriver(NodeDriver):
         self._ready: asyncio.Queue[InputOffered | InputEnded] = asyncio.Queue(_PREFETCH)
 
     def subscriptions(self) -> list[tuple[str, int]]:
-        return [*super().subscriptions(), (self.topics.results("+"), kinds.RESULTS.qos)]
+        return [*super().subscriptions(), (self.topics.results("+"), kinds.RESULTS.qos), kinds.SYS_STATS]
 
     async def start(self, transport: Transport) -> None:
         self.spawn("prefetch", self._prefetch())
@@ -102,6 +118,16 @@ class SourceDriver(NodeDriver):
         super().on_connected()
         if self._claimed:
             self._host.republish()
+
+    def on_disconnected(self, reason: str) -> None:
+        self.broker_stats.clear()
+        super().on_disconnected(reason)
+
+    def on_message(self, topic: str, payload: bytes, retained: bool) -> None:
+        if topic.startswith(kinds.SYS_PREFIX):
+            self.broker_stats.received(topic, payload)
+        else:
+            super().on_message(topic, payload, retained)
 
     # --- input
 
@@ -141,6 +167,8 @@ class SourceDriver(NodeDriver):
             self._host.spans_changed([*spans, *own])
             if self._local is not None:
                 self._local.spans_changed([*spans, *own])
+        elif isinstance(event, TelemetryReceived) and (board := event.telemetry.board) is not None:
+            self.energy.seen(self._loop.time(), event.telemetry.node, event.telemetry.incarnation, board)
         elif isinstance(event, Tick):
             self._host.look_after(self._loop.time(), unserved=self._unserved())
         if not self.source.pending:
@@ -180,6 +208,8 @@ class SourceDriver(NodeDriver):
             case DrawInput():
                 if self.started_at is None:
                     self.started_at = self._loop.time()
+                    self._see_own_energy()
+                    self.energy.begin(self.started_at)
                     self.started.set()
                 self._wanted.release()
             case Record():
@@ -195,6 +225,9 @@ class SourceDriver(NodeDriver):
         self.timeline.add(record)
         if self.results is not None:
             self.results.write(record, self._artifact.manifest.labels)
+
+    def _see_own_energy(self) -> None:
+        self.energy.seen(self.vitals.read_at, self.name, self.worker.config.incarnation, self.vitals.board)
 
     def notice(self, notice: Notice) -> None:
         super().notice(notice)
@@ -212,6 +245,10 @@ class SourceDriver(NodeDriver):
         for peer in self.worker.members:
             if peer.telemetry is not None:
                 sent[peer.name] = peer.telemetry.sent_bytes
+        self._see_own_energy()
+        energy = self.energy.spent(max(self.last_result_at, self.started_at or 0.0))
+        worked = {self.name} if self.worker.totals.executed else set()
+        worked |= {p.name for p in self.worker.members if p.telemetry and p.telemetry.counters.get("executed")}
         busy_s = max(self.last_result_at - self.started_at, 0.0) if self.started_at is not None else 0.0
         return self.summary.finish(
             admitted=state.admitted,
@@ -223,6 +260,8 @@ class SourceDriver(NodeDriver):
             bytes_sent=sent,
             threshold=state.threshold,
             emulated=emulated,
+            energy=energy,
+            worked=worked,
         )
 
 
@@ -244,7 +283,9 @@ async def serve(settings: SourceSettings) -> int:
     engine = make_engine(settings.engine, threads=settings.threads, model=settings.model)
     state = _state(settings, engine.description, profile.name if profile else "")
     executor = Executor(engine, profile)
-    driver = SourceDriver(state, Topics(settings.deployment), executor, artifact, codec=settings.codec, samples=samples)
+    vitals = Vitals(power=power_of(settings.device, settings.profile), emulated=profile is not None)
+    topics = Topics(settings.deployment)
+    driver = SourceDriver(state, topics, executor, artifact, codec=settings.codec, samples=samples, vitals=vitals)
     with contextlib.ExitStack() as files:
         if settings.results is not None:
             driver.results = files.enter_context(ResultsWriter(settings.results, settings.overwrite))

@@ -9,7 +9,7 @@ import stat
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from rich.table import Table
 
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.events import Record
+from source.energy import RunEnergy
 
 __all__ = ["Latency", "ResultsWriter", "Summary", "SummaryBuilder", "result_line"]
 
@@ -122,7 +123,9 @@ class Summary:
     ``refused``: turned away before admission; ``duplicates``: results received and discarded; ``retried``: attempts
     beyond the first; ``accuracy``: share of completed items with a known truth that are right, None without any;
     ``exits``: completed items by exit; ``bytes_sent``: by node; ``error_reasons``: errors by their text;
-    ``single_process_per_s``: what one process alone reaches on this machine, unemulated.
+    ``single_process_per_s``: what one process alone reaches on this machine, unemulated; ``energy_j``: by node, as far as
+    known, ``energy_method`` being ``sensor`` or ``estimate``; ``joules_per_item``: of all of them by completed items, None
+    where the energy of a node that ran layers is not known.
     """
 
     admitted: int
@@ -142,6 +145,9 @@ class Summary:
     emulated: str | None = None
     single_process_per_s: float | None = None
     error_reasons: Mapping[str, int] | None = None
+    energy_j: Mapping[str, float] | None = None
+    energy_method: Mapping[str, str] | None = None
+    joules_per_item: float | None = None
 
     @property
     def balanced(self) -> bool:
@@ -191,6 +197,7 @@ class Summary:
             rows.append((f"exit {number}", f"{count:,}", f"{_percent(count / total)} of the items stopped here"))
         for node, sent in sorted(self.bytes_sent.items()):
             rows.append((f"sent by {node}", _bytes(sent), ""))
+        rows += self._energy_rows()
         if self.threshold is not None:
             rows.append(("threshold", f"{self.threshold:.2f}", "confidence asked for an early exit, at the end"))
         if self.emulated:
@@ -198,6 +205,22 @@ class Summary:
         if self.single_process_per_s is not None:
             shown = f"{self.single_process_per_s:.0f}/s"
             rows.append(("one process", shown, "the whole model in one process on this machine, not emulated"))
+        return rows
+
+    def _energy_rows(self) -> list[tuple[str, str, str]]:
+        said = {
+            "sensor": "by the board's sensor, everything on the board",
+            "estimate": "an estimate, not a measurement",
+        }
+        methods = self.energy_method or {}
+        rows = [
+            (f"energy of {node}", f"{joules:,.0f} J", said[methods[node]])
+            for node, joules in sorted((self.energy_j or {}).items())
+        ]
+        if self.joules_per_item is not None:
+            kinds = set(methods.values())
+            how = "estimated" if kinds == {"estimate"} else "measured" if kinds == {"sensor"} else "partly estimated"
+            rows.append(("energy per item", f"{self.joules_per_item:.2g} J", f"all of these nodes together, {how}"))
         return rows
 
     def render(self, console: Console) -> None:
@@ -268,8 +291,11 @@ class SummaryBuilder:
         threshold: float | None = None,
         emulated: str | None = None,
         single_process_per_s: float | None = None,
+        energy: RunEnergy | None = None,
+        worked: Collection[str] = (),
     ) -> Summary:
-        """``elapsed_s``: from the first admission to the last result."""
+        """``elapsed_s``: from the first admission to the last result; ``worked``: the nodes that ran layers."""
+        known = energy is not None and bool(energy.joules) and set(worked) <= set(energy.joules)
         return Summary(
             admitted=admitted,
             completed=self.completed,
@@ -288,6 +314,9 @@ class SummaryBuilder:
             emulated=emulated,
             single_process_per_s=single_process_per_s,
             error_reasons=dict(self._reasons.most_common()),
+            energy_j=energy.joules if energy else {},
+            energy_method=energy.method if energy else {},
+            joules_per_item=energy.total_j / self.completed if energy and known and self.completed else None,
         )
 
     def _sample(self, latency_s: float) -> None:

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass, field
 from statistics import median
 
 from mdi_exit.events import Record
-from mdi_exit.snapshot import NodeSnapshot, Snapshot
+from mdi_exit.snapshot import NodeSnapshot, Rate, Snapshot
 from mdi_exit.source_state import SourceState
 from mdi_exit.wire import Telemetry
 
 __all__ = ["Timeline"]
 
 _WINDOW = 200
-_RATE_S = 2.0
-
-
-@dataclass(slots=True)
-class _Rate:
-    """A counter's growth per second over the last two seconds."""
-
-    seen: deque[tuple[float, int]] = field(default_factory=deque)
-
-    def update(self, now: float, total: int) -> float:
-        self.seen.append((now, total))
-        while len(self.seen) > 2 and now - self.seen[0][0] > _RATE_S:
-            self.seen.popleft()
-        (then, before), elapsed = self.seen[0], now - self.seen[0][0]
-        del then
-        return (total - before) / elapsed if elapsed > 0 else 0.0
 
 
 class Timeline:
@@ -40,8 +23,8 @@ class Timeline:
         self._state = state
         self._right: deque[bool] = deque(maxlen=_WINDOW)
         self._exits: Counter[int] = Counter()
-        self._rates = {name: _Rate() for name in ("offered", "admitted", "completed")}
-        self._node_rates: dict[str, _Rate] = {}
+        self._rates = {name: Rate() for name in ("offered", "admitted", "completed")}
+        self._node_rates: dict[str, Rate] = {}
         self._notices: list[str] = []
 
     def add(self, record: Record) -> None:
@@ -94,7 +77,7 @@ class Timeline:
     def _node(
         self, now: float, report: Telemetry, state: str, span: str, emulated: str, cpu_percent: float
     ) -> NodeSnapshot:
-        executed = self._node_rates.setdefault(report.node, _Rate())
+        executed = self._node_rates.setdefault(report.node, Rate())
         return NodeSnapshot(
             name=report.node,
             state=state,

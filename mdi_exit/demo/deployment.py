@@ -22,7 +22,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,18 @@ class RunSpec:
     exit_threshold: float | None = None
     seed: int | None = None
     phases: tuple[PhaseSpec, ...] = ()
+
+    def outranked(self, given: Collection[str]) -> RunSpec:
+        """Less what is ``given`` elsewhere (settings of the demo, by name), which outranks the file."""
+        keeps_rate = "rate" not in given
+        return RunSpec(
+            rate=self.rate if keeps_rate else None,
+            duration_s=None if "duration" in given else self.duration_s,
+            adapt=None if "adapt" in given else self.adapt,
+            exit_threshold=None if "exit_threshold" in given else self.exit_threshold,
+            seed=None if "seed" in given else self.seed,
+            phases=self.phases if keeps_rate else (),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def _schedule(settings: DemoSettings, run: RunSpec, duration_s: float) -> list[s
 def _node_flags(node: NodeSpec, url: str) -> list[str]:
     flags = ["--broker", url, "--name", node.name, "--deployment", "demo"]
     flags += ["--layers", str(node.layers)] if node.layers is not None else []
-    flags += ["--neighbours", ",".join(node.neighbours)] if node.neighbours else []
+    flags += [f"--neighbours={','.join(node.neighbours)}"] if node.neighbours is not None else []
     return flags + (["--profile", node.profile] if node.profile else [])
 
 
@@ -121,13 +121,15 @@ async def _demo(settings: DemoSettings, given: AbstractSet[str]) -> int:
     layers = len(artifact.manifest.layers)
     if settings.profile != "none":
         parse_profile(settings.profile)
-    if settings.topology is not None:
-        deployment = read_deployment(settings.topology, layers)
-    else:
+    if settings.topology is None:
         deployment = _default_deployment(settings.nodes, layers, settings.profile)
+    elif in_vain := sorted(given & {"nodes", "profile"}):
+        raise UsageError(f"--{in_vain[0]}", "it in the topology's file", f"both it and --topology {settings.topology}")
+    else:
+        deployment = read_deployment(settings.topology, layers)
+        deployment = replace(deployment, run=deployment.run.outranked(given))
     folder = _emptied(settings.out)
-    from_file = None if "duration" in given else deployment.run.duration_s
-    duration_s = from_file or settings.duration
+    duration_s = deployment.run.duration_s or settings.duration
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -188,7 +188,7 @@ def _share(value: float | None) -> str:
 
 
 def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else f"{value * 1000:.0f} ms"
+    return "-" if value is None else f"{value * 1000:.{1 if value < 0.01 else 0}f} ms"
 
 
 def _printable(text: str, keep: str = "") -> str:

@@ -42,8 +42,7 @@ def labels_and_scores(logits_NK: Array) -> tuple[list[int], list[float]]:
 
     A row with a NaN gets score 0, so that it never exits early.
     """
-    shifted_NK = logits_NK - logits_NK.max(axis=1, keepdims=True)
-    exponentials_NK = np.exp(shifted_NK)
-    score_N = exponentials_NK.max(axis=1) / exponentials_NK.sum(axis=1)
-    score_N = np.where(np.isfinite(score_N), score_N, 0.0)
-    return logits_NK.argmax(axis=1).tolist(), np.clip(score_N, 0.0, 1.0).tolist()
+    largest_N1 = logits_NK.max(axis=1, keepdims=True)
+    sum_N = np.exp(logits_NK - largest_N1).sum(axis=1)  # the largest one's own part of it is 1
+    scores = [1.0 / total if total >= 1.0 else 0.0 for total in sum_N.tolist()]
+    return logits_NK.argmax(axis=1).tolist(), scores

@@ -23,6 +23,7 @@ DEADLINE_S = 45.0
 SUMMARY_FIELDS = {
     "admitted", "completed", "errors", "pending", "refused", "duplicates", "retried", "accuracy", "rate_per_s",
     "elapsed_s", "latency_s", "exits", "bytes_sent", "threshold", "emulated", "single_process_per_s", "error_reasons",
+    "energy_j", "energy_method", "joules_per_item",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("broker", "edge_agent", "mdi_exit", "source")
+PACKAGES = ("broker", "dashboards", "edge_agent", "mdi_exit", "source")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "manager"}
 
@@ -72,8 +72,20 @@ def test_a_module_says_what_is_public_and_each_name_is_there(path: Path) -> None
 
 
 CORE = (
-    *("errors", "span", "segments", "topics", "wire", "events", "links", "measured", "membership", "queues"),
-    *("worker_config", "worker_state", "source_state"),
+    *(
+        "errors",
+        "span",
+        "histogram",
+        "segments",
+        "topics",
+        "wire",
+        "events",
+        "links",
+        "measured",
+        "membership",
+        "queues",
+    ),
+    *("reports", "worker_config", "worker_state", "source_state", "broker_stats"),
     *("policy.batching", "policy.exiting", "policy.offloading", "policy.queueing", "policy.steps"),
 )
 

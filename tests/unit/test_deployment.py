@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mdi_exit.demo.deployment import PhaseSpec, read_deployment
+from mdi_exit.demo.deployment import PhaseSpec, RunSpec, read_deployment
 from mdi_exit.errors import UsageError
 from mdi_exit.span import LayerSpan
 
@@ -39,6 +39,17 @@ def written(folder: Path, content: str) -> Path:
     file = folder / "run.toml"
     file.write_text(content)
     return file
+
+
+def test_what_is_given_elsewhere_outranks_the_file(tmp_path: Path) -> None:
+    run = read_deployment(written(tmp_path, GOOD)).run
+    assert run.outranked(()) == run
+    assert run.outranked({"nodes", "out"}) == run
+    assert run.outranked({"rate", "duration"}) == RunSpec(adapt="rate", exit_threshold=0.8, seed=7)
+    assert run.outranked({"adapt", "exit_threshold", "seed"}) == RunSpec(rate=40.0, duration_s=30.0)
+    phases = RunSpec(duration_s=4.0, phases=(PhaseSpec("calm", 5.0, 4.0),))
+    assert phases.outranked({"duration"}).phases == phases.phases, "they are cut short"
+    assert phases.outranked({"rate"}) == RunSpec(duration_s=4.0)
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -1,0 +1,1 @@
+"""Grafana dashboards as code, and the tools that check them and the rules of Prometheus."""
