@@ -31,7 +31,7 @@ from mdi_exit.errors import StartError, UsageError
 __all__ = ["HEALTH", "ROLES", "USERS", "hashed", "main", "make", "matches", "renew", "show"]
 
 HEALTH: Final = "health"
-USERS: Final = ("agent", "source", "client", "observer", "operator", "gateway", HEALTH)
+USERS: Final = ("agent", "source", "client", "observer", "operator", "gateway", "homeassistant", HEALTH)
 """Whom the broker knows; ``broker/acl`` says what each may do."""
 ROLES: Final = (*USERS, "grafana")
 
