@@ -25,8 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from mdi_exit.config import run_program
-from mdi_exit.errors import StartError, UsageError
+from mdi_exit.errors import MdiExitError, StartError, UsageError
 
 __all__ = ["HEALTH", "ROLES", "USERS", "hashed", "main", "make", "matches", "renew", "show"]
 
@@ -139,7 +138,7 @@ def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _run() -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m broker.credentials", description="Passwords, one for each role.")
     parser.add_argument("--folder", type=Path, default=Path("/credentials"), help="where they are kept")
     parser.add_argument("--acl", type=Path, default=Path("/etc/mdi-exit/acl"), help="the broker's access list")
@@ -147,7 +146,10 @@ def _run() -> int:
     tasks.add_parser("make", help="make what is missing")
     for task, text in (("show", "print a password"), ("renew", "replace a password")):
         tasks.add_parser(task, help=text).add_argument("role", help=", ".join(ROLES))
-    given = parser.parse_args()
+    return parser
+
+
+def _carry_out(given: argparse.Namespace) -> None:
     match given.task:
         case "make":
             made = make(given.folder, given.acl)
@@ -156,13 +158,20 @@ def _run() -> int:
             sys.stdout.write(show(given.folder, given.role) + "\n")
         case _:
             renew(given.folder, given.role, given.acl)
-            sys.stdout.write(f"credentials: {given.role} has another password; start the broker and {given.role} again\n")
-    return 0
+            sys.stdout.write(
+                f"credentials: {given.role} has another password; start the broker and {given.role} again\n"
+            )
 
 
 def main() -> int:
     """The program; returns its exit status."""
-    return run_program("credentials", _run)
+    given = _parser().parse_args()
+    try:
+        _carry_out(given)
+    except MdiExitError as error:
+        sys.stderr.write(f"credentials: error: {error}\n")
+        return error.exit_status
+    return 0
 
 
 if __name__ == "__main__":

@@ -80,7 +80,11 @@ class Engine:
 
     @property
     def environment(self) -> dict[str, str]:
-        own = {name: value for name, value in os.environ.items() if not name.startswith(("MDI_EXIT_", "DOCKER_", "COMPOSE_"))}
+        own = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("MDI_EXIT_", "DOCKER_", "COMPOSE_"))
+        }
         return own | {"DOCKER_HOST": f"unix://{self.folder}/docker.sock", "DOCKER_CONFIG": str(self.folder / "config")}
 
     def docker(self, *argv: str | Path, timeout: float = 300.0, check: bool = True, **environment: str) -> str:
@@ -94,10 +98,11 @@ class Engine:
     def inside(self, *argv: str, check: bool = True) -> str:
         return run("nsenter", f"--net=/run/netns/{self.namespace}", *argv, timeout=30.0, check=check)
 
-    def fetch(self, url: str, *, check: bool = True) -> str:
-        """The body of a page, as a program on the engine's machine gets it; empty on an error if not ``check``."""
-        code = f"import urllib.request as u; print(u.urlopen({url!r}, timeout=10).read().decode())"
-        return self.inside(sys.executable, "-c", code, check=check)
+    def fetch(self, url: str, body: Path | None = None) -> str:
+        """A page, as a program on the engine's machine gets it; ``body``: a file to post."""
+        data = f"open({str(body)!r}, 'rb').read()" if body else "None"
+        code = f"import urllib.request as u; print(u.urlopen({url!r}, data={data}, timeout=15).read().decode())"
+        return self.inside(sys.executable, "-c", code)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -146,7 +151,9 @@ def _daemon(one: Engine) -> Iterator[None]:
         process = subprocess.Popen(argv, stdout=output, stderr=output, preexec_fn=dies_with_parent())
     try:
         until(
-            lambda: _answers(process, log) and bool(one.docker("version", "-f", "{{.Server.Version}}", check=False).strip()),
+            lambda: (
+                _answers(process, log) and bool(one.docker("version", "-f", "{{.Server.Version}}", check=False).strip())
+            ),
             lambda: f"dockerd does not answer:\n{log.read_text(errors='replace')[-3000:]}",
         )
         yield
@@ -245,7 +252,8 @@ def _stand_ins(one: Engine, base: Path) -> None:
     users = one.folder / "etc" / "passwd"
     users.parent.mkdir()
     users.write_text(USERS)
-    run("tar", "--append", "--file", base, "--owner=0", "--group=0", "-C", one.folder, "--transform=s,^etc,./etc,", "etc/passwd")
+    where = ("-C", one.folder, "--transform=s,^etc,./etc,", "etc/passwd")
+    run("tar", "--append", "--file", base, "--owner=0", "--group=0", *where)
     one.docker("import", base, "mdi-exit-test/base")
     base.unlink()
     context = one.folder / "stand-ins"
@@ -253,9 +261,10 @@ def _stand_ins(one: Engine, base: Path) -> None:
         if file.is_file():
             shutil.copy(file, context)
     compose = (ROOT / "docker-compose.yml").read_text()
-    images = dict(re.findall(r"^\s+image: ((?:eclipse-|prom/|grafana/)(mosquitto|prometheus|grafana):\S+)$", compose, re.MULTILINE))
+    of_others = r"^\s+image: ((?:eclipse-|prom/|grafana/)(mosquitto|prometheus|grafana):\S+)$"
+    images = dict(re.findall(of_others, compose, re.MULTILINE))
     python = re.search(r"^ARG PYTHON_IMAGE=(\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    assert len(images) == 3 and python, images
+    assert (len(images), bool(python)) == (3, True), images
     for image, target in {**images, python[1]: "python"}.items():
         one.docker("build", "--quiet", "--target", target, "--tag", image, context)
 

@@ -49,14 +49,16 @@ def test_images_are_pinned_to_a_whole_version(name: str) -> None:
     if image.startswith("mdi-exit"):
         assert image == f"mdi-exit:{__version__}"
     python = re.search(r"^ARG PYTHON_IMAGE=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    assert python is not None and re.fullmatch(r"python:\d+\.\d+\.\d+-slim-[a-z]+", python[1])
+    assert python is not None
+    assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-[a-z]+", python[1])
 
 
 @pytest.mark.parametrize("name", STANDING)
 def test_a_service_that_stays_is_watched_limited_and_locked_down(name: str) -> None:
     service = SERVICES[name]
     assert service["restart"] == "unless-stopped"
-    assert service["healthcheck"]["test"][0] == "CMD" and {"interval", "timeout", "retries"} <= set(service["healthcheck"])
+    assert service["healthcheck"]["test"][0] == "CMD"
+    assert {"interval", "timeout", "retries"} <= set(service["healthcheck"])
     assert int(service["user"].split(":")[0] if "user" in service else 10001) > 0, "not root"
     assert service.get("cap_add", []) == []
 
@@ -67,15 +69,20 @@ def test_every_service_has_limits_and_no_rights(name: str) -> None:
     limits = service["deploy"]["resources"]["limits"]
     assert set(limits) == {"cpus", "memory", "pids"}
     assert float(limits["cpus"]) <= 1.0, "an engine refuses more than the machine has"
-    assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
-    assert service["read_only"] is True and "/tmp" in service["tmpfs"]  # noqa: S108 - in the container
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["read_only"] is True
+    assert "/tmp" in service["tmpfs"]  # noqa: S108 - in the container
     assert service["logging"]["options"]["max-size"]
-    assert not service.get("privileged") and service.get("network_mode") in (None, "none")
+    assert not service.get("privileged")
+    assert service.get("network_mode") in (None, "none")
 
 
 def test_init_runs_first_makes_the_credentials_and_ends() -> None:
     init = SERVICES["init"]
-    assert init["restart"] == "no" and init["network_mode"] == "none" and init["cap_add"] == ["CHOWN"]
+    assert init["restart"] == "no"
+    assert init["network_mode"] == "none"
+    assert init["cap_add"] == ["CHOWN"]
     for name in ("broker", "source", "gateway", "grafana", *AGENTS):
         assert SERVICES[name]["depends_on"]["init"] == {"condition": "service_completed_successfully"}
     for name in ("source", "gateway", *AGENTS):
@@ -95,7 +102,7 @@ def test_nothing_secret_is_written_down() -> None:
         for variable, value in service.get("environment", {}).items():
             if re.search("PASSWORD|SECRET|TOKEN", variable):
                 role = Path(value).parent.name
-                assert variable.endswith("_FILE") and value == f"/credentials/{role}/password", (name, variable)
+                assert (variable[-5:], value) == ("_FILE", f"/credentials/{role}/password"), (name, variable)
                 assert role in ROLES
     assert not re.search(r"password:", TEXT, re.IGNORECASE)
 
@@ -153,14 +160,19 @@ def test_the_brokers_settings_are_those_of_the_standing_broker_with_users() -> N
         "listener 1883 127.0.0.1", "allow_anonymous true", "persistence_location /var/lib/mosquitto/",
     }  # fmt: skip
     assert compose - plain == {
-        "listener 1883 0.0.0.0", "allow_anonymous false", "persistence_location /mosquitto/data/",
+        "listener 1883 0.0.0.0", "allow_anonymous false", "connection_messages false", "persistence_location /mosquitto/data/",
         "password_file /credentials/broker/password_file", "acl_file /credentials/broker/acl",
     }  # fmt: skip
 
 
 def test_the_build_gets_what_the_wheel_is_made_of() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = {*project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"], "pyproject.toml", "README.md", "LICENSE"}
+    wanted = {
+        *project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"],
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    }
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {
         word
@@ -174,7 +186,8 @@ def test_the_build_gets_what_the_wheel_is_made_of() -> None:
 def test_the_image_has_no_root_no_torch_and_a_health_check() -> None:
     final = (ROOT / "Dockerfile").read_text().split("\nFROM ")[-1]
     assert re.search(r"^USER 10001:10001$", final, re.MULTILINE)
-    assert "HEALTHCHECK" in final and "RUN" not in final
+    assert "HEALTHCHECK" in final
+    assert "RUN" not in final
     assert not re.search(r"\btorch\b", (ROOT / "Dockerfile").read_text())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -60,7 +59,8 @@ def test_a_renewed_password_replaces_the_old_one_everywhere(tmp_path: Path) -> N
     assert new != old
     assert not [name for name, text in contents(tmp_path).items() if old in text]
     (line,) = [row for row in contents(tmp_path)["broker/password_file"].splitlines() if row.startswith("agent:")]
-    assert matches(new, line.split(":")[1]) and not matches(old, line.split(":")[1])
+    assert matches(new, line.split(":")[1])
+    assert not matches(old, line.split(":")[1])
 
 
 def test_files_are_readable_by_one_user_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,8 @@ def test_mosquittos_own_tool_takes_the_hash(tmp_path: Path) -> None:
     subprocess.run([tool, "-b", file, "somebody", "a password"], check=True, capture_output=True)
     name, line = file.read_text().strip().split(":")
     assert name == "somebody"
-    assert matches("a password", line) and not matches("another", line)
+    assert matches("a password", line)
+    assert not matches("another", line)
 
 
 def run(*argv: object) -> subprocess.CompletedProcess[str]:
@@ -130,8 +131,8 @@ def test_mistakes_are_one_plain_line(tmp_path: Path) -> None:
         show(tmp_path, "agent")
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(StartError, match="credentials in .*file: Not a directory"):
+    with pytest.raises(StartError, match=r"credentials in .*file: Not a directory"):
         make(file, ACL)
     with pytest.raises(StartError):
         renew(tmp_path, "agent", ACL)
-    assert os.listdir(tmp_path) == ["file"]
+    assert list(tmp_path.iterdir()) == [file]
