@@ -35,6 +35,7 @@ COPY --from=install /opt/mdi-exit /opt/mdi-exit
 ENV PATH=/opt/mdi-exit/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     MDI_EXIT_METRICS=127.0.0.1:9464
 WORKDIR /tmp
 USER 10001:10001

@@ -95,6 +95,22 @@ class Engine:
         where = ("--project-directory", self.project, "--profile", "demo", "--ansi", "never")
         return self.docker("compose", *where, *argv, timeout=timeout, check=check, **environment)
 
+    def shell(self, line: str) -> str:
+        """A line of the documentation, as somebody would type it in the project's folder on the engine's machine."""
+        own = f"nsenter --net=/run/netns/{self.namespace} sh -euc"
+        return run(*own.split(), line, cwd=self.project, env=self.environment)
+
+    @contextlib.contextmanager
+    def program(self, module: str, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+        """One of the project's programs outside the containers, in the engine's network."""
+        argv = ["nsenter", f"--net=/run/netns/{self.namespace}", sys.executable, "-m", module, *flags]
+        process = subprocess.Popen(argv, env=self.environment, preexec_fn=dies_with_parent())
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(30)
+
     def inside(self, *argv: str, check: bool = True) -> str:
         return run("nsenter", f"--net=/run/netns/{self.namespace}", *argv, timeout=30.0, check=check)
 

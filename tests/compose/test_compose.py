@@ -180,6 +180,31 @@ def test_the_broker_lets_in_those_with_a_password_and_no_others(stack: Engine) -
             stack.inside(*listen, *wrong)
 
 
+def test_a_board_joins_as_the_documentation_says(stack: Engine) -> None:
+    stack.shell("docker compose run --rm init show agent > agent.password")
+    address = ("--broker", "mqtt://127.0.0.1:1883", "--username", "agent")
+    secret = ("--password-file", str(stack.project / "agent.password"))
+
+    def states() -> dict[str, str]:
+        nodes = json.loads(stack.fetch(f"{GATEWAY}/v1/state"))["nodes"]
+        return {node["name"]: node["state"] for node in nodes}
+
+    with stack.program("edge_agent.cli", "--layers", "4-8", "--name", "board", *address, *secret):
+        until(lambda: states().get("board") == "ready", lambda: str(states()))
+
+
+def test_credentials_can_be_put_by_and_brought_back(stack: Engine) -> None:
+    keep = "docker compose run --rm -T --entrypoint tar init -C /credentials -c master > credentials.tar"
+    bring_back = "docker compose run --rm -T --entrypoint tar init -C /credentials -x < credentials.tar"
+    stack.shell(keep)
+    before = stack.shell("docker compose run --rm init show operator")
+    stack.shell("docker compose run --rm init renew operator")
+    assert stack.shell("docker compose run --rm init show operator") != before
+    stack.shell(bring_back)
+    stack.shell("docker compose run --rm init make")
+    assert stack.shell("docker compose run --rm init show operator") == before
+
+
 def test_a_second_up_changes_nothing(stack: Engine) -> None:
     before = {service: container(stack, service)["Id"] for service in (*DEMO, *STANDING)}
     password = stack.compose("run", "--rm", "-T", "init", "show", "source")

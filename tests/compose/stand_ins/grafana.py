@@ -69,6 +69,9 @@ def _missing_sources() -> list[str]:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        return
+
     def do_GET(self) -> None:
         try:
             wrong = missing()
