@@ -16,6 +16,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -138,10 +139,11 @@ def engine(folder: Path) -> Iterator[Engine]:
         (folder / name).mkdir(parents=True)
     with contextlib.ExitStack() as cleaning:
         cleaning.callback(shutil.rmtree, folder, ignore_errors=True)
-        with one.timed("downloads"):
-            _unpack_newer(folder)
-            _wheelhouse(folder / "stand-ins" / "wheels")
+        with one.timed("downloads"), ThreadPoolExecutor() as pool:
+            fetched = [pool.submit(_unpack_newer, folder), pool.submit(_wheelhouse, folder / "stand-ins" / "wheels")]
             base = _base(folder)
+            for each in fetched:
+                each.result()
         _copy_project(one.project)
         run("ip", "netns", "add", one.namespace)
         cleaning.callback(run, "ip", "netns", "del", one.namespace, check=False)
@@ -174,9 +176,10 @@ def _daemon(one: Engine) -> Iterator[None]:
         )
         yield
     finally:
-        _remove_all(one)
-        _end(process)
-        _forget(folder, parent)
+        with one.timed("engine's end"):
+            _remove_all(one)
+            _end(process)
+            _forget(folder, parent)
 
 
 def _answers(process: subprocess.Popen[bytes], log: Path) -> bool:

@@ -49,7 +49,7 @@ def stack() -> Iterator[Engine]:
             one.compose("down", "--volumes", "--timeout", "5")
         left = one.docker("volume", "ls", "-q").split() + one.docker("ps", "-aq").split()
         assert not left, left
-        print("seconds:", json.dumps(one.timings_s))  # noqa: T201 - for the log of CI
+    print("seconds:", json.dumps(one.timings_s))  # noqa: T201 - for the log of CI
 
 
 def container(stack: Engine, service: str) -> dict[str, Any]:

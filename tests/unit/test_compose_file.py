@@ -160,8 +160,9 @@ def test_the_brokers_settings_are_those_of_the_standing_broker_with_users() -> N
         "listener 1883 127.0.0.1", "allow_anonymous true", "persistence_location /var/lib/mosquitto/",
     }  # fmt: skip
     assert compose - plain == {
-        "listener 1883 0.0.0.0", "allow_anonymous false", "persistence_location /mosquitto/data/", "connection_messages false",
+        "listener 1883 0.0.0.0", "allow_anonymous false", "connection_messages false",
         "password_file /credentials/broker/password_file", "acl_file /credentials/broker/acl",
+        "persistence_location /mosquitto/data/",
     }  # fmt: skip
 
 
