@@ -43,6 +43,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.demo
 	$(BIN)/mdi-exit benchmark hop --out benchmarks/results
 	$(BIN)/mdi-exit benchmark agent --out benchmarks/results
+	$(BIN)/mdi-exit benchmark metrics --rounds 7 --out benchmarks/results
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards.parts import HERE, SOURCE
+from dashboards.parts import HERE, SOURCE, query
 from dashboards.sdk import Builder, dashboard, models
 
 __all__ = ["TAG", "Board"]
 
 TAG: Final = "mdi-exit"
 _WIDTH: Final = 24
+_STEP: Final = "15s"
 _KNOWN_EVENTS: Final = "joined|left|silent|gap|covered|order|floor|state|stale-run"
 
 # Name, kinds of mdi_exit_events_total, colour.
@@ -46,7 +47,9 @@ def _annotations() -> list[dashboard.AnnotationQuery]:
 
 def _annotation(name: str, expr: str, colour: str, text: str) -> dashboard.AnnotationQuery:
     built = dashboard.AnnotationQuery().name(name).datasource(SOURCE).enable(True).hide(False).icon_color(colour)
-    return built.expr(expr).step("15s").title_format(name).text_format(text).tag_keys("kind")
+    built.title_format(name).text_format(text).tag_keys("kind")
+    # Grafana since 11 reads the target, earlier ones the expression beside it.
+    return built.expr(expr).step(_STEP).target(query(expr, ref="annotation").interval(_STEP))
 
 
 class Board:

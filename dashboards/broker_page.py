@@ -25,15 +25,14 @@ def _head(board: Board) -> None:
     board.add("connected-now", number(
         "Connection", "Whether all nodes that are scraped are connected.", seen, "short", values=_CONNECTED, none="unknown",
     ), 4, 4, detail="connected")  # fmt: skip
-    version = f"max by (version) ({_P}_info{{{HERE}}})"
     board.add("version", text_value(
-        "Version", "What the broker says it is; empty unless it is Mosquitto.", version, "version",
+        "Version", "What the broker says it is; empty unless it is Mosquitto.", f"{_P}_info", HERE, "version",
     ), 4, 4)  # fmt: skip
     board.add("uptime", number(
         "Up for", "Time since the broker started.", _now("uptime_seconds"), "s", ((None, "orange"), (60.0, "text")),
     ), 4, 4)  # fmt: skip
     board.add("clients-now", number(
-        "Clients", "Clients connected now.", _now("clients_connected"), "suffix: clients",
+        "Clients", "Clients connected now.", _now("clients_connected"), "suffix:clients",
     ), 4, 4, detail="clients")  # fmt: skip
     board.add("dropped-now", number(
         "Dropped", "Messages dropped each second: a client took them too slowly and its queue was full.",
@@ -60,7 +59,7 @@ def _traffic(board: Board) -> None:
     ), 8, 8)  # fmt: skip
     board.add("packets", lines(
         "Packets", "MQTT packets of any type: messages, acknowledgements, pings.",
-        {name: rate(f"{_P}_messages_{name}_total") for name in ("received", "sent")}, "suffix: packets/s",
+        {name: rate(f"{_P}_messages_{name}_total") for name in ("received", "sent")}, "suffix:packets/s",
     ), 12, 8, detail="publish")  # fmt: skip
     board.add("clients", lines(
         "Clients", "Connected; most at once; away with their session kept; and sessions given up, in all.",
@@ -69,7 +68,7 @@ def _traffic(board: Board) -> None:
             "most at once": _now("clients_maximum"),
             "away": _now("clients_disconnected"),
             "given up": _now("clients_expired_total"),
-        }, "suffix: clients",
+        }, "suffix:clients",
     ), 12, 8, detail="connected")  # fmt: skip
 
 
@@ -78,7 +77,7 @@ def _memory(board: Board) -> None:
     board.add("kept", lines(
         "Messages kept", "Retained messages (the model in chunks, statuses, its own statistics), and all that it keeps: "
         "these and those that wait for a client.",
-        {"retained": _now("retained_messages"), "all": _now("stored_messages")}, "suffix: msg",
+        {"retained": _now("retained_messages"), "all": _now("stored_messages")}, "suffix:msg",
     ), 8, 8)  # fmt: skip
     board.add("kept-bytes", lines(
         "Bytes kept", "Payload of the messages kept.", {"payload": _now("stored_bytes")}, "bytes",
@@ -88,7 +87,7 @@ def _memory(board: Board) -> None:
         {"now": _now("heap_bytes"), "most": _now("heap_maximum_bytes")}, "bytes",
     ), 6, 8)  # fmt: skip
     board.add("subscriptions", lines(
-        "Subscriptions", "Of all clients.", {"subscriptions": _now("subscriptions")}, "suffix: subscriptions",
+        "Subscriptions", "Of all clients.", {"subscriptions": _now("subscriptions")}, "suffix:subscriptions",
     ), 4, 8)  # fmt: skip
 
 
@@ -106,7 +105,7 @@ def _clients(board: Board) -> None:
     ), 12, 8)  # fmt: skip
     board.add("reconnects", lines(
         "Reconnects", "Connections made again, each minute, by the nodes that are scraped.",
-        {"{{name}}": f"sum by (name) ({again}) * 60"}, "suffix: /min",
+        {"{{name}}": f"sum by (name) ({again}) * 60"}, "suffix:/min",
     ), 12, 8)  # fmt: skip
 
 
@@ -121,7 +120,7 @@ def _scraping(board: Board) -> None:
     ), 8, 7)  # fmt: skip
     board.add("scrape-samples", lines(
         "Samples", "Samples that each target gives.",
-        {"{{job}} {{instance}}": f"scrape_samples_scraped{{{_OUR_JOBS}}}"}, "suffix: samples",
+        {"{{job}} {{instance}}": f"scrape_samples_scraped{{{_OUR_JOBS}}}"}, "suffix:samples",
     ), 8, 7)  # fmt: skip
 
 

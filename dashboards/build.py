@@ -20,8 +20,14 @@ FOLDER: Final = Path(__file__).parent / "grafana" / "dashboards"
 
 
 def encoded(dashboard: models.Dashboard) -> str:
-    """As JSON, keys in order, so that a change shows as what it is."""
-    return json.dumps(dashboard, cls=JSONEncoder, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    """As JSON, keys in order, so that a change shows as what it is.
+
+    The SDK knows no place for a link to another dashboard but a menu, where nobody would look: without it, Grafana shows it.
+    """
+    content = json.loads(json.dumps(dashboard, cls=JSONEncoder))
+    for link in content["links"]:
+        del link["placement"]
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def build() -> dict[str, str]:

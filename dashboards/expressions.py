@@ -21,6 +21,7 @@ __all__ = [
     "dashboards",
     "expressions",
     "filled_in",
+    "label_values",
     "metrics_of",
     "panels_of",
     "recorded",
@@ -46,7 +47,9 @@ _WORDS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """One query. ``place``: its dashboard or group; ``title``: its panel, annotation, variable or rule; ``legend`` or ref."""
+    """One query. ``place``: its dashboard or group; ``title``: its panel, annotation, variable or rule; ``legend``, or ref
+    where there are several; ``instant``: asked of now and not of a time.
+    """
 
     kind: Kind
     place: str
@@ -54,6 +57,7 @@ class Expression:
     legend: str
     expr: str
     unit: str = ""
+    instant: bool = False
 
     @property
     def name(self) -> str:
@@ -86,10 +90,30 @@ def _of_dashboard(dashboard: Mapping[str, Any]) -> Iterator[Expression]:
     for annotation in dashboard["annotations"]["list"]:
         yield Expression("annotation", place, annotation["name"], "", annotation["expr"])
     for panel in panels_of(dashboard):
-        unit = panel["fieldConfig"]["defaults"].get("unit", "")
+        units = {"": panel["fieldConfig"]["defaults"].get("unit", ""), **_units(panel)}
         for target in panel["targets"]:
-            legend = target.get("legendFormat") or (target["refId"] if len(panel["targets"]) > 1 else "")
-            yield Expression("panel", place, panel["title"], legend, target["expr"], unit)
+            legend = target.get("legendFormat") or _heading(panel, target["refId"])
+            unit = units.get(legend, units[""])
+            yield Expression("panel", place, panel["title"], legend, target["expr"], unit, bool(target.get("instant")))
+
+
+def _units(panel: Mapping[str, Any]) -> dict[str, str]:
+    """Units of single columns of a table, by heading."""
+    return {
+        override["matcher"]["options"]: setting["value"]
+        for override in panel["fieldConfig"]["overrides"]
+        for setting in override["properties"]
+        if setting["id"] == "unit"
+    }
+
+
+def _heading(panel: Mapping[str, Any], ref: str) -> str:
+    """What a query without a legend is called: the heading of its column, or its ref where there are several."""
+    for transformation in panel.get("transformations", ()):
+        names: dict[str, str] = transformation["options"].get("renameByName", {})
+        if panel["type"] == "table" and (heading := names.get(f"Value #{ref}") or names.get("Value")):
+            return heading
+    return ref if len(panel["targets"]) > 1 else ""
 
 
 def rule_expressions() -> list[Expression]:
@@ -108,10 +132,18 @@ def recorded() -> set[str]:
     return {rule.title for rule in rule_expressions() if rule.kind == "record"}
 
 
+def label_values(query: str) -> tuple[str, str]:
+    """The selector and the label of a variable's query. Raises ``ValueError`` for another kind of query."""
+    match = _LABEL_VALUES.fullmatch(query)
+    if match is None:
+        raise ValueError(f"expected label_values(SELECTOR, LABEL), got {query}")
+    return match["series"], match["label"]
+
+
 def metrics_of(expr: str) -> set[str]:
     """Names of the metrics that a query reads, built-in ones and recorded ones too."""
-    if match := _LABEL_VALUES.fullmatch(expr):
-        expr = match["series"]
+    if expr.startswith("label_values("):
+        expr, _ = label_values(expr)
     for pattern in (_STRING, _LABELS, _RANGE, _LISTS):
         expr = pattern.sub(" ", expr)
     return {name for name in _NAME.findall(expr) if name.lower() not in _WORDS}

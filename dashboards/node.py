@@ -49,7 +49,7 @@ def _head(board: Board) -> None:
         ("engine", "Engine", "What runs its segments."),
         ("emulated", "Emulated", "The device whose speed it imitates; empty for its own speed."),
     ):
-        board.add(label, text_value(title, text, f"max by ({label}) (mdi_exit_node_info{{{NODE}}})", label), 3, 4)
+        board.add(label, text_value(title, text, "mdi_exit_node_info", NODE, label), 3, 4)
     board.add("age", number(
         "Last heard", "Time since its last report.", f"max(mdi_exit_node_report_age_seconds{{{NODE}}})", "s",
         ((None, "text"), (3.0, "orange"), (10.0, "red")),

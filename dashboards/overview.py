@@ -31,7 +31,7 @@ STATES: Final = {
     "loading segments": ("loading segments", "orange"),
     "waiting for source": ("waiting for source", "orange"),
     "draining": ("draining", "blue"),
-    "offline": ("offline", "red"),
+    "gone": ("gone", "red"),
 }
 _PAUSED: Final = {"0": ("open", "green"), "1": ("paused", "orange")}
 _PENDING: Final = ((None, "text"), (256.0, "orange"), (480.0, "red"))
@@ -78,15 +78,15 @@ def _numbers(board: Board) -> None:
     ), 3, 4, detail="threshold")  # fmt: skip
     board.add("pending-now", number(
         "Under way", "Items admitted and not yet answered. The source admits no more than --max-pending (512).",
-        f"sum(mdi_exit_items_pending{{{HERE}}})", "suffix: items", _PENDING,
+        f"sum(mdi_exit_items_pending{{{HERE}}})", "suffix:items", _PENDING,
     ), 3, 4, detail="admission")  # fmt: skip
     board.add("up-now", number(
         "Nodes up", "Nodes that give signs of life, the source among them.", f"sum(mdi_exit_node_up{{{HERE}}})",
-        "suffix: nodes", ((None, "red"), (1.0, "text")),
+        "suffix:nodes", ((None, "red"), (1.0, "text")),
     ), 3, 4, detail="map")  # fmt: skip
     board.add("missing", number(
         "Layers missing", "Layers that no live node holds: their items wait.", f"max(mdi_exit_missing_layers{{{HERE}}})",
-        "suffix: layers", ((None, "green"), (1.0, "red")),
+        "suffix:layers", ((None, "green"), (1.0, "red")),
     ), 3, 4, detail="map")  # fmt: skip
 
 
@@ -94,13 +94,14 @@ def _traffic(board: Board) -> None:
     board.row("Items")
     board.add("items", lines(
         "Items", "What became of the items, each second. Refused ones were turned away before admission; a retry is another "
-        "attempt at an item that is under way.",
+        "attempt at an item that is under way; of an item that is answered twice the second answer is dropped.",
         {
             "admitted": rate("mdi_exit_items_admitted_total"),
             "completed": rate("mdi_exit_items_completed_total"),
             "refused": rate("mdi_exit_items_refused_total"),
             "failed": rate("mdi_exit_items_failed_total"),
             "retried": rate("mdi_exit_items_retried_total"),
+            "answered twice": rate("mdi_exit_results_duplicate_total"),
         }, ITEMS_PER_S,
     ), 12, 8)  # fmt: skip
     board.add("latency", lines(
@@ -141,7 +142,7 @@ def _control(board: Board) -> None:
     ), 6, 8, detail="items")  # fmt: skip
     board.add("pending", lines(
         "Under way", "Items admitted and not yet answered.", {"items": f"sum(mdi_exit_items_pending{{{HERE}}})"},
-        "suffix: items",
+        "suffix:items",
     ), 4, 8)  # fmt: skip
     board.add("confidence", heat_map(
         "Confidence", "Confidence of recorded labels. What lies below the threshold went through to the last exit.",
@@ -154,7 +155,7 @@ def _nodes(board: Board) -> None:
     board.add("flow", node_graph(
         "Flow of tasks", "Who hands tasks to whom: on a node the tasks that it runs each second, on an arrow those that go "
         "that way. Under a name: its layers and its state.",
-        _graph_nodes(), _graph_edges(), TASKS_PER_S,
+        _graph_nodes(), _graph_edges(), "tasks/s",
     ), 10, 12)  # fmt: skip
     board.add("table", _table(), 14, 12)
     board.add("map", states(
@@ -187,7 +188,10 @@ def _graph_nodes() -> str:
 
 
 def _graph_edges() -> str:
-    flow = f"{rate('mdi_exit_node_link_tasks_total', by='node, to')} > 0"
+    """A series for each link in use between nodes that are listed."""
+    known = f"max by (node) (mdi_exit_node_info{{{HERE}}})"
+    flow = f"{rate('mdi_exit_node_link_tasks_total', by='node, to')} > 0 and on (node) {known}"
+    flow = f'{flow} and on (to) label_replace({known}, "to", "$1", "node", "(.*)")'
     ends = f'label_replace(label_replace({flow}, "source", "$1", "node", "(.*)"), "target", "$1", "to", "(.*)")'
     return f'label_join({ends}, "id", " to ", "node", "to")'
 

@@ -48,10 +48,10 @@ __all__ = [
 
 SOURCE: Final = looks.DataSourceRef(type_val="prometheus", uid="${datasource}")
 HERE: Final = 'deployment="$deployment"'
-ITEMS_PER_S: Final = "suffix: items/s"
-TASKS_PER_S: Final = "suffix: tasks/s"
-MESSAGES_PER_S: Final = "suffix: msg/s"
-TASKS: Final = "suffix: tasks"
+ITEMS_PER_S: Final = "suffix:items/s"
+TASKS_PER_S: Final = "suffix:tasks/s"
+MESSAGES_PER_S: Final = "suffix:msg/s"
+TASKS: Final = "suffix:tasks"
 
 Steps = Sequence[tuple[float | None, str]]
 Colour = Literal["thresholds", "palette"]
@@ -124,8 +124,9 @@ def number(
     return panel.decimals(decimals) if decimals is not None else panel
 
 
-def text_value(title: str, text: str, expr: str, label: str) -> stat.Panel:
-    """The value of a label, as words."""
+def text_value(title: str, text: str, metric: str, labels: str, label: str) -> stat.Panel:
+    """The value of a label of a metric, as words; nothing where it is empty."""
+    expr = f'max by ({label}) ({metric}{{{labels},{label}!=""}})'
     panel = _common(stat.Panel(), title, text, "string").with_target(query(expr, f"{{{{{label}}}}}", instant=True))
     panel.text_mode(looks.BigValueTextMode.NAME).graph_mode(looks.BigValueGraphMode.NONE).no_value("–")
     panel.color_mode(looks.BigValueColorMode.NONE)
@@ -192,10 +193,11 @@ def table_of(
     ]
     panel = _common(table.Panel(), title, text, "short").targets([*queries]).no_value("–")
     join = {"byField": key, "mode": "outer"}
-    names: dict[str, object] = {f"Value #{ref}" if len(refs) > 1 else "Value": heading for heading, ref in refs.items()}
+    values = {heading: f"Value #{ref}" if len(refs) > 1 else "Value" for heading, ref in refs.items()}
+    names: dict[str, object] = {value: heading for heading, value in values.items()}
     drop = {f"Time{suffix}": True for suffix in ("", *(f" {index}" for index in range(1, len(refs) + 1)))}
-    drop |= dict.fromkeys(hidden, True)
-    order = {"excludeByName": drop, "indexByName": {key: 0}, "renameByName": names}
+    drop |= {values[heading]: True for heading in hidden}  # before they are renamed
+    order = {"excludeByName": drop, "fieldOrder": "manual", "indexByName": {key: 0}, "renameByName": names}
     transformations = [models.DataTransformerConfig(id_val="joinByField", options=join)] if len(refs) > 1 else []
     panel.transformations([*transformations, models.DataTransformerConfig(id_val="organize", options=order)])
     for heading, unit in units.items():
@@ -206,13 +208,15 @@ def table_of(
 
 
 def node_graph(title: str, text: str, nodes: str, edges: str, unit: str) -> nodegraph.Panel:
-    """Who hands work to whom. ``nodes``: series with id, title and subtitle; ``edges``: with id, source and target."""
+    """Who hands work to whom. ``nodes``: series with id, title and subtitle; ``edges``: with id, source and target.
+
+    Grafana wants the frame of nodes first, both ends of an edge among the nodes, and here a unit that is only words.
+    """
     queries = [
-        query(expr, ref=ref, instant=True).format(PromQueryFormat.TABLE)
-        for ref, expr in (("nodes", nodes), ("edges", edges))
+        query(expr, ref=ref, instant=True).format(PromQueryFormat.TABLE) for ref, expr in (("A", nodes), ("B", edges))
     ]
     panel = _common(nodegraph.Panel(), title, text, unit).targets([*queries])
-    main = {"Value #nodes": "mainstat", "Value #edges": "mainstat"}
+    main = dict.fromkeys(("Value #A", "Value #B", "Value"), "mainstat")
     order = {"excludeByName": {"Time": True}, "indexByName": {}, "renameByName": main}
     panel.with_transformation(models.DataTransformerConfig(id_val="organize", options=order))
     panel.nodes(nodegraph.NodeOptions().main_stat_unit(unit)).edges(nodegraph.EdgeOptions().main_stat_unit(unit))

@@ -119,7 +119,7 @@ def _rails(sys: Path) -> list[Callable[[], float | None]]:
 
 def _iio_rails(drivers: Path) -> Iterator[tuple[str, Callable[[], float | None]]]:
     """JetPack 4: milliwatts at ``ina3221x/*/iio:device*/in_power*_input``."""
-    for path in _listed(drivers, "ina3221x/*/iio:device*/in_power*_input"):
+    for path in _listed(drivers, "ina3221x/*/iio?device*/in_power*_input"):
         number = path.name.removeprefix("in_power").removesuffix("_input")
         if _number(path) is not None:
             yield _text(path.parent / f"rail_name_{number}") or "", _scaled(path, 1e-3)

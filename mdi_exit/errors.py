@@ -8,9 +8,14 @@ from __future__ import annotations
 
 __all__ = [
     "ArtifactError",
+    "BadRequest",
+    "DeadlineExceeded",
     "EngineError",
+    "Failed",
     "IllegalEventError",
     "MdiExitError",
+    "Refused",
+    "RequestError",
     "StartError",
     "TransportError",
     "UsageError",
@@ -69,3 +74,27 @@ class IllegalEventError(MdiExitError):
     def __init__(self, what: str, story: tuple[str, ...]) -> None:
         self.story = story
         super().__init__("\n  ".join((what, "last events:", *story)))
+
+
+class RequestError(MdiExitError):
+    """A request has no label. ``id`` is the request's, ``reason`` says why, for people."""
+
+    def __init__(self, id: str, reason: str) -> None:  # noqa: A002 - what it is called on the wire
+        self.id, self.reason = id, reason
+        super().__init__(f"request {id}: {reason}")
+
+
+class Refused(RequestError):  # noqa: N818 - what happened to the request, as its user reads it
+    """The source is full, or leaving: the same request may succeed later."""
+
+
+class DeadlineExceeded(RequestError):  # noqa: N818
+    """The deadline has passed, or would have before an answer could be had."""
+
+
+class BadRequest(RequestError):  # noqa: N818
+    """No image, or one that the model cannot take: it would fail again."""
+
+
+class Failed(RequestError):  # noqa: N818
+    """Admitted, and not answered: a node failed again and again, or an end was put to the run."""

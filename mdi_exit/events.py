@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.span import LayerSpan
-from mdi_exit.wire import Ack, Best, Control, Moved, Probe, ResultRow, Results, SourceReport, Status, Telemetry
+from mdi_exit.wire import Ack, Best, Control, Moved, Probe, Reply, ResultRow, Results, SourceReport, Status, Telemetry
 
 __all__ = [
     "AckReceived",
@@ -30,8 +30,14 @@ __all__ = [
     "ModelKnown",
     "Notice",
     "Outcome",
+    "PrepareRequest",
     "ProbeReceived",
     "Record",
+    "ReplyFailed",
+    "RequestEvent",
+    "RequestPrepared",
+    "RequestReceived",
+    "RequestUnusable",
     "ResultsReceived",
     "RunSegment",
     "SegmentDone",
@@ -41,6 +47,7 @@ __all__ = [
     "SendControl",
     "SendFailed",
     "SendProbe",
+    "SendReply",
     "SendReport",
     "SendResults",
     "SendStatus",
@@ -223,6 +230,43 @@ class SetAdmission:
     threshold: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RequestEvent:
+    """What concerns the requests of other programs."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReceived(RequestEvent):
+    """``id`` empty: the client gave none. ``payload`` is not looked at before its turn comes, then ``PrepareRequest``.
+
+    ``plain``: to be answered in JSON.
+    """
+
+    client: str
+    id: str
+    payload: object
+    size_bytes: int
+    deadline_s: float | None = None
+    plain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPrepared(RequestEvent):
+    """The tensor that enters layer 0, of the request with this ``ticket``."""
+
+    ticket: int
+    payload: object
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestUnusable(RequestEvent):
+    """The payload cannot be made a tensor, and why."""
+
+    ticket: int
+    reason: str
+
+
 # --- commands
 
 
@@ -300,6 +344,29 @@ class DrawInput:
 
 
 @dataclass(frozen=True, slots=True)
+class PrepareRequest:
+    """Make a tensor of a request's payload: answer with RequestPrepared or RequestUnusable."""
+
+    ticket: int
+    payload: object
+
+
+@dataclass(frozen=True, slots=True)
+class SendReply:
+    """The one answer to a request; the names of labels are the driver's to fill in."""
+
+    reply: Reply
+    plain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyFailed(RequestEvent):
+    """An event: the transport did not take this reply."""
+
+    command: SendReply
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """The one result of an item: ``row.label`` or ``row.error``; ``latency_s`` since admission."""
 
@@ -333,6 +400,8 @@ Command = (
     | SendProbe
     | SendControl
     | DrawInput
+    | PrepareRequest
+    | SendReply
     | Record
     | Notice
     | Drained
@@ -360,4 +429,5 @@ Event = (
     | InputEnded
     | ResultsReceived
     | SetAdmission
+    | RequestEvent
 )

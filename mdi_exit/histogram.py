@@ -34,6 +34,12 @@ class Histogram:
     def count(self) -> int:
         return sum(self.counts)
 
+    def copy(self) -> Histogram:
+        """As it is now, to be read elsewhere."""
+        found = Histogram(self.bounds)
+        found.counts, found.total = list(self.counts), self.total
+        return found
+
     def cumulative(self) -> list[tuple[str, int]]:
         """(upper limit as text, values up to it), the last one ``+Inf``: as Prometheus has it."""
         names = [*map(str, self.bounds), "+Inf"]

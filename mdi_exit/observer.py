@@ -204,6 +204,8 @@ class Watched:
         node.telemetry, node.heard_at = telemetry, now
         node.executed_per_s = node.executed.update(now, telemetry.counters.get("executed", 0))
         node.board = telemetry.board or node.board  # it is not in every report
+        if not telemetry.links and telemetry.board is None:
+            return  # a brief report: links are not in every one either
         node.links = {
             to: (
                 load,

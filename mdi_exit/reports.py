@@ -1,7 +1,7 @@
 """What a node need not say in every load report, and how a reader fills it in again.
 
 Links and board change slowly and take most of the room; a sender learns from every acknowledgement what is received. So
-most reports are brief: without links and board, and with those ``received`` only that are new.
+many reports are brief: without links and board, and with those ``received`` only that are new.
 """
 
 from __future__ import annotations
@@ -14,35 +14,47 @@ from mdi_exit.wire import Telemetry
 
 __all__ = ["FULL_PERIOD_S", "Shortener", "completed"]
 
-FULL_PERIOD_S: Final = 2.0
-_PER_LINK_S: Final = 0.25
-_MAX_RECEIVED: Final = 16
+FULL_PERIOD_S: Final = 1.0
+_SPARE_BYTES_PER_S: Final = 150
+_BOARD_BYTES: Final = 45
+_LINK_BYTES: Final = 20
+_RECEIVED_BYTES: Final = 45
+_ENTRY_BYTES: Final = 7
 
 
 class Shortener:
-    """The writer's side; one for each node. A report is full every two seconds, or less often where there are many links."""
+    """The writer's side; one for each node. A report is full every second, or less often where there are many links."""
 
     def __init__(self) -> None:
         self._full_at = float("-inf")
-        self._told: dict[str, int] = {}
-
-    def due(self, now: float) -> bool:
-        """Whether the next report is to be a full one."""
-        return now >= self._full_at
+        self._told: dict[str, int] = {}  # the least recently told first
 
     def shortened(self, now: float, telemetry: Telemetry) -> Telemetry:
         """The report as it goes out at ``now`` (monotonic seconds)."""
-        new = [(sender, seq) for sender, seq in telemetry.received.items() if self._told.get(sender) != seq]
-        received = dict(new[:_MAX_RECEIVED])
-        self._told |= received
-        if self.due(now):
-            self._full_at = now + max(FULL_PERIOD_S, _PER_LINK_S * len(telemetry.links))
-            return msgspec.structs.replace(telemetry, received=received)
-        return msgspec.structs.replace(telemetry, received=received, links={}, board=None)
+        received = self._news(telemetry.received)
+        if now < self._full_at:
+            return msgspec.structs.replace(telemetry, received=received, links={}, board=None)
+        size_bytes = _BOARD_BYTES + sum(_LINK_BYTES + len(name) for name in telemetry.links)
+        self._full_at = now + max(FULL_PERIOD_S, size_bytes / _SPARE_BYTES_PER_S)
+        return msgspec.structs.replace(telemetry, received=received)
+
+    def _news(self, received: dict[str, int]) -> dict[str, int]:
+        """What has changed, a few at a time and in turn."""
+        order = [sender for sender in received if sender not in self._told]
+        order += [sender for sender, seq in self._told.items() if received.get(sender, seq) != seq]
+        news: dict[str, int] = {}
+        left_bytes = _RECEIVED_BYTES
+        for sender in order:
+            if left_bytes <= 0:
+                break
+            left_bytes -= _ENTRY_BYTES + len(sender)
+            self._told.pop(sender, None)
+            self._told[sender] = news[sender] = received[sender]
+        return news
 
 
 def completed(previous: Telemetry | None, telemetry: Telemetry) -> Telemetry:
-    """The reader's side: ``telemetry``, links and board from the ``previous`` report of the same start if it has none."""
+    """The reader's side: ``telemetry``, with links and board from the same start's ``previous`` report if it has none."""
     if previous is None or previous.incarnation != telemetry.incarnation or telemetry.board is not None:
         return telemetry
     links = telemetry.links or previous.links

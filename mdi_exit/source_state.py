@@ -10,11 +10,11 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, deque
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
-from typing import Final, Literal
+from typing import Final
 
+from mdi_exit.admission import Admission, Room
 from mdi_exit.errors import IllegalEventError
 from mdi_exit.events import (
     Command,
@@ -30,6 +30,10 @@ from mdi_exit.events import (
     ModelKnown,
     Notice,
     Record,
+    ReplyFailed,
+    RequestPrepared,
+    RequestReceived,
+    RequestUnusable,
     ResultsReceived,
     SendControl,
     SendReport,
@@ -43,8 +47,11 @@ from mdi_exit.events import (
     TransportUp,
 )
 from mdi_exit.histogram import ItemHistograms
-from mdi_exit.policy.steps import QueueBands, RateSteps, ThresholdSteps, next_interval_s, next_threshold, smoothed
+from mdi_exit.items import Forecast, Pending, RetryTimer, final_error, named_layers, quantiles
+from mdi_exit.policy.steps import next_interval_s, next_threshold, smoothed
+from mdi_exit.requests import OWN, RequestDesk
 from mdi_exit.segments import ModelPlan
+from mdi_exit.source_config import SourceConfig
 from mdi_exit.span import LayerSpan, missing_layers
 from mdi_exit.wire import Control, Happening, ResultRow, SourceReport
 from mdi_exit.worker_config import WorkerConfig
@@ -52,75 +59,11 @@ from mdi_exit.worker_state import WorkerState
 
 __all__ = ["SourceConfig", "SourceState"]
 
-_MAX_DRAWS: Final = 16
 _RETRY_TOKENS: Final = 20.0
 _IDLE_RETRIES_PER_S: Final = 2.0
 _HAPPENED_KEPT: Final = 16
 _TOLD_FOR_S: Final = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class SourceConfig:
-    """What the source is told at start; every constant is ours.
-
-    ``rate_per_s``: arrivals (None: as fast as admission allows); ``max_queue``: Q at which an arrival is refused;
-    ``max_pending``: items admitted and not yet answered; ``period_s``: of the step rules; ``retry_share``: retries per
-    admission at most. ``floor``: lowest threshold; below it items are refused instead, since a promised accuracy
-    outranks throughput.
-    """
-
-    run: int
-    rate_per_s: float | None = None
-    arrivals: Literal["fixed", "poisson"] = "fixed"
-    adapt: Literal["none", "rate", "threshold"] = "none"
-    threshold: float = 0.9
-    floor: float = 0.5
-    max_queue: int = 40
-    max_pending: int = 512
-    period_s: float = 0.5
-    max_attempts: int = 6
-    min_retry_s: float = 1.0
-    retry_share: float = 0.1
-    bands: QueueBands = QueueBands()
-    rate_steps: RateSteps = RateSteps()
-    threshold_steps: ThresholdSteps = ThresholdSteps()
-    start_interval_s: float = 0.1
-
-
-@dataclass(slots=True)
-class Pending:
-    """An admitted item. ``holder``: the node that has the present attempt, as far as the source knows."""
-
-    sample: str
-    truth: int | None
-    payload: object
-    size_bytes: int
-    admitted_at: float
-    attempt: int = 0
-    sent_at: float = 0.0
-    holder: str = ""
-    overdue: bool = False
-
-
-@dataclass(slots=True)
-class RetryTimer:
-    """Time after which an attempt is taken for lost: max(1 s, SRTT + 4·RTTVAR)·2^attempt, at most 30 s (as in RFC 6298)."""
-
-    least_s: float
-    most_s: float = 30.0
-    mean_s: float | None = None
-    deviation_s: float = 0.0
-
-    def measured(self, latency_s: float) -> None:
-        if self.mean_s is None:
-            self.mean_s, self.deviation_s = latency_s, latency_s / 2
-            return
-        self.deviation_s += 0.25 * (abs(latency_s - self.mean_s) - self.deviation_s)
-        self.mean_s += 0.125 * (latency_s - self.mean_s)
-
-    def after_s(self, attempt: int) -> float:
-        expected_s = self.least_s if self.mean_s is None else self.mean_s + 4 * self.deviation_s
-        return min(max(self.least_s, expected_s) * 2.0**attempt, self.most_s)
+_LEAVING: Final = "the source is leaving"
 
 
 class SourceState:
@@ -133,8 +76,8 @@ class SourceState:
         self.rate_per_s = config.rate_per_s
         self.interval_s = 1.0 / config.rate_per_s if config.rate_per_s else config.start_interval_s
         self.threshold = config.threshold
-        self.offered = self.admitted = self.completed = self.errors = 0
-        self.refused = self.duplicates = self.retried = self.unknown = 0
+        self.admitted = self.completed = self.errors = 0
+        self.duplicates = self.retried = self.unknown = 0
         self.right = self.judged = 0
         self.exits: Counter[int] = Counter()
         self.items = ItemHistograms()
@@ -143,6 +86,7 @@ class SourceState:
         self._missing_since = 0.0
         self._told_missing: tuple[int, ...] | None = None
         self.latencies_s: deque[float] = deque(maxlen=200)
+        self.forecast = Forecast()
         self.pending: dict[int, Pending] = {}
         self.retry_timer = RetryTimer(config.min_retry_s)
         self.stopped = False
@@ -151,7 +95,9 @@ class SourceState:
         self._rng = rng
         self._ended = False
         self._started = False
-        self._draws = 0
+        self.desk = RequestDesk(config.requests)
+        self._own_offered = self._own_refused = 0
+        self._turns = Admission(config, self.desk)
         self._next_item = 1
         self._arrival_at = 0.0
         self._period_at = 0.0
@@ -171,19 +117,28 @@ class SourceState:
             case InputOffered():
                 self._offered(now, event)
             case InputEnded():
-                self._ended = True
-                self._draws = 0
+                self._end(now)
+                self._turns.draws = 0
+            case RequestReceived():
+                self.desk.receive(now, event, _LEAVING if self._ended else "")
+            case RequestPrepared(ticket, payload, size_bytes):
+                self._prepared(now, ticket, payload, size_bytes)
+            case RequestUnusable(ticket, reason):
+                if request := self.desk.prepared(ticket):
+                    self.desk.reply(now, request, error="bad-request", reason=reason)
+            case ReplyFailed():
+                self.desk.failed(now, event)
             case ResultsReceived(sender, results):
                 self._results(now, sender, SendResults(results.rows, results.moved, results.run))
             case SetAdmission():
                 self._set_admission(now, event)
             case GiveUp(reason):
-                self._ended = True
+                self._end(now)
                 for item in list(self.pending):
                     attempt = self.pending[item].attempt
                     self._record(now, item, ResultRow(item, attempt, (), error=reason))
             case Drain():
-                self._ended = True
+                self._end(now)
                 self._out.append(Drained())
             case ModelKnown(plan):
                 self.plan = plan
@@ -199,7 +154,10 @@ class SourceState:
         if isinstance(event, Tick):
             self._adapt(now)
             self._retry_due(now)
+        self._expire(now)
         self._draw(now)
+        if self.worker.connected:
+            self._out += self.desk.outgoing(now)
         self._note(now)
         out, self._out = self._out, []
         return out
@@ -231,16 +189,31 @@ class SourceState:
         return self.worker.inputs + self.worker.outputs
 
     @property
+    def offered(self) -> int:
+        """Samples of the own input and requests of others that came."""
+        return self._own_offered + self.desk.received
+
+    @property
+    def refused(self) -> int:
+        """Those of them that were turned away before they became items."""
+        return self._own_refused + self.desk.turned_away
+
+    @property
     def done(self) -> bool:
         """No input will come and every admitted item has its result."""
-        return self._ended and not self.pending and not self._draws
+        return self._ended and not self.pending and not self._turns.draws
+
+    @property
+    def started(self) -> bool:
+        """All layers have been held once: items are asked for."""
+        return self._started
 
     def next_wakeup(self) -> float:
         """When ``Tick`` is wanted next, monotonic seconds."""
-        due = [self.worker.next_wakeup(), self._period_at]
+        due = [self.worker.next_wakeup(), self._period_at, self.desk.next_wakeup(connected=self.worker.connected)]
         if self._timers:
             due.append(self._timers[0][0])
-        if self._paced and self._started and not self._ended and self._draws < _MAX_DRAWS:
+        if self._paced and self._started and not self._ended and self._turns.may_arrive:
             due.append(self._arrival_at)
         return min(due)
 
@@ -254,6 +227,11 @@ class SourceState:
             )
         if len(self.pending) > self.config.max_pending:
             raise IllegalEventError(f"{len(self.pending)} pending", tuple(self.worker.story))
+        problems = self.desk.problems(sum(entry.request is not None for entry in self.pending.values()))
+        if self.offered != self.admitted + self.refused + self.desk.unadmitted:
+            problems.append(f"{self.offered} offered, {self.admitted} admitted, {self.refused} refused")
+        if problems:
+            raise IllegalEventError("; ".join(problems), tuple(self.worker.story))
 
     def report(self, now: float, plan: ModelPlan) -> SourceReport:
         """The source's report as of ``now``."""
@@ -277,9 +255,9 @@ class SourceState:
             threshold=self.threshold,
             floor=self.config.floor,
             adapt=self.config.adapt,
-            rate_per_s=self.offered_per_s,
+            rate_per_s=1.0 / self.interval_s if self._paced else None,
             paused=self.stopped,
-            latency_s=_quantiles(self.latencies_s),
+            latency_s=quantiles(self.latencies_s),
             happened=tuple(
                 Happening(told.number, now - at, told.kind, told.text, told.order)
                 for at, told in self.happened
@@ -290,11 +268,6 @@ class SourceState:
     # --- admission
 
     @property
-    def offered_per_s(self) -> float | None:
-        """Items offered a second; None: as fast as admission allows."""
-        return 1.0 / self.interval_s if self._paced else None
-
-    @property
     def _paced(self) -> bool:
         return self.rate_per_s is not None or self.config.adapt == "rate"
 
@@ -303,48 +276,99 @@ class SourceState:
         return self.queue >= self.config.max_queue or len(self.pending) >= self.config.max_pending
 
     def _draw(self, now: float) -> None:
-        """Ask for the samples that are due: by the clock, or as fast as the queue takes them."""
+        """Ask for the samples that are due and prepare the requests that there is room for, in turn."""
         if not self._started or self._ended or self.stopped:
             return
-        if not self._paced:
-            while self._draws + self.queue < self.config.bands.high and self._room_for_draw():
+        if self._paced:
+            self._arrive(now)
+        while (party := self._turns.next_party(room := self._room(now))) is not None:
+            if party == OWN:
+                self.desk.count_turn(OWN)
                 self._want()
-            return
+                continue
+            request = self.desk.take(party)
+            if now + room.expected_s >= request.deadline_at:
+                self.forecast.dare()
+                self.desk.reply(now, request, error="deadline", reason="it would pass before an answer can be had")
+            else:
+                self._out.append(self.desk.prepare(request))
+
+    def _room(self, now: float) -> Room:
+        pending = len(self.pending)
+        nodes = 1 + sum(bool(peer.alive and peer.status.entries) for peer in self.worker.members)
+        ahead = pending + len(self.desk.preparing)
+        expected_s = self.forecast.expected_s(now, ahead, self.retry_timer.mean_s) if pending else 0.0  # one can try
+        return Room(self.queue, pending, nodes * self.worker.config.window // 2, expected_s, self._paced)
+
+    def _arrive(self, now: float) -> None:
+        """Count the arrivals of the own input that are due by the clock."""
         external = self.config.adapt != "rate"
-        while now >= self._arrival_at and self._draws < _MAX_DRAWS:
-            if not external and (self._full or not self._room_for_draw()):
+        while now >= self._arrival_at and self._turns.may_arrive:
+            if not external and (self._turns.due or self._full or not self._turns.room_for_draw(len(self.pending))):
                 self._arrival_at = now + self.interval_s
                 return
-            self._want()
+            if self._turns.arrived():
+                self._want()
             poisson = external and self.config.arrivals == "poisson"
             gap_s = self._rng.expovariate(1 / self.interval_s) if poisson else self.interval_s
             self._arrival_at = max(self._arrival_at + gap_s, now - 1.0)
 
-    def _room_for_draw(self) -> bool:
-        return self._draws < _MAX_DRAWS and len(self.pending) + self._draws < self.config.max_pending
-
     def _want(self) -> None:
-        self._draws += 1
+        self._turns.want(paced=self._paced)
         self._out.append(DrawInput())
 
     def _offered(self, now: float, event: InputOffered) -> None:
-        self._draws = max(self._draws - 1, 0)
-        self.offered += 1
-        if self._full or self._ended:
-            self.refused += 1
+        self._own_offered += 1
+        if not self._turns.offered() or self._full or self._ended:
+            self._own_refused += 1
             return
+        self._admit(now, Pending(event.sample, event.truth, event.payload, event.size_bytes, now))
+
+    def _admit(self, now: float, entry: Pending) -> None:
         item, self._next_item = self._next_item, self._next_item + 1
         self.admitted += 1
         self._tokens = min(self._tokens + self.config.retry_share, _RETRY_TOKENS)
-        self.pending[item] = Pending(event.sample, event.truth, event.payload, event.size_bytes, now)
+        self.pending[item] = entry
         self._inject(now, item)
 
     def _inject(self, now: float, item: int) -> None:
         entry = self.pending[item]
         entry.sent_at, entry.holder, entry.overdue = now, self.worker.name, False
         self._arm(now, item)
-        task = Task(self.config.run, item, entry.attempt, 0, entry.payload, entry.size_bytes)
+        deadline_at = entry.request.deadline_at if entry.request else math.inf
+        task = Task(
+            self.config.run, item, entry.attempt, 0, entry.payload, entry.size_bytes,
+            deadline_at=deadline_at if deadline_at < math.inf else None,
+        )  # fmt: skip
         self._work(now, Inject(task))
+
+    # --- requests of other programs
+
+    def _prepared(self, now: float, ticket: int, payload: object, size_bytes: int) -> None:
+        request = self.desk.prepared(ticket)
+        if request is None:
+            return
+        if len(self.pending) >= self.config.max_pending:
+            self.desk.reply(
+                now, request, error="refused", reason=f"overloaded: {len(self.pending)} items are under way"
+            )
+        else:
+            request.item = self._next_item
+            self._admit(now, Pending(request.sample, None, payload, size_bytes, now, request=request))
+
+    def _expire(self, now: float) -> None:
+        """Requests whose deadline has passed are answered, wherever they are."""
+        for request in self.desk.expired(now):
+            if request.item is None:
+                self.desk.reply(now, request, error="deadline", reason=request.deadline_passed)
+            else:
+                attempt = self.pending[request.item].attempt
+                self._record(now, request.item, ResultRow(request.item, attempt, (), error=request.deadline_passed))
+
+    def _end(self, now: float) -> None:
+        """Nothing new is taken any more."""
+        self._ended = True
+        self.desk.refuse_all(now, _LEAVING)
 
     # --- results
 
@@ -371,16 +395,24 @@ class SourceState:
         if row.attempt != entry.attempt:
             return
         if entry.attempt + 1 >= self.config.max_attempts:
-            self._record(now, row.item, _final_error(row, f"{row.error or 'refused'} (attempt {row.attempt + 1})"))
+            self._record(now, row.item, final_error(row, f"{row.error or 'refused'} (attempt {row.attempt + 1})"))
         else:
             self._waiting.append((row.item, row.attempt))
 
     def _record(self, now: float, item: int, row: ResultRow) -> None:
         entry = self.pending.pop(item)
+        request = entry.request
+        if request is not None:
+            if row.label is not None and request.too_late(now):
+                row = final_error(row, request.deadline_passed)
+            if request.deadline_at < math.inf:
+                self.forecast.learn(missed=request.too_late(now))
+            self.desk.result(now, request, row)
         if row.label is None:
             self.errors += 1
         else:
             self.completed += 1
+            self.forecast.recorded(now)
             self.exits[row.exit] += 1
             self.latencies_s.append(now - entry.admitted_at)
             self.items.add(now - entry.admitted_at, *row.times, row.exit, row.score)
@@ -463,7 +495,7 @@ class SourceState:
         if not missing:
             self._out.append(Notice("covered", "all layers are held"))
         elif now - self._missing_since >= self.config.period_s:
-            self._out.append(Notice("gap", f"no node holds {_layers(missing)}; {len(self.pending)} items wait"))
+            self._out.append(Notice("gap", f"no node holds {named_layers(missing)}; {len(self.pending)} items wait"))
         else:
             return
         self._told_missing = missing
@@ -473,11 +505,12 @@ class SourceState:
         if now < self._period_at:
             return
         self._period_at = now + self.config.period_s
-        self._queue = smoothed(self._queue, self.queue)
+        config = self.config
+        waiting = self.desk.waiting if config.adapt == "threshold" else 0
+        self._queue = smoothed(self._queue, self.queue + waiting)
         if not self._started or self.missing:
             return
-        config = self.config
-        if config.adapt == "rate":
+        if config.adapt == "rate" and not self._turns.due:
             self.interval_s = next_interval_s(self.interval_s, self._queue, config.bands, config.rate_steps)
         elif config.adapt == "threshold":
             steps = config.threshold_steps
@@ -516,29 +549,3 @@ class SourceState:
         if self.worker.connected:
             self._out.append(SendControl(control))
         self._work(now, ControlReceived(control))
-
-
-def _quantiles(values: Iterable[float]) -> tuple[float, float, float] | None:
-    """p50, p90 and p99: the smallest value that so many do not exceed."""
-    ordered = sorted(values)
-    if not ordered:
-        return None
-    p50, p90, p99 = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.9, 0.99))
-    return p50, p90, p99
-
-
-def _final_error(row: ResultRow, error: str) -> ResultRow:
-    """``row`` as a final error."""
-    return ResultRow(row.item, row.attempt, row.path, error=error[:400])
-
-
-def _layers(layers: tuple[int, ...]) -> str:
-    """``layer 6`` or ``layers 4-6, 8``."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return f"layer{'s' if len(layers) > 1 else ''} {text}"

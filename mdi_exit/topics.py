@@ -20,6 +20,8 @@ __all__ = [
     "LAYERS",
     "LINKS",
     "MANIFEST",
+    "REPLIES",
+    "REQUESTS",
     "RESULTS",
     "SYS_PREFIX",
     "SYS_STATS",
@@ -49,6 +51,8 @@ AGENTS    = TopicKind("agents/{node}",                    "Status",    1, retain
 LINKS     = TopicKind("links/{node}/{sender}",            "Link",      0, retain=False)
 CONTROL   = TopicKind("control",                          "Control",   1, retain=True)
 COMMANDS  = TopicKind("commands/{node}",                  "Order",     1, retain=False)
+REQUESTS  = TopicKind("requests/{node}",                  "Request",   1, retain=False)  # or a bare image, or JSON
+REPLIES   = TopicKind("replies/{node}",                   "Reply",     1, retain=False)  # or JSON, as it was asked
 MANIFEST  = TopicKind("model/manifest",                   "Manifest",  1, retain=True)
 CHUNK     = TopicKind("model/{digest}/{file}/{chunk}",    "Chunk",     1, retain=True)
 # fmt: on
@@ -72,7 +76,8 @@ def _pattern(kind: TopicKind) -> re.Pattern[str]:
 
 
 _KINDS = [
-    (kind, _pattern(kind)) for kind in (LAYERS, RESULTS, TELEMETRY, AGENTS, LINKS, CONTROL, COMMANDS, MANIFEST, CHUNK)
+    (kind, _pattern(kind))
+    for kind in (LAYERS, RESULTS, TELEMETRY, AGENTS, LINKS, CONTROL, COMMANDS, REQUESTS, REPLIES, MANIFEST, CHUNK)
 ]
 
 
@@ -126,6 +131,12 @@ class Topics:
 
     def commands(self, client: str) -> str:
         return f"{self._prefix}commands/{client}"
+
+    def requests(self, client: str) -> str:
+        return f"{self._prefix}requests/{client}"
+
+    def replies(self, client: str) -> str:
+        return f"{self._prefix}replies/{client}"
 
     @property
     def manifest(self) -> str:

@@ -98,7 +98,12 @@ def host_port(value: str) -> HostPort:
 
 def host_port_or_off(value: str) -> HostPort | None:
     """``HOST:PORT``, or ``off``: None."""
-    return None if value.strip() == "off" else host_port(value)
+    if value.strip() == "off":
+        return None
+    try:
+        return host_port(value)
+    except UsageError as error:
+        raise UsageError("", f"{error.expected}, or off", error.got) from None
 
 
 def name(value: str) -> str:

@@ -19,6 +19,7 @@ from mdi_exit.errors import WireError
 __all__ = [
     "MAX_HEADER_BYTES",
     "MAX_PAYLOAD_BYTES",
+    "MAX_REQUEST_BYTES",
     "VERSION",
     "Ack",
     "Best",
@@ -33,6 +34,9 @@ __all__ = [
     "Moved",
     "Order",
     "Probe",
+    "Reply",
+    "Request",
+    "RequestId",
     "ResultRow",
     "Results",
     "SegmentFile",
@@ -46,6 +50,7 @@ __all__ = [
 VERSION: Final = 1
 MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024
+MAX_REQUEST_BYTES: Final = 8 * 1024 * 1024
 _PREFIX_BYTES: Final = 5
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,40}\Z")]
@@ -59,6 +64,8 @@ Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{8,64}\Z")]
 Text = Annotated[str, Meta(max_length=400)]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,80}\Z")]
 Span = tuple[Layer, Layer]  # half-open
+RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,64}\Z")]
+Patience = Annotated[float, Meta(gt=0, le=3600)]
 
 
 class Best(Struct, frozen=True, array_like=True):
@@ -322,7 +329,54 @@ class Chunk(Struct, frozen=True, array_like=True, tag="chunk"):
     crc: UInt
 
 
-Message = Features | Results | Telemetry | SourceReport | Status | Ack | Probe | Control | Order | Manifest | Chunk
+class Request(Struct, frozen=True, array_like=True, tag="request"):
+    """An item of another program. Payload: an image file, or the values of a tensor in C order, little-endian.
+
+    ``kind`` uint8: pixels, H×W or H×W×C; float32: just what enters layer 0, C×H×W. ``deadline_s``: how long the answer is
+    worth having, from when the source gets the request.
+    """
+
+    client: Name
+    id: RequestId
+    kind: Annotated[str, Meta(pattern=r"^(image|uint8|float32)\Z")]
+    crc: UInt
+    shape: Annotated[tuple[Dim, ...], Meta(max_length=4)] = ()
+    deadline_s: Patience | None = None
+
+
+class Reply(Struct, frozen=True, array_like=True, tag="reply"):
+    """The one answer to a request: a label, or ``error`` (refused, deadline, bad-request or failed) and its ``reason``.
+
+    ``label_name`` is empty where the model has no names; ``latency_s``: from the request's arrival at the source to this.
+    """
+
+    client: Name
+    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:#-]{0,64}\Z")]
+    label: UInt | None = None
+    label_name: Annotated[str, Meta(max_length=200)] = ""
+    confidence: Score = 0.0
+    exit: Layer = 0
+    path: Path = ()
+    latency_s: Seconds = 0.0
+    error: Annotated[str, Meta(pattern=r"^(|refused|deadline|bad-request|failed)\Z")] = ""
+    reason: Text = ""
+
+
+Message = (
+    Features
+    | Results
+    | Telemetry
+    | SourceReport
+    | Status
+    | Ack
+    | Probe
+    | Control
+    | Order
+    | Request
+    | Reply
+    | Manifest
+    | Chunk
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

@@ -34,6 +34,7 @@ from mdi_exit.events import (
     Notice,
     Outcome,
     ProbeReceived,
+    RequestEvent,
     ResultsReceived,
     RunSegment,
     SegmentDone,
@@ -185,7 +186,7 @@ class WorkerState:
                 self.connected = False
             case Drain():
                 self.draining = True
-            case InputOffered() | InputEnded() | ResultsReceived() | SetAdmission() | GiveUp():
+            case InputOffered() | InputEnded() | ResultsReceived() | SetAdmission() | GiveUp() | RequestEvent():
                 raise IllegalEventError(f"expected an event of a worker, got {event}", tuple(self.story))
             case _:
                 assert_never(event)

@@ -31,9 +31,11 @@ from mdi_exit.events import (
     InputOffered,
     ModelKnown,
     Notice,
+    PrepareRequest,
     Record,
     ResultsReceived,
     SendControl,
+    SendReply,
     SetAdmission,
     StatusReceived,
     TelemetryReceived,
@@ -44,15 +46,17 @@ from mdi_exit.executor import Executor
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.program import joined, stop_requested
+from mdi_exit.requests import RequestLimits
 from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport
 from mdi_exit.vitals import Vitals
 from mdi_exit.wire import Message, Results, encode
 from mdi_exit.worker_config import WorkerConfig
-from source.config import SourceSettings
+from source.config import REQUESTS_ONLY, SourceSettings
 from source.energy import EnergyLedger
 from source.inputs import Input, Sample, open_input, preprocess
+from source.reception import Reception
 from source.results import ResultsWriter, Summary, SummaryBuilder
 from source.timeline import Timeline
 
@@ -68,7 +72,7 @@ _UNSERVED: Final = ("waiting for source", "loading segments")
 
 
 class SourceDriver(NodeDriver):
-    """A node driver with an input, results, and a model to serve."""
+    """A node driver with an input, results, a model to serve, and others' requests. ``samples`` None: only these."""
 
     def __init__(
         self,
@@ -78,12 +82,13 @@ class SourceDriver(NodeDriver):
         artifact: Artifact,
         *,
         codec: str,
-        samples: Input,
+        samples: Input | None,
         vitals: Vitals | None = None,
     ) -> None:
         super().__init__(state, state.worker, topics, executor, codec=codec, vitals=vitals)
         self.source = state
         self.broker_stats = BrokerStats()
+        self.hears_broker = True
         self.more_samples.append(self.broker_stats.samples)
         self._artifact = artifact
         self.summary = SummaryBuilder()
@@ -100,19 +105,27 @@ class SourceDriver(NodeDriver):
         span = state.worker.config.span
         self._host = ModelHost(self, composer, state.config.run)
         self._local = LocalModel(self, composer, span) if span is not None else None
-        self._samples: Iterator[Sample] = iter(samples)
+        self._reception = Reception(self, artifact.manifest)
+        self._samples: Iterator[Sample] | None = None if samples is None else iter(samples)
         self._wanted = asyncio.Semaphore(0)
         self._ready: asyncio.Queue[InputOffered | InputEnded] = asyncio.Queue(_PREFETCH)
 
     def subscriptions(self) -> list[tuple[str, int]]:
-        return [*super().subscriptions(), (self.topics.results("+"), kinds.RESULTS.qos), kinds.SYS_STATS]
+        return [
+            *super().subscriptions(),
+            (self.topics.results("+"), kinds.RESULTS.qos),
+            (self.topics.requests("+"), kinds.REQUESTS.qos),
+        ]
 
     async def start(self, transport: Transport) -> None:
-        self.spawn("prefetch", self._prefetch())
-        self.spawn("draw", self._draw())
+        if self._samples is not None:
+            self.spawn("prefetch", self._prefetch(self._samples))
+            self.spawn("draw", self._draw())
         self.use_model(self._artifact.manifest)
         await super().start(transport)
         self._host.republish()
+        if self.hears_broker:
+            await transport.subscribe(*kinds.SYS_STATS)
 
     def on_connected(self) -> None:
         super().on_connected()
@@ -131,18 +144,18 @@ class SourceDriver(NodeDriver):
 
     # --- input
 
-    async def _prefetch(self) -> None:
+    async def _prefetch(self, samples: Iterator[Sample]) -> None:
         """Read samples ahead, in a thread, so that slow files do not hold up the loop."""
         ended = False
         while not ended:
-            batch = await asyncio.to_thread(self._read_some)
+            batch = await asyncio.to_thread(self._read_some, samples)
             ended = not batch
             for event in batch or [InputEnded()]:
                 await self._ready.put(event)
 
-    def _read_some(self) -> list[InputOffered | InputEnded]:
+    def _read_some(self, samples: Iterator[Sample]) -> list[InputOffered | InputEnded]:
         read: list[InputOffered | InputEnded] = []
-        for sample in self._samples:
+        for sample in samples:
             x = preprocess(sample.pixels, self._artifact.manifest.input)
             read.append(InputOffered(sample.id, x, x.nbytes, sample.truth))
             if len(read) >= _PREFETCH_AT_ONCE:
@@ -171,10 +184,30 @@ class SourceDriver(NodeDriver):
             self.energy.seen(self._loop.time(), event.telemetry.node, event.telemetry.incarnation, board)
         elif isinstance(event, Tick):
             self._host.look_after(self._loop.time(), unserved=self._unserved())
+        if self._samples is None and self.source.started:
+            self._begin()
         if not self.source.pending:
             self.answered.set()
         if self.source.done:
             self.done.set()
+
+    def _begin(self) -> None:
+        """The first item is asked for, or could be."""
+        if self.started_at is None:
+            self.started_at = self._loop.time()
+            self._see_own_energy()
+            self.energy.begin(self.started_at)
+            self.started.set()
+
+    def took_foreign(self, route: Route, payload: bytes, *, retained: bool) -> bool:
+        if route.kind is not kinds.REQUESTS:
+            return False
+        self._reception.received(route.node, payload, retained=retained)
+        return True
+
+    def close(self) -> None:
+        super().close()
+        self._reception.close()
 
     def _unserved(self) -> bool:
         """Is there a node of this model's layers that does not take tasks yet?"""
@@ -206,12 +239,13 @@ class SourceDriver(NodeDriver):
     def carry_out(self, command: Command) -> None:
         match command:
             case DrawInput():
-                if self.started_at is None:
-                    self.started_at = self._loop.time()
-                    self._see_own_energy()
-                    self.energy.begin(self.started_at)
-                    self.started.set()
+                self._begin()
                 self._wanted.release()
+            case PrepareRequest():
+                self._begin()
+                self._reception.prepare(command)
+            case SendReply():
+                self._reception.send(command)
             case Record():
                 self._record(command)
             case SendControl(control):
@@ -269,14 +303,7 @@ async def serve(settings: SourceSettings) -> int:
     """Run the source until its input ends, its time is over, SIGINT or SIGTERM. Raises ``MdiExitError``."""
     stop = stop_requested()
     artifact = Artifact.open(settings.model)
-    samples = open_input(
-        settings.input,
-        artifact.manifest,
-        limit=settings.limit,
-        cycle=settings.repeat or settings.duration is not None or settings.limit is not None,
-        shuffle_seed=settings.seed if settings.shuffle else None,
-        data_dir=settings.data_dir,
-    )
+    samples = _samples(settings, artifact)
     if settings.layers is not None and settings.layers.stop > len(artifact.manifest.layers):
         raise UsageError("--layers", f"layers in 0-{len(artifact.manifest.layers) - 1}", settings.layers)
     profile = parse_profile(settings.profile) if settings.profile else None
@@ -286,6 +313,7 @@ async def serve(settings: SourceSettings) -> int:
     vitals = Vitals(power=power_of(settings.device, settings.profile), emulated=profile is not None)
     topics = Topics(settings.deployment)
     driver = SourceDriver(state, topics, executor, artifact, codec=settings.codec, samples=samples, vitals=vitals)
+    driver.hears_broker = settings.broker_stats != "none"
     with contextlib.ExitStack() as files:
         if settings.results is not None:
             driver.results = files.enter_context(ResultsWriter(settings.results, settings.overwrite))
@@ -298,6 +326,19 @@ async def serve(settings: SourceSettings) -> int:
         summary.write(settings.summary)
     summary.render(Console(file=sys.stdout if settings.results != Path("-") else sys.stderr))
     return 0
+
+
+def _samples(settings: SourceSettings, artifact: Artifact) -> Input | None:
+    if settings.input == REQUESTS_ONLY:
+        return None
+    return open_input(
+        settings.input,
+        artifact.manifest,
+        limit=settings.limit,
+        cycle=settings.repeat or settings.duration is not None or settings.limit is not None,
+        shuffle_seed=settings.seed if settings.shuffle else None,
+        data_dir=settings.data_dir,
+    )
 
 
 def _emulated(driver: SourceDriver) -> str | None:
@@ -329,6 +370,7 @@ def _state(settings: SourceSettings, engine: str, emulated: str) -> SourceState:
     first = settings.schedule.phases[0].rate_per_s if settings.schedule else settings.rate
     config = SourceConfig(
         run=time.time_ns() // 1000,
+        own_input=settings.input != REQUESTS_ONLY,
         rate_per_s=first,
         arrivals=settings.arrivals,  # type: ignore[arg-type]  # checked by the setting's choices
         adapt=settings.adapt,  # type: ignore[arg-type]
@@ -336,6 +378,7 @@ def _state(settings: SourceSettings, engine: str, emulated: str) -> SourceState:
         floor=min(settings.min_threshold, settings.exit_threshold),
         max_queue=settings.max_queue,
         max_pending=settings.max_pending,
+        requests=RequestLimits(per_client=settings.max_requests),
     )
     return SourceState(config, worker, Random(settings.seed))
 

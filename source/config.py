@@ -16,7 +16,9 @@ from mdi_exit.span import LayerSpan
 from mdi_exit.tensors import CODECS
 from source.schedule import Schedule, schedule
 
-__all__ = ["SourceSettings", "resolve_source"]
+__all__ = ["REQUESTS_ONLY", "SourceSettings", "resolve_source"]
+
+REQUESTS_ONLY = "requests"
 
 ADAPTATIONS = ("rate", "threshold", "none")
 
@@ -29,7 +31,9 @@ class SourceSettings:
     """
 
     input: str = setting(
-        REQUIRED, help="what to classify: shipped, a data set's name, or a folder of images", metavar="SPEC"
+        REQUIRED,
+        help="what to classify: shipped, a data set's name, a folder of images, or requests: only what clients ask",
+        metavar="SPEC",
     )
     model: str = setting(
         "fashion-mnist-mobilenetv2", help="a shipped model's name, or the path of an artifact", metavar="NAME-or-PATH"
@@ -74,6 +78,10 @@ class SourceSettings:
         40, help="tasks waiting at the source at which admission stops", parse=values.integer(1, 1_000_000),
         metavar="N",
     )  # fmt: skip
+    max_requests: int = setting(
+        32, help="requests of one client that may wait; further ones are refused", parse=values.integer(1, 100_000),
+        metavar="N",
+    )  # fmt: skip
     broker: values.BrokerAddress = setting(
         values.BrokerAddress("127.0.0.1", 1883), help="mqtt[s]://HOST:PORT", parse=values.broker_address, metavar="URL"
     )
@@ -85,6 +93,10 @@ class SourceSettings:
     metrics: values.HostPort | None = setting(
         values.HostPort("127.0.0.1", 0), help="where to serve metrics; port 0: a free one; off: not at all",
         parse=values.host_port_or_off, metavar="HOST:PORT", show=values.show_off,
+    )  # fmt: skip
+    broker_stats: str = setting(
+        "mosquitto", help="whose $SYS topics to export; none: for a broker that takes offence at the subscription",
+        choices=("mosquitto", "none"),
     )  # fmt: skip
     device: str | None = setting(
         None, help="the board, for an estimate of its energy where no sensor is; default: that of --profile",
@@ -117,11 +129,21 @@ class SourceSettings:
     def __post_init__(self) -> None:
         if self.password is not None and self.username is None:
             raise UsageError("--username", "a user to go with the password", "none")
+        if self.input == REQUESTS_ONLY:
+            self._no_input_of_its_own()
         if self.adapt == "threshold" and self.min_threshold > self.exit_threshold:
             raise UsageError("--min-threshold", f"at most --exit-threshold {self.exit_threshold:g}", self.min_threshold)
         files = [file for file in (self.results, self.summary, self.timeline) if file is not None]
         if len(set(files)) != len(files):
             raise UsageError("--results, --summary, --timeline", "different files", files[0])
+
+    def _no_input_of_its_own(self) -> None:
+        paces = {"--rate": self.rate, "--schedule": self.schedule, "--limit": self.limit, "--shuffle": self.shuffle}
+        for flag, given in paces.items():
+            if given:
+                raise UsageError(flag, "none with --input requests: the clients set the pace", given)
+        if self.adapt == "rate":
+            raise UsageError("--adapt", "threshold or none with --input requests", self.adapt)
 
 
 def resolve_source(argv: Sequence[str], env: Mapping[str, str]) -> Resolved[SourceSettings]:

@@ -1,4 +1,4 @@
-"""``mdi-exit benchmark hop|agent``: measure this machine, print a table, write the raw rows."""
+"""``mdi-exit benchmark hop|agent|metrics|clients``: measure this machine, print a table, write the raw rows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import platform
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 import psutil
@@ -23,30 +25,49 @@ from rich.table import Table
 
 from broker.embedded import embedded_broker
 from mdi_exit import __version__
+from mdi_exit.benchmark.clients import ClientLoad, measure_clients
 from mdi_exit.benchmark.hop import hop
 from mdi_exit.benchmark.relays import aiomqtt_relay, tcp_relay, transport_relay
+from mdi_exit.benchmark.scrape import overhead_rows, scrape_rows, telemetry_rows
 from mdi_exit.errors import MdiExitError, UsageError
 
 __all__ = ["main"]
 
 _SHAPES: Final = ((1, 16, 16), (1, 64, 64), (1, 128, 256))
 _MESSAGES: Final = {1024: 6000, 16384: 6000, 131072: 2000}
+_OVERHEAD_MESSAGES: Final = 8000
+_SCRAPE_PERIOD_S: Final = 1.0
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the tool; returns the exit status. Raises ``MdiExitError``."""
     parser = argparse.ArgumentParser(prog="mdi-exit benchmark", description="Measure this machine.")
-    parser.add_argument("what", choices=("hop", "agent"), help="hop: what the system costs a hop; agent: memory, start")
+    parser.add_argument(
+        "what",
+        choices=tuple(_MEASURES),
+        help="hop: what the system costs a hop; agent: memory, start; metrics: what it costs to watch; "
+        "clients: many at once, at more than the capacity",
+    )
     parser.add_argument("--out", type=Path, help="folder for the raw rows (JSON)")
     parser.add_argument("--window", type=int, default=64, help="items under way for the throughput (%(default)s)")
     parser.add_argument("--scale", type=float, default=1.0, help="more or fewer messages (%(default)s)")
     parser.add_argument(
         "--rounds", type=int, default=3, help="whole rounds, taken in turn; medians count (%(default)s)"
     )
+    many = ClientLoad()
+    parser.add_argument("--clients", type=int, default=many.clients, help="clients: how many (%(default)s)")
+    parser.add_argument("--load", type=float, default=many.load, help="clients: times the capacity (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=many.seconds, help="clients: how long (%(default)s)")
+    parser.add_argument(
+        "--deadline", type=float, default=many.deadline_s, help="clients: seconds; 0: none (%(default)s)"
+    )
     args = parser.parse_args(argv)
     if args.window < 1 or not args.scale > 0 or args.rounds < 1:
         raise UsageError("--window, --scale, --rounds", "values above 0", (args.window, args.scale, args.rounds))
-    rows = asyncio.run(_hop(args) if args.what == "hop" else _agent())
+    if args.clients < 1 or not args.load > 0 or not args.seconds > 0 or args.deadline < 0:
+        given = (args.clients, args.load, args.seconds, args.deadline)
+        raise UsageError("--clients, --load, --seconds, --deadline", "values above 0", given)
+    rows = asyncio.run(_MEASURES[args.what](args))
     if args.out is not None:
         _write(args.out, args.what, argv, rows)
     return 0
@@ -128,8 +149,55 @@ def _show_hop(rows: list[dict[str, Any]]) -> None:
     Console(width=110).print(table)
 
 
-async def _agent() -> list[dict[str, Any]]:
+async def _metrics(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A scrape with a hundred agents, the telemetry of three, and throughput with and without scrapes."""
+    rows = await scrape_rows()
+    async with embedded_broker() as broker:
+        rows += await telemetry_rows(broker.url)
+        load = {"window": args.window, "messages": max(int(_OVERHEAD_MESSAGES * args.scale), 50)}
+        rows += await overhead_rows(broker.url, **load, rounds=args.rounds, scrape_period_s=_SCRAPE_PERIOD_S)
+        sys.stdout.write(f"broker: {broker.kind}; window {args.window}; {args.rounds} rounds\n")
+    _show_metrics(rows)
+    return rows
+
+
+def _show_metrics(rows: list[dict[str, Any]]) -> None:
+    table = Table(title="What it costs to watch")
+    for column in ("what", "value"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    scrapes = [row for row in rows if row["name"] == "scrape"]
+    seconds = sorted(row["seconds"] for row in scrapes)
+    table.add_row(f"scrape with {scrapes[0]['agents']} agents, median", f"{1000 * median(seconds):.1f} ms")
+    table.add_row("the slowest of them", f"{1000 * seconds[-1]:.1f} ms")
+    table.add_row("its size", f"{scrapes[0]['bytes'] / 1000:,.0f} kB, {scrapes[0]['samples']:,} samples")
+    for row in rows:
+        if row["name"] == "telemetry":
+            table.add_row(f"telemetry of {row['node']}", f"{row['bytes'] / row['seconds']:,.0f} B/s")
+    for field, text, factor, unit in (
+        ("items_per_s", "throughput", 1.0, "items/s"),
+        ("cpu_s_per_item", "processor time an item", 1e6, "µs"),
+    ):
+        off, on = _paired(rows, field)
+        ratios = sorted(of_on / of_off for of_on, of_off in zip(on, off, strict=True))
+        table.add_row(f"{text}, metrics off, median", f"{factor * median(off):,.0f} {unit}")
+        table.add_row(f"{text}, metrics on, median", f"{factor * median(on):,.0f} {unit}")
+        table.add_row("on / off, median of the rounds' ratios", f"{median(ratios):.3f}")
+        table.add_row("their range", f"{ratios[0]:.3f} to {ratios[-1]:.3f}")
+    Console(width=110).print(table)
+
+
+def _paired(rows: list[dict[str, Any]], field: str) -> tuple[list[float], list[float]]:
+    """The values of each round with metrics off, and with metrics on."""
+    off, on = (
+        [row[field] for row in rows if row["name"] == "throughput" and row["metrics"] == which]
+        for which in ("off", "on")
+    )
+    return off, on
+
+
+async def _agent(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Resident memory and time to readiness of agents of the shipped model, on a local broker."""
+    del args
     rows = []
     async with embedded_broker() as broker:
         with tempfile.TemporaryDirectory(prefix="mdi-exit-agent-") as folder:
@@ -148,6 +216,40 @@ async def _agent() -> list[dict[str, Any]]:
         table.add_row(row["layers"], f"{row['ready_s']:.2f} s", f"{row['resident_mib']:.1f} MiB")
     Console().print(table)
     return rows
+
+
+async def _clients(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Fifty clients at twice the capacity, or as asked."""
+    load = ClientLoad(
+        clients=args.clients, load=args.load, seconds=args.seconds, deadline_s=args.deadline or None
+    )  # fmt: skip
+    async with embedded_broker() as broker:
+        capacity, rows = await measure_clients(broker.url, load)
+    served = sorted(row.labels for row in rows)
+    mean = sum(served) / len(served)
+    outcomes = sum((row.outcomes for row in rows), Counter[str]())
+    asked, longest_s = sum(row.asked for row in rows), max(row.most_s for row in rows)
+    total = {
+        "clients": load.clients,
+        "emulated": load.profile,
+        "capacity_per_s": round(capacity, 2),
+        "asked_per_s": round(asked / load.seconds, 2),
+        "asked": asked,
+        "outcomes": dict(outcomes),
+        "labels_least_of_mean": round(served[0] / mean, 3) if mean else 0.0,
+        "labels_most_of_mean": round(served[-1] / mean, 3) if mean else 0.0,
+        "deadline_s": load.deadline_s,
+        "longest_s": round(longest_s, 3),
+    }
+    table = Table(title=f"{load.clients} clients at {load.load:g} times the capacity (emulated: {load.profile})")
+    table.add_column("what")
+    table.add_column("measured", justify="right")
+    for what, amount in total.items():
+        table.add_row(
+            what, ", ".join(f"{k} {v}" for k, v in amount.items()) if isinstance(amount, dict) else str(amount)
+        )
+    Console(width=110).print(table)
+    return [total, *(row.to_json() for row in rows)]
 
 
 async def _program(module: str, url: str, log: Path, *flags: str) -> asyncio.subprocess.Process:
@@ -178,3 +280,6 @@ async def _one_agent(url: str, span: str, folder: Path) -> dict[str, Any]:
         agent.terminate()
         await agent.wait()
     return {"layers": span, "ready_s": ready_s, "resident_mib": resident / 2**20}
+
+
+_MEASURES: Final = {"hop": _hop, "agent": _agent, "metrics": _metrics, "clients": _clients}

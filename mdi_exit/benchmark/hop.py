@@ -8,6 +8,7 @@ both ways, as in the bare relays beside it. With ``results``, the agent holds al
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -17,7 +18,9 @@ from random import Random
 from typing import Any, Final
 
 import numpy as np
+import psutil
 
+from broker.embedded import free_port
 from mdi_exit.benchmark.relays import RelayResult, percentile
 from mdi_exit.driver import NodeDriver, new_incarnation
 from mdi_exit.engine import make_engine
@@ -36,6 +39,7 @@ from mdi_exit.events import (
 )
 from mdi_exit.exchange import LocalModel, ModelHost
 from mdi_exit.executor import Executor
+from mdi_exit.metrics import serve_metrics
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.policy.steps import QueueBands
@@ -46,17 +50,31 @@ from mdi_exit.transport.mqtt import MqttTransport
 from mdi_exit.wire import Message, Results, encode
 from mdi_exit.worker_config import WorkerConfig
 
-__all__ = ["hop"]
+__all__ = ["hop", "throughput", "write_artifact"]
 
 _LAYERS: Final = 3
 _START_S: Final = 30.0
+_SCRAPER: Final = """
+import sys, time, urllib.request
+period_s, addresses = float(sys.argv[1]), sys.argv[2:]
+begin, seen = time.monotonic(), set()
+while True:
+    time.sleep(period_s)
+    for address in addresses:
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, headers={"Accept-Encoding": "gzip"})).read()
+            seen.add(address)
+        except OSError:
+            if address in seen or time.monotonic() - begin > 10:
+                raise
+"""
 
 
 class _BenchSource(NodeDriver):
     """A source whose every sample is the same tensor; it keeps the latencies."""
 
-    def __init__(self, state: SourceState, executor: Executor, artifact: Artifact) -> None:
-        super().__init__(state, state.worker, Topics("benchmark"), executor)
+    def __init__(self, state: SourceState, deployment: str, executor: Executor, artifact: Artifact) -> None:
+        super().__init__(state, state.worker, Topics(deployment), executor)
         self.source = state
         self.latencies_s: list[float] = []
         self.changed = asyncio.Event()
@@ -116,17 +134,41 @@ class _BenchSource(NodeDriver):
 
 
 @asynccontextmanager
-async def _agent(url: str, span: str, window: int) -> AsyncIterator[None]:
-    flags = ["--layers", span, "--name", "agent", "--deployment", "benchmark", "--broker", url]
-    flags += ["--engine", "noop", "--window", str(window), "--log-level", "warning"]
+async def _agent(url: str, deployment: str, span: str, window: int, metrics: str) -> AsyncIterator[psutil.Process]:
+    flags = ["--layers", span, "--name", "agent", "--deployment", deployment, "--broker", url]
+    flags += ["--engine", "noop", "--window", str(window), "--log-level", "warning", "--metrics", metrics]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "edge_agent.cli", *flags, stdin=asyncio.subprocess.DEVNULL
     )
     try:
-        yield
+        yield psutil.Process(process.pid)
     finally:
         process.terminate()
         await process.wait()
+
+
+@asynccontextmanager
+async def _scraped(
+    driver: NodeDriver, transport: MqttTransport, agent: str, period_s: float | None
+) -> AsyncIterator[None]:
+    """The source's metrics, and a scraper of both nodes', for as long as the context lasts."""
+    if period_s is None:
+        yield
+        return
+    server = serve_metrics("127.0.0.1", 0, driver, transport)
+    addresses = (server.address, f"http://{agent}/metrics")
+    scraper = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _SCRAPER, str(period_s), *addresses), stdin=asyncio.subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        if scraper.returncode is None:
+            scraper.terminate()
+        ended = await scraper.wait()
+        server.close()
+        if ended != -signal.SIGTERM:
+            raise MdiExitError(f"benchmark: expected the scraper to work until told to stop, got status {ended}")
 
 
 def _state(span: LayerSpan | None, window: int, pending: int) -> SourceState:
@@ -147,8 +189,8 @@ async def hop(
 ) -> RelayResult:
     """Measure one payload size: throughput with ``window`` items under way, then the round trip of one at a time."""
     artifact = write_artifact(folder, shape)
-    throughput, _ = await _measure(url, artifact, window, messages, results=results)
-    _, latencies_s = await _measure(url, artifact, 1, max(messages // 4, 50), results=results)
+    throughput, _, _ = await _measure(url, artifact, window, messages, results=results)
+    _, _, latencies_s = await _measure(url, artifact, 1, max(messages // 4, 50), results=results)
     return RelayResult(
         name="mdi-exit, result back at QoS 1" if results else "mdi-exit",
         payload_bytes=4 * int(np.prod(shape)),
@@ -163,6 +205,19 @@ async def hop(
     )
 
 
+async def throughput(
+    url: str, artifact: Artifact, *, deployment: str, window: int, messages: int, scrape_period_s: float | None
+) -> tuple[float, float]:
+    """(items a second, processor seconds of source and agent an item), the tensor travelling there and back.
+
+    ``scrape_period_s``: how often the metrics of both are scraped meanwhile; None: neither serves any.
+    """
+    rate, cpu_s, _ = await _measure(
+        url, artifact, window, messages, results=False, deployment=deployment, scrape_period_s=scrape_period_s
+    )
+    return rate, cpu_s
+
+
 def write_artifact(folder: Path, shape: tuple[int, int, int]) -> Artifact:
     """The three-layer artifact of the benchmark."""
     from mdi_exit.benchmark.synthetic import write_identity_artifact
@@ -171,24 +226,44 @@ def write_artifact(folder: Path, shape: tuple[int, int, int]) -> Artifact:
 
 
 async def _measure(
-    url: str, artifact: Artifact, pending: int, messages: int, *, results: bool
-) -> tuple[float, list[float]]:
-    """(items a second, latencies) after a warm-up of a tenth."""
+    url: str,
+    artifact: Artifact,
+    pending: int,
+    messages: int,
+    *,
+    results: bool,
+    deployment: str = "benchmark",
+    scrape_period_s: float | None = None,
+) -> tuple[float, float, list[float]]:
+    """(items a second, processor seconds an item, latencies) after a warm-up of a tenth."""
     span = None if results else LayerSpan(2, 3)
     window = max(pending, 16)
     state = _state(span, window, pending)
-    driver = _BenchSource(state, Executor(make_engine("noop")), artifact)
+    driver = _BenchSource(state, deployment, Executor(make_engine("noop")), artifact)
     transport = MqttTransport(url, client_id=f"bench-{new_incarnation()}", handler=driver, will=driver.will())
     warm = max(messages // 10, 20)
-    async with _agent(url, "0-2" if results else "0-1", window), transport:
+    metrics = f"127.0.0.1:{free_port()}" if scrape_period_s else "off"
+    async with (
+        _agent(url, deployment, "0-2" if results else "0-1", window, metrics) as agent,
+        _scraped(driver, transport, metrics, scrape_period_s),
+        transport,
+    ):
         try:
             driver.use_model(artifact.manifest)
             await driver.start(transport)
             await driver.completed(warm)
-            begin, first = time.perf_counter(), len(driver.latencies_s)
+            begin, begin_cpu_s, first = time.perf_counter(), _cpu_s(agent), len(driver.latencies_s)
             await driver.completed(first + messages)
-            rate = (len(driver.latencies_s) - first) / (time.perf_counter() - begin)
+            done = len(driver.latencies_s) - first
+            rate = done / (time.perf_counter() - begin)
+            cpu_s = (_cpu_s(agent) - begin_cpu_s) / done
             driver.feed(InputEnded())
         finally:
             await driver.finish()
-    return rate, driver.latencies_s[first:]
+    return rate, cpu_s, driver.latencies_s[first:]
+
+
+def _cpu_s(agent: psutil.Process) -> float:
+    """Processor seconds used so far by this process and the agent."""
+    times = agent.cpu_times()
+    return float(time.process_time() + times.user + times.system)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from heapq import nlargest
 from typing import Final
 
 from mdi_exit.driver import NodeDriver, Sample
 from mdi_exit.membership import Peer
 from mdi_exit.source_state import SourceState
 from mdi_exit.transport import Transport
-from mdi_exit.wire import Board, LinkLoad, Status, Telemetry
+from mdi_exit.wire import Board, LinkLoad, SourceReport, Status, Telemetry
 
 __all__ = [
     "GONE_AFTER_S",
@@ -29,7 +30,7 @@ __all__ = [
 
 GONE_AFTER_S: Final = 60.0
 MAX_NODES: Final = 2000
-MAX_LINKS: Final = 2000
+MAX_LINKS: Final = 1500
 MAX_REASONS: Final = 50
 
 
@@ -76,7 +77,7 @@ def _tasks(driver: NodeDriver, now: float) -> Iterator[Sample]:
     for entry, count in report.free_slots.items():
         yield "mdi_exit_free_slots", (str(entry),), count
     for entry, histogram in totals.run_s.items():
-        yield "mdi_exit_segment_run_seconds", (str(entry),), histogram
+        yield "mdi_exit_segment_run_seconds", (str(entry),), histogram.copy()
     yield "mdi_exit_tasks_received", (), totals.received
     yield "mdi_exit_tasks_executed", (), totals.executed
     yield "mdi_exit_tasks_refused", (), totals.refused
@@ -134,32 +135,37 @@ def _board(board: Board) -> Iterator[Sample]:
         yield "mdi_exit_energy_joules", (_method(board),), board.energy_j
 
 
-def source_samples(state: SourceState) -> Iterator[Sample]:
+def source_samples(state: SourceState, now: float) -> Iterator[Sample]:
     """What only the source knows."""
-    yield "mdi_exit_items_offered", (), state.offered
-    yield "mdi_exit_items_admitted", (), state.admitted
-    yield "mdi_exit_items_completed", (), state.completed
-    yield "mdi_exit_items_failed", (), state.errors
-    yield "mdi_exit_items_refused", (), state.refused
-    yield "mdi_exit_items_retried", (), state.retried
-    yield "mdi_exit_items_pending", (), len(state.pending)
-    yield "mdi_exit_results_duplicate", (), state.duplicates
-    yield "mdi_exit_items_judged", (), state.judged
-    yield "mdi_exit_items_right", (), state.right
-    for number, count in state.exits.items():
-        yield "mdi_exit_item_exits", (str(number),), count
+    if state.plan is not None:
+        yield from _report(state.report(now, state.plan))
     for part, histogram in state.items.seconds.items():
-        yield "mdi_exit_item_seconds", (part,), histogram
+        yield "mdi_exit_item_seconds", (part,), histogram.copy()
     for number, histogram in state.items.confidence.items():
-        yield "mdi_exit_item_confidence", (str(number),), histogram
-    if (rate_per_s := state.offered_per_s) is not None:
-        yield "mdi_exit_offered_per_second", (), rate_per_s
-    yield "mdi_exit_threshold_floor", (), state.config.floor
-    yield "mdi_exit_paused", (), float(state.stopped)
+        yield "mdi_exit_item_confidence", (str(number),), histogram.copy()
     if state.missing is not None:
         yield "mdi_exit_missing_layers", (), len(state.missing)
     for kind, count in _bounded(state.noticed):
         yield "mdi_exit_events", (kind,), count
+
+
+def _report(report: SourceReport) -> Iterator[Sample]:
+    yield "mdi_exit_items_offered", (), report.offered
+    yield "mdi_exit_items_admitted", (), report.admitted
+    yield "mdi_exit_items_completed", (), report.completed
+    yield "mdi_exit_items_failed", (), report.errors
+    yield "mdi_exit_items_refused", (), report.refused
+    yield "mdi_exit_items_retried", (), report.retried
+    yield "mdi_exit_items_pending", (), report.pending
+    yield "mdi_exit_results_duplicate", (), report.duplicates
+    yield "mdi_exit_items_judged", (), report.judged
+    yield "mdi_exit_items_right", (), report.right
+    for number, count in report.exits.items():
+        yield "mdi_exit_item_exits", (str(number),), count
+    if report.rate_per_s is not None:
+        yield "mdi_exit_offered_per_second", (), report.rate_per_s
+    yield "mdi_exit_threshold_floor", (), report.floor
+    yield "mdi_exit_paused", (), float(report.paused)
 
 
 def fleet_samples(driver: NodeDriver, now: float) -> Iterator[Sample]:
@@ -176,19 +182,22 @@ def fleet_samples(driver: NodeDriver, now: float) -> Iterator[Sample]:
         emulated=config.emulated,
         version=config.version,
     )
-    left = MAX_LINKS
+    shown = _shown(worker.members, now)
+    links = max(MAX_LINKS // (1 + len(shown)), 1)
     telemetry = driver.full_telemetry(worker.telemetry(now))
     yield from _fleet_node(own, telemetry, 0.0, up=True, state=worker.state)
-    for to, load in list(telemetry.links.items())[:left]:
-        yield from _link("mdi_exit_node_link", (config.name, to), load)
-        left -= 1
-    for peer in _shown(worker.members, now):
+    yield from _fleet_links(config.name, telemetry.links, links)
+    for peer in shown:
         state = peer.status.state if peer.alive else "gone"
         yield from _fleet_node(peer.status, peer.telemetry, now - peer.heard_at, up=peer.alive, state=state)
         if peer.telemetry is not None:
-            for to, load in list(peer.telemetry.links.items())[:left]:
-                yield from _link("mdi_exit_node_link", (peer.name, to), load)
-                left -= 1
+            yield from _fleet_links(peer.name, peer.telemetry.links, links)
+
+
+def _fleet_links(name: str, links: dict[str, LinkLoad], most: int) -> Iterator[Sample]:
+    """A node's links; the busiest where there are too many."""
+    for to, load in nlargest(most, links.items(), key=lambda link: link[1].tasks):
+        yield from _link("mdi_exit_node_link", (name, to), load)
 
 
 def _fleet_node(status: Status, telemetry: Telemetry | None, age_s: float, *, up: bool, state: str) -> Iterator[Sample]:

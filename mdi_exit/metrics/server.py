@@ -6,32 +6,30 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-
-from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from mdi_exit.driver import NodeDriver, Sample
 from mdi_exit.errors import StartError
-from mdi_exit.histogram import Histogram
-from mdi_exit.metrics.catalogue import CATALOGUE, DEPLOYMENT, Row
+from mdi_exit.metrics.exposition import CONTENT_TYPE, exposition
 from mdi_exit.metrics.samples import fleet_samples, node_samples, readiness, source_samples
 from mdi_exit.source_state import SourceState
 from mdi_exit.transport import Transport
 
 if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
-__all__ = ["MetricsServer", "families", "serve_metrics"]
+__all__ = ["MetricsServer", "serve_metrics"]
 
 log = logging.getLogger(__name__)
 
 _ANSWER_S: Final = 2.0
+_POLL_S: Final = 0.1  # so long closing takes
+_PLAIN: Final = "text/plain; charset=utf-8"
 _NO_ANSWER: Final = "the event loop does not answer"
 
 T = TypeVar("T")
@@ -45,53 +43,24 @@ class _Loop:
 
     def ask(self, question: Callable[[], T]) -> T:
         """Raises ``TimeoutError`` if the loop does not answer, or has ended."""
+        future: Future[T] = Future()
 
-        async def answer() -> T:
-            return question()
+        def answer() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(question())
+                except Exception as error:  # noqa: BLE001 - raised where it was asked
+                    future.set_exception(error)
 
         try:
-            future = asyncio.run_coroutine_threadsafe(answer(), self._loop)
-        except RuntimeError:
-            raise TimeoutError(_NO_ANSWER) from None
+            self._loop.call_soon_threadsafe(answer)
+        except RuntimeError as error:  # it is closed
+            raise TimeoutError(_NO_ANSWER) from error
         try:
             return future.result(_ANSWER_S)
-        except FutureTimeoutError:
+        except FutureTimeoutError as error:
             future.cancel()
-            raise TimeoutError(_NO_ANSWER) from None
-
-
-def families(samples: Iterable[Sample], deployment: str) -> Iterator[Metric]:
-    """The samples in the order and with the words of the catalogue. Raises ``KeyError`` for one that it does not have."""
-    found: dict[str, Any] = {}  # each kind of family has an add_metric of its own
-    for name, labels, value in samples:
-        if name not in found:
-            found[name] = _family(name, CATALOGUE[name])
-        family = found[name]
-        if isinstance(value, Histogram):
-            family.add_metric((deployment, *labels), value.cumulative(), value.total)
-        else:
-            family.add_metric((deployment, *labels), value)
-    yield from (found[name] for name in CATALOGUE if name in found)
-
-
-def _family(name: str, row: Row) -> CounterMetricFamily | HistogramMetricFamily | GaugeMetricFamily:
-    labels = (DEPLOYMENT, *row.labels)
-    if row.kind == "counter":
-        return CounterMetricFamily(name, row.help, labels=labels)
-    if row.kind == "histogram":
-        return HistogramMetricFamily(name, row.help, labels=labels)
-    return GaugeMetricFamily(name, row.help, labels=labels)
-
-
-class _FromState(Collector):
-    def __init__(self, loop: _Loop, samples: Callable[[], list[Sample]], deployment: str) -> None:
-        self._loop, self._samples, self._deployment = loop, samples, deployment
-
-    def describe(self) -> list[Metric]:
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        return families(self._loop.ask(self._samples), self._deployment)
+            raise TimeoutError(_NO_ANSWER) from error
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -122,10 +91,7 @@ class MetricsServer:
         self, host: str, port: int, samples: Callable[[], list[Sample]], unready: Callable[[], str], deployment: str
     ) -> None:
         self._loop = _Loop(asyncio.get_running_loop())
-        self._unready = unready
-        registry = CollectorRegistry()
-        registry.register(_FromState(self._loop, samples, deployment))
-        self._metrics: WSGIApplication = make_wsgi_app(registry)
+        self._samples, self._unready, self._deployment = samples, unready, deployment
         kind = _Server6 if ":" in host else _Server
         try:
             self._server: WSGIServer = make_server(host, port, self._answer, kind, _Handler)
@@ -133,7 +99,7 @@ class MetricsServer:
             raise StartError(f"metrics on {host}:{port}: expected a free port, got: {error}") from None
         shown = f"[{host}]" if ":" in host else host
         self.address = f"http://{shown}:{self._server.server_port}/metrics"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="metrics", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -145,22 +111,27 @@ class MetricsServer:
         try:
             match environ["PATH_INFO"]:
                 case "/metrics":
-                    return self._metrics(environ, start_response)
+                    text = exposition(self._loop.ask(self._samples), self._deployment)
+                    return _answer(start_response, "200 OK", text, CONTENT_TYPE)
                 case "/healthz":
                     self._loop.ask(lambda: None)
-                    return _line(start_response, "200 OK", "ok")
+                    return _answer(start_response, "200 OK", "ok\n")
                 case "/readyz":
                     why_not = self._loop.ask(self._unready)
-                    return _line(start_response, "503 Service Unavailable" if why_not else "200 OK", why_not or "ready")
+                    status = "503 Service Unavailable" if why_not else "200 OK"
+                    return _answer(start_response, status, f"{why_not or 'ready'}\n")
                 case _:
-                    return _line(start_response, "404 Not Found", "expected /metrics, /healthz or /readyz")
+                    return _answer(start_response, "404 Not Found", "expected /metrics, /healthz or /readyz\n")
         except TimeoutError as error:
-            return _line(start_response, "503 Service Unavailable", str(error))
+            return _answer(start_response, "503 Service Unavailable", f"{error}\n")
+        except Exception:
+            log.exception("answering %s failed", environ["PATH_INFO"][:80])
+            return _answer(start_response, "500 Internal Server Error", "a defect; the log has more\n")
 
 
-def _line(start_response: StartResponse, status: str, text: str) -> list[bytes]:
-    body = text.encode() + b"\n"
-    start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))])
+def _answer(start_response: StartResponse, status: str, text: str, content_type: str = _PLAIN) -> list[bytes]:
+    body = text.encode()
+    start_response(status, [("Content-Type", content_type), ("Content-Length", str(len(body)))])
     return [body]
 
 
@@ -172,7 +143,7 @@ def serve_metrics(host: str, port: int, driver: NodeDriver, transport: Transport
         now = loop.time()
         found = list(node_samples(driver, transport, now))
         if isinstance(state, SourceState):
-            found += source_samples(state)
+            found += source_samples(state, now)
             found += fleet_samples(driver, now)
         for more in driver.more_samples:
             found += more()

@@ -18,8 +18,10 @@ from mdi_exit.events import (
     ModelKnown,
     Notice,
     Outcome,
+    PrepareRequest,
     ProbeReceived,
     Record,
+    RequestPrepared,
     ResultsReceived,
     RunSegment,
     SegmentDone,
@@ -27,6 +29,7 @@ from mdi_exit.events import (
     SendAck,
     SendControl,
     SendProbe,
+    SendReply,
     SendResults,
     SendStatus,
     SendTask,
@@ -78,6 +81,7 @@ class SimulatedNetwork:
     nodes: dict[str, SimulatedNode] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     notices: list[tuple[float, Notice]] = field(default_factory=list)
+    replies: list[tuple[float, SendReply]] = field(default_factory=list)
     events: int = 0
     _statuses: dict[str, Status] = field(default_factory=dict)
     _control: Control | None = None
@@ -175,6 +179,10 @@ class SimulatedNetwork:
                 self._broadcast(name, ControlReceived(control))
             case DrawInput():
                 self.at(self.now, name, self.draw(), node)
+            case PrepareRequest(ticket):
+                self.at(self.now, name, RequestPrepared(ticket, None, self.plan.feature_bytes[0]), node)
+            case SendReply():
+                self.replies.append((self.now, command))
             case Record():
                 self.records.append(command)
             case Notice():

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from live import System
 
+from broker.embedded import mosquitto_config
+
 
 @pytest.fixture
 def system(mosquitto: Any, tmp_path: Path) -> Iterator[System]:
@@ -17,3 +19,12 @@ def system(mosquitto: Any, tmp_path: Path) -> Iterator[System]:
     system = System(mosquitto.url, folder)
     yield system
     system.close()
+
+
+@pytest.fixture
+def talkative(mosquitto: Any, system: System) -> System:
+    """A deployment on a broker that says every second how it does."""
+    mosquitto.stop()
+    mosquitto.config = mosquitto_config(mosquitto.port) + "sys_interval 1\n"
+    mosquitto.start()
+    return system

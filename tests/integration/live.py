@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -108,12 +109,24 @@ class Program:
                 found[line.split('reason="')[1].split('"')[0]] = float(line.rsplit(" ", 1)[1])
         return found
 
-    def metric(self, line_start: str) -> float:
-        """The value of one metric; 0 when it is not there."""
+    def metric(self, wanted: str) -> float:
+        """The value of the first sample of that name with at least those labels; 0 when there is none."""
+        name, _, labels = wanted.rstrip("}").partition("{")
         for line in self.scrape().splitlines():
-            if line.startswith(line_start):
+            if line.startswith(name + "{") and all(label in line for label in labels.split(",")):
                 return float(line.rsplit(" ", 1)[1])
         return 0.0
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and text of another page at the same port."""
+        self.until_says("metrics on http")
+        address = self.log.split("metrics on ")[1].split()[0].removesuffix("/metrics")
+        try:
+            with urllib.request.urlopen(address + path, timeout=10) as answer:  # noqa: S310 - http on loopback
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
 
 
 @dataclass

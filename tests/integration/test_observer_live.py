@@ -25,6 +25,7 @@ async def test_it_sees_nodes_flows_and_the_run(system: System) -> None:
     async with Observer(system.url, "test", on_change=lambda: changes.append(None)) as observer:
         await _until(lambda: (seen := observer.view()).source is not None and seen.source.completed >= 50)
         await _until(lambda: any(link.tasks for link in observer.view().links))
+        await _until(lambda: len(observer.view().nodes) == 2)
         view = observer.view()
         assert view.trouble == ""
         assert {node.name: node.span for node in view.nodes} == {"source": "0-3", "a": "4-8"}

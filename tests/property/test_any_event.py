@@ -24,6 +24,9 @@ from mdi_exit.events import (
     Outcome,
     ProbeReceived,
     Record,
+    RequestEvent,
+    RequestPrepared,
+    RequestReceived,
     ResultsReceived,
     RunSegment,
     SegmentDone,
@@ -187,6 +190,8 @@ class Fuzz:
             ResultsReceived("a", Results(7, 1)),
             SetAdmission(threshold=0.5),
             GiveUp("no"),
+            RequestReceived("a", "1", None, 1),
+            RequestPrepared(1, None, 1),
             SegmentDone(99_999, 0.1, ()),
             SegmentFailed(99_999, "no"),
         ]
@@ -198,7 +203,7 @@ class Fuzz:
 
 
 def legal(fuzz: Fuzz, event: Event, running: RunSegment | None) -> bool:
-    if isinstance(event, InputOffered | InputEnded | ResultsReceived | SetAdmission | GiveUp):
+    if isinstance(event, InputOffered | InputEnded | ResultsReceived | SetAdmission | GiveUp | RequestEvent):
         return False
     if isinstance(event, SegmentDone | SegmentFailed):
         if running is None or event.batch != running.batch:
@@ -265,6 +270,8 @@ def test_a_source_records_each_admitted_item_at_most_once_under_any_events(
             event = fuzz.any()
             if isinstance(event, InputOffered | InputEnded | ResultsReceived | SetAdmission | GiveUp | ControlReceived):
                 continue
+            if isinstance(event, RequestReceived):
+                event = RequestReceived(rng.choice("ab"), "", None, 10, rng.choice((None, 0.5)))
             if isinstance(event, SegmentDone | SegmentFailed) and event.batch == 99_999:
                 continue
             if isinstance(event, SegmentDone) and fuzz.running and event.batch == fuzz.running.batch:

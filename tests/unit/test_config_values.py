@@ -68,3 +68,11 @@ def test_rates_names_and_listening_addresses() -> None:
     assert values.names("a, b") == ("a", "b")
     assert values.host_port("10.0.0.1:0") == values.HostPort("10.0.0.1", 0)
     assert str(values.host_port("[::1]:80")) == "[::1]:80"
+
+
+def test_an_address_may_be_off() -> None:
+    assert values.host_port_or_off("off") is None
+    assert values.show_off(None) == "off"
+    assert values.show_off(values.host_port_or_off("[::1]:80")) == "[::1]:80"
+    with pytest.raises(UsageError, match=r"HOST:PORT such as .*, or off"):
+        values.host_port_or_off("of")

@@ -148,3 +148,14 @@ def test_the_expected_delay_is_never_negative_whatever_was_measured(
     assert model.delay_s(size) >= 0.0
     assert model.round_trip_s >= 0.0
     assert model.delay_s(2 * size) >= model.delay_s(size)
+
+
+def test_a_report_need_not_repeat_what_was_seen_and_cannot_have_seen_what_was_not_sent() -> None:
+    link = Outbound(1, 16)
+    for item in range(4):
+        link.sent(0.0, 4, item, 100)
+    link.reported(0.1, 3, 0.3, 3)
+    link.reported(0.2, 3, 0.3, 0)
+    assert link.load(0.2, {}, 0.01)[0] == 4.0, "three reported, one on the way"
+    link.reported(0.3, 3, 0.3, 1000)
+    assert link.load(0.3, {}, 0.01)[0] == 4.0, "a number of an earlier start says nothing"

@@ -12,6 +12,7 @@ import source.results
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.events import Record
 from mdi_exit.wire import ResultRow
+from source.energy import RunEnergy
 from source.results import ResultsWriter, Summary, SummaryBuilder
 
 NAMES = ("shirt", "bag")
@@ -154,6 +155,20 @@ def test_summary_file_has_the_documented_fields(tmp_path: Path) -> None:
     assert row["admitted"] == row["completed"] + row["errors"] + row["pending"]
     with pytest.raises(MdiExitError, match="could not write"):
         finished(builder()).write(tmp_path / "no" / "summary.json")
+
+
+def test_energy_is_by_node_and_by_item_only_where_all_that_worked_is_known() -> None:
+    energy = RunEnergy({"a": 30.0, "b": 20.0}, {"a": "estimate", "b": "estimate"}, 50.0)
+    summary = finished(builder(), energy=energy, worked={"a", "b"})
+    assert (summary.energy_j, summary.joules_per_item) == ({"a": 30.0, "b": 20.0}, 0.5)
+    assert summary.energy_method == {"a": "estimate", "b": "estimate"}
+    shown = [row for row in summary.rows() if "energy" in row[0]]
+    assert [amount for _, amount, _ in shown] == ["30 J", "20 J", "0.5 J"]
+    assert all("estimate" in meaning for _, _, meaning in shown)
+    assert finished(builder(), energy=energy, worked={"a", "c"}).joules_per_item is None
+    assert finished(SummaryBuilder(), energy=energy, worked={"a"}).joules_per_item is None
+    nothing = finished(builder(), energy=RunEnergy({}, {}, 0.0), worked=set())
+    assert (nothing.energy_j, nothing.joules_per_item) == ({}, None)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -197,13 +197,13 @@ def test_poisson_arrivals_have_the_rate_and_vary() -> None:
 def test_without_a_rate_draws_are_bounded_and_follow_the_queue() -> None:
     state = source()
     first = of(state.handle(0.1, Tick()), DrawInput)
-    assert len(first) + state._draws <= 16 + len(first)
-    assert 0 < state._draws <= 16
-    drawn = state._draws
+    assert len(first) + state._turns.draws <= 16 + len(first)
+    assert 0 < state._turns.draws <= 16
+    drawn = state._turns.draws
     assert not of(state.handle(0.2, Tick()), DrawInput), "unanswered draws are not asked for again"
-    assert state._draws == drawn
+    assert state._turns.draws == drawn
     offer(state, 0.3, "x")
-    assert state._draws <= 16
+    assert state._turns.draws <= 16
 
 
 def test_an_arrival_at_a_full_queue_is_refused_and_counted() -> None:

@@ -37,8 +37,9 @@ from mdi_exit.events import (
     TransportDown,
     TransportUp,
 )
+from mdi_exit.items import RetryTimer
 from mdi_exit.segments import ModelPlan, SegmentKey
-from mdi_exit.source_state import RetryTimer, SourceConfig, SourceState
+from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.span import LayerSpan
 from mdi_exit.wire import Control, Moved, ResultRow, Results, Status, Telemetry
 from mdi_exit.worker_config import WorkerConfig

@@ -24,6 +24,8 @@ def test_every_topic_that_is_made_is_parsed_back(node: str, sender: str, first: 
     assert TOPICS.parse(TOPICS.telemetry(node)) == Route(kinds.TELEMETRY, node)
     assert TOPICS.parse(TOPICS.agents(node)) == Route(kinds.AGENTS, node)
     assert TOPICS.parse(TOPICS.links(node, sender)) == Route(kinds.LINKS, node, sender)
+    assert TOPICS.parse(TOPICS.requests(node)) == Route(kinds.REQUESTS, node)
+    assert TOPICS.parse(TOPICS.replies(node)) == Route(kinds.REPLIES, node)
     assert TOPICS.parse(TOPICS.control) == Route(kinds.CONTROL)
     assert TOPICS.parse(TOPICS.manifest) == Route(kinds.MANIFEST)
     route = TOPICS.parse(TOPICS.chunk(digest, "segment-4-5-head", chunk))

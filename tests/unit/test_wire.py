@@ -72,6 +72,8 @@ MESSAGES: dict[str, tuple[wire.Message, bytes]] = {
         b"",
     ),
     "order": (wire.Order("desk", 1, "threshold", "0.7"), b""),
+    "request": (wire.Request("desk", "a-1", "uint8", zlib.crc32(BODY), (4, 4), 0.5), BODY),
+    "reply": (wire.Reply("desk", "a-1", 9, "Ankle boot", 0.75, 2, ("source", "nano-1"), 0.125), b""),
     "status": (wire.Status("nano-1", 11, True, "agent", "ready", (4, 9), (4, 6), 16, "onnxruntime CPU"), b""),
     "ack": (wire.Ack(11, 12, 9, 0.004, {4: 8}, (5, 6), 3, 0.25, 2), b""),
     "probe": (wire.Probe(11, 2, 9), b""),
@@ -224,6 +226,7 @@ SECONDS = [
     ("telemetry", 8, 4),
     ("telemetry", 15, None),
     ("ack", 4, None),
+    ("reply", 8, None),
 ]
 
 

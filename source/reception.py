@@ -1,0 +1,161 @@
+"""Requests of other programs as they come over the broker, and the replies to them.
+
+A request is a frame of ``mdi_exit.Client``, or in plain: an image file as it is, or JSON with the image in base64. A
+plain one is answered in JSON. Nothing here decides anything: ``SourceState`` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from mdi_exit import topics as kinds
+from mdi_exit.driver import NodeDriver
+from mdi_exit.errors import MdiExitError, WireError
+from mdi_exit.events import (
+    PrepareRequest,
+    ReplyFailed,
+    RequestPrepared,
+    RequestReceived,
+    RequestUnusable,
+    SendReply,
+)
+from mdi_exit.model.manifest import InputSpec, Manifest
+from mdi_exit.wire import MAX_REQUEST_BYTES, VERSION, Patience, Reply, Request, RequestId, decode, encode
+from source.images import decode_image
+from source.inputs import preprocess
+
+__all__ = ["Reception", "read_request", "reply_json", "to_tensor"]
+
+_LARGEST_VALUE: Final = 1000.0
+
+
+class _PlainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    image: bytes  # base64 in JSON
+    id: RequestId | Annotated[int, Meta(ge=0)] | None = None
+    deadline_s: Patience | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request's payload. ``kind``: image, uint8 or float32, as in ``wire.Request``."""
+
+    kind: str
+    shape: tuple[int, ...]
+    data: bytes | memoryview
+
+
+def read_request(client: str, payload: bytes) -> RequestReceived:
+    """The request in a message of ``client``. Raises ``WireError``."""
+    opening = payload[:64].lstrip()[:1]
+    if payload[:1] == bytes((VERSION,)):
+        message, body = decode(payload)
+        if not isinstance(message, Request):
+            raise WireError("type", f"expected Request, got {type(message).__name__}")
+        if message.client != client:
+            raise WireError("identity", f"expected a request of {client}, got one of {message.client}")
+        sent, identity, deadline_s = Sent(message.kind, message.shape, body), message.id, message.deadline_s
+    elif opening == b"{":
+        try:
+            plain = msgspec.json.decode(payload, type=_PlainRequest)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise WireError("request", f"expected JSON with image (base64), id, deadline_s: {error}") from None
+        identity = "" if plain.id is None else str(plain.id)
+        sent, deadline_s = Sent("image", (), plain.image), plain.deadline_s
+    else:
+        sent, identity, deadline_s = Sent("image", (), payload), "", None
+    if not 0 < len(sent.data) <= MAX_REQUEST_BYTES:
+        raise WireError("payload-size", f"expected an image of 1 to {MAX_REQUEST_BYTES} bytes, got {len(sent.data)}")
+    plainly = payload[:1] != bytes((VERSION,))
+    return RequestReceived(client, identity, sent, len(sent.data), deadline_s, plainly)
+
+
+def to_tensor(sent: Sent, spec: InputSpec) -> NDArray[np.float32]:
+    """What enters layer 0, float32 C×H×W. Raises ``ValueError`` or ``MdiExitError``."""
+    if sent.kind == "image":
+        return preprocess(decode_image(sent.data), spec)
+    dtype = np.dtype(sent.kind).newbyteorder("<")
+    wanted = math.prod(sent.shape) * dtype.itemsize
+    if len(sent.data) != wanted:
+        raise ValueError(f"array: expected {wanted} bytes for {sent.kind} of shape {sent.shape}, got {len(sent.data)}")
+    x = np.frombuffer(sent.data, dtype).reshape(sent.shape)
+    if sent.kind == "uint8":
+        return preprocess(x, spec)
+    if sent.shape != spec.shape:
+        raise ValueError(f"array: expected float32 of shape {spec.shape}, got {sent.shape}")
+    if not (np.abs(x) <= _LARGEST_VALUE).all():  # also of NaN
+        raise ValueError("array: expected values as (pixel/255 - mean) / std gives them, got others")
+    return np.ascontiguousarray(x, np.float32)
+
+
+def reply_json(reply: Reply) -> bytes:
+    """A reply in plain."""
+    fields: dict[str, Any] = {"id": reply.id}
+    if reply.error:
+        fields |= {"error": reply.error, "reason": reply.reason}
+    else:
+        fields |= {"label": reply.label}
+        if reply.label_name:
+            fields |= {"label_name": reply.label_name}
+        fields |= {"confidence": round(reply.confidence, 6), "exit": reply.exit, "path": list(reply.path)}
+    fields |= {"latency_s": round(reply.latency_s, 6)}
+    return json.dumps(fields, ensure_ascii=False).encode()
+
+
+class Reception:
+    """Gives ``driver`` the requests that come, makes tensors of them in a thread, and publishes its replies."""
+
+    def __init__(self, driver: NodeDriver, manifest: Manifest) -> None:
+        self._driver, self._manifest = driver, manifest
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="requests")
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def received(self, client: str, payload: bytes, *, retained: bool) -> None:
+        """A message on the topic of a client's requests. Raises ``WireError`` for one that is none."""
+        if retained:
+            raise WireError(
+                "retained", f"expected a request of {client} that the broker does not keep, got one that it does"
+            )
+        try:
+            event = read_request(client, payload)
+        except WireError as error:
+            reply = Reply(client, "", error="bad-request", reason=str(error)[:400])
+            self.send(SendReply(reply, payload[:1] != bytes((VERSION,))))
+            raise
+        self._driver.feed(event)
+
+    def prepare(self, command: PrepareRequest) -> None:
+        self._driver.spawn(f"request {command.ticket}", self._prepare(command))
+
+    async def _prepare(self, command: PrepareRequest) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            sent = command.payload
+            if not isinstance(sent, Sent):
+                raise TypeError(f"expected what came in a request, got {type(sent).__name__}")
+            x = await loop.run_in_executor(self._thread, to_tensor, sent, self._manifest.input)
+        except (ValueError, MdiExitError, MemoryError) as error:
+            self._driver.feed(RequestUnusable(command.ticket, str(error) or type(error).__name__))
+        else:
+            self._driver.feed(RequestPrepared(command.ticket, x, x.nbytes))
+
+    def send(self, command: SendReply) -> None:
+        """Publish a reply; the core hears of one that the transport does not take."""
+        reply, labels = command.reply, self._manifest.labels
+        if reply.label is not None and reply.label < len(labels):
+            reply = msgspec.structs.replace(reply, label_name=labels[reply.label][:200])
+        frame = reply_json(reply) if command.plain else encode(reply)
+        topic = self._driver.topics.replies(reply.client)
+        if not self._driver.publish(kinds.REPLIES, topic, frame) and reply.id:
+            asyncio.get_running_loop().call_soon(self._driver.feed, ReplyFailed(command))
