@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ __all__ = ["ROOT", "Engine", "engine", "until", "why_not"]
 
 ROOT = Path(__file__).parents[2]
 STAND_INS = Path(__file__).parent / "stand_ins"
+NAME = "mdi-exit-engine"  # of folder, network namespace and control group, with the number of the test's process
 SUITE = "bookworm"
 NEWER = "forky"  # the first suite whose Compose is the one of today
 PACKAGES = (
@@ -129,14 +131,14 @@ class Engine:
 
 
 @contextlib.contextmanager
-def engine(folder: Path) -> Iterator[Engine]:
-    """An engine that has the base images of ``docker-compose.yml`` and ``Dockerfile``, and a copy of the project.
-
-    ``folder`` has a short path, for sockets lie in it; what is in it is removed at the end.
-    """
-    one = Engine(folder, folder / "project", f"mdi-exit-{os.getpid()}")
-    for name in ("project", "config/cli-plugins", "data", "exec", "stand-ins/bin"):
-        (folder / name).mkdir(parents=True)
+def engine() -> Iterator[Engine]:
+    """An engine that has the base images of ``docker-compose.yml`` and ``Dockerfile``, and a copy of the project."""
+    _sweep()
+    name = f"{NAME}-{os.getpid()}"
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))  # a short path, for sockets lie in it
+    one = Engine(folder, folder / "project", name)
+    for part in ("project", "config/cli-plugins", "data", "exec", "stand-ins/bin"):
+        (folder / part).mkdir(parents=True)
     with contextlib.ExitStack() as cleaning:
         cleaning.callback(shutil.rmtree, folder, ignore_errors=True)
         with one.timed("downloads"), ThreadPoolExecutor() as pool:
@@ -200,6 +202,22 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait(10)
+
+
+def _sweep() -> None:
+    """Take away what earlier tests have left that were killed."""
+    left = {
+        path.name for path in (*Path(tempfile.gettempdir()).glob(f"{NAME}-*"), *Path("/run/netns").glob(f"{NAME}-*"))
+    }
+    for name in left:
+        number = name.removeprefix(f"{NAME}-").split("-")[0]
+        if Path(f"/proc/{number}").exists():
+            continue
+        folder = Path(tempfile.gettempdir()) / name
+        if folder.is_dir():
+            _forget(folder, f"/{NAME}-{number}")
+            shutil.rmtree(folder, ignore_errors=True)
+        run("ip", "netns", "del", f"{NAME}-{number}", check=False)
 
 
 def _forget(folder: Path, cgroup: str) -> None:

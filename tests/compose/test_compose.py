@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +32,7 @@ def stack() -> Iterator[Engine]:
         pytest.skip("takes minutes and an engine: make test-compose")
     if reason := why_not():
         pytest.skip(f"no Docker engine can be started here: {reason}")
-    with engine(Path(tempfile.mkdtemp(prefix="mdi-exit-"))) as one:
+    with engine() as one:
         with one.timed("build"):
             one.compose("--progress", "plain", "build", timeout=600)
         with one.timed("up"):
