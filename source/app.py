@@ -90,7 +90,7 @@ def _samples(settings: SourceSettings, artifact: Artifact) -> Input | LiveInput 
         settings.input.text,
         artifact.manifest,
         limit=settings.limit,
-        cycle=settings.duration is not None or settings.limit is not None,
+        cycle=settings.repeat or settings.duration is not None or settings.limit is not None,
         shuffle_seed=settings.seed if settings.shuffle else None,
         data_dir=settings.data_dir,
         fps=settings.fps,

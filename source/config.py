@@ -107,6 +107,7 @@ class SourceSettings:
     duration: float | None = setting(
         None, help="stop offering after this time", parse=values.duration, metavar="TIME", show=values.show_seconds
     )
+    repeat: bool = setting(False, help="begin the input again when it ends, without end", parse=values.switch)
     shuffle: bool = setting(False, help="offer the items in the random order of --seed", parse=values.switch)
     seed: int = setting(0, help="of arrivals, choices and --shuffle", parse=values.integer(0), metavar="N")
     max_pending: int = setting(
