@@ -61,6 +61,12 @@ def _plot(argv: Sequence[str]) -> int:
     return plot(argv)
 
 
+def _announce(argv: Sequence[str]) -> int:
+    from mdi_exit.announce import main as announce
+
+    return announce(argv)
+
+
 _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "demo": ("the whole system on this machine, with a live view", _demo),
     "train": ("a multi-exit model from a data set to an artifact (needs the extra torch)", _train),
@@ -68,7 +74,8 @@ _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "top": ("a running deployment in the terminal", _top),
     "control": ("orders to a running deployment: pause, threshold, drain, ...", _control),
     "plot": ("pictures of a run, from the files that the source wrote", _plot),
-    "benchmark": ("measure this machine: hop, agent, clients", _benchmark),
+    "announce": ("let agents find a broker by mDNS", _announce),
+    "benchmark": ("measure this machine: hop, agent, metrics, clients", _benchmark),
 }
 
 

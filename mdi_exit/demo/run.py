@@ -35,6 +35,7 @@ from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.snapshot import Snapshot, read_timeline
 from mdi_exit.span import LayerSpan
+from source.input_kinds import FOLDER, REQUESTS, SET, ParsedInput
 from source.inputs import open_input, preprocess
 from source.results import Summary
 
@@ -110,7 +111,8 @@ def _source_flags(settings: DemoSettings, run: RunSpec, duration_s: float, folde
     threshold = run.exit_threshold if run.exit_threshold is not None else settings.exit_threshold
     seed = run.seed if run.seed is not None else settings.seed
     return [
-        *("--input", settings.input, "--model", settings.artifact, "--shuffle", "--seed", str(seed)),
+        *("--input", settings.input.text, "--model", settings.artifact, "--seed", str(seed)),
+        *(["--shuffle"] if settings.input.kind in (SET, FOLDER) else []),
         *("--adapt", run.adapt or settings.adapt, "--exit-threshold", f"{threshold:g}"),
         *("--min-threshold", f"{min(0.4, threshold):g}", "--duration", f"{duration_s:g}s", "--overwrite"),
         *("--results", str(folder / "results.jsonl"), "--summary", str(folder / "summary.json")),
@@ -240,14 +242,15 @@ class _Tail:
         return snapshots
 
 
-def _single_process_per_s(artifact: Artifact, spec: str) -> float:
+def _single_process_per_s(artifact: Artifact, spec: ParsedInput) -> float:
     """Images a second of one process here, unemulated: the whole model, one thread, batch 1, last exit."""
     plan = artifact.manifest.plan
     composer, engine = Composer(artifact), OnnxEngine(1)
     key = replace(plan.segment(0, LayerSpan(0, plan.layer_count), early_exits=False), entry=0, stop=plan.layer_count)
     key = replace(key, head=True)
     engine.load(key, composer.segment(key))
-    samples = itertools.islice(iter(open_input(spec, artifact.manifest, cycle=True)), _SINGLE_IMAGES)
+    text = "shipped" if spec.kind.live or spec.kind is REQUESTS else spec.text
+    samples = itertools.islice(iter(open_input(text, artifact.manifest, cycle=True)), _SINGLE_IMAGES)
     images = [preprocess(sample.pixels, artifact.manifest.input)[None] for sample in samples]
     engine.run(key, images[0])
     begin = time.perf_counter()

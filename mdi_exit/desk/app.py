@@ -22,6 +22,7 @@ from mdi_exit.desk.panels import exits, figures, flows, happenings
 from mdi_exit.desk.parts import headline, ms_per_task, node_row, printable, queue_colour, waits_for
 from mdi_exit.errors import MdiExitError
 from mdi_exit.observer import DeploymentView, NodeView
+from mdi_exit.orders import ADAPTATIONS
 from mdi_exit.wire import Order
 
 __all__ = ["TopApp"]
@@ -94,6 +95,7 @@ class TopApp(App[None]):
         Binding("q,ctrl+c", "quit", "Quit", key_display="q"),
         Binding("plus,equals_sign", "threshold(1)", "T up", key_display="+"),
         Binding("minus", "threshold(-1)", "T down", key_display="-"),
+        Binding("a", "adapt", "Adapt"),
         Binding("p", "pause", "Pause"),
         Binding("d", "drain", "Drain"),
         Binding("o", "open", "Node"),
@@ -293,6 +295,15 @@ class TopApp(App[None]):
         if aim != now:
             self._aim = aim
             self.order("threshold", f"{aim:g}")
+
+    def action_adapt(self) -> None:
+        """What follows the load: the next of the list."""
+        source = self.view.source
+        if source is None:
+            self.notify("there is no source to tell", severity="warning")
+            return
+        place = ADAPTATIONS.index(source.adapt) if source.adapt in ADAPTATIONS else -1
+        self.order("adapt", ADAPTATIONS[(place + 1) % len(ADAPTATIONS)])
 
     def action_pause(self) -> None:
         source = self.view.source

@@ -140,13 +140,14 @@ def test_mosquittos_tools_are_clients_and_nothing_that_is_sent_stops_the_source(
 
 
 @pytest.mark.slow
-async def test_fifty_clients_at_twice_the_capacity_are_served_alike_and_in_time(mosquitto) -> None:
-    load = ClientLoad(clients=50, seconds=8.0, deadline_s=4.0, agents=1, profile="jetson-nanox0.7", capacity_s=3.0)
+async def test_fifty_clients_that_ask_for_too_much_are_served_alike_and_in_time(mosquitto) -> None:
+    # Three times what was measured: on a busy machine that may have been too little by a third.
+    load = ClientLoad(50, 3.0, seconds=8.0, deadline_s=4.0, agents=1, profile="jetson-nanox0.7", capacity_s=3.0)
     capacity, rows = await measure_clients(mosquitto.url, load)
     labels = [row.labels for row in rows]
     mean = sum(labels) / len(labels)
     assert all(abs(count - mean) <= 0.2 * mean for count in labels), (capacity, sorted(labels))
     outcomes = sum((row.outcomes for row in rows), Counter[str]())
-    assert set(outcomes) == {"label", "DeadlineExceeded"}, "twice the capacity is more than can be had in time"
+    assert set(outcomes) == {"label", "DeadlineExceeded"}, "it is more than can be had in time"
     assert all(row.outcomes.total() == row.asked for row in rows), "each request has its one outcome"
     assert all(latency_s <= 4.0 for row in rows for latency_s in row.latency_s)

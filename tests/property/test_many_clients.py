@@ -264,7 +264,10 @@ class Desk:
             deadline_s = rng.choice((None, None, 0.01, 0.5, 3000.0))
             if identity:
                 self.asked.add((client, identity))
-                self.deadlines.setdefault((client, identity), deadline_s)
+                if (
+                    self.limits.remembered_per_client >= 1000
+                ):  # else a forgotten one is a new request, with its own deadline
+                    self.deadlines.setdefault((client, identity), deadline_s)
             self.give(
                 RequestReceived(client, identity, object(), rng.choice((10, 100)), deadline_s, rng.random() < 0.5)
             )

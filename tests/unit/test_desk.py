@@ -84,6 +84,7 @@ def test_the_panels_fit_and_say_the_numbers() -> None:
     assert max(map(len, exits(VIEW, 28, 5).plain.splitlines())) <= 28
     assert flows(VIEW, 40, 6).plain.splitlines()[0].startswith("source → pi █████   4.0/s  12.5 kB/s")
     assert max(map(len, flows(VIEW, 40, 6).plain.splitlines())) <= 40
+    assert flows(VIEW, 34, 6).plain.splitlines()[0] == "source → pi   4.0/s  12.5 kB/s", "the names before the bars"
     many = changed(links=tuple(LinkView("a" * 40, f"b{i}", i, i, 9.0, 0.1, 1) for i in range(9)))
     assert flows(many, 40, 4).plain.splitlines()[-1] == "and 6 more"
     assert max(map(len, flows(many, 40, 4).plain.splitlines())) <= 40
@@ -218,6 +219,15 @@ async def test_the_threshold_goes_by_steps_from_where_it_was_aimed_at() -> None:
         await shown(stage, pilot)
         await pilot.press("plus", "plus")
         assert stage.desk.given[4:] == ["threshold 1"], "not above 1"
+
+
+async def test_what_follows_the_load_goes_round() -> None:
+    async with staged() as (stage, pilot):
+        for adapt in ("threshold", "none", "rate"):
+            stage.view = changed(source=dataclasses_replace(REPORT, adapt=adapt))
+            await shown(stage, pilot)
+            await pilot.press("a")
+        assert stage.desk.given == ["adapt none", "adapt rate", "adapt threshold"]
 
 
 async def test_pausing_asks_and_resuming_does_not() -> None:
