@@ -31,7 +31,8 @@ function describe(state) {
   if (state.problem) {
     const kept = state.run ? " The last figures are kept." : "";
     if (state.problem.what === "broker") tell("wait", "No broker", `${sentence(state.problem.text)} Trying again.${kept}`);
-    else if (state.run) tell("wait", "No source", `The source ${state.run.source} has fallen silent.${kept}`); // not its seconds, which would be read aloud
+    // Not for how long, which would be read aloud each second.
+    else if (state.run) tell("wait", "No source", `The source ${state.run.source} has fallen silent.${kept}`);
     else tell("wait", "No source", `${sentence(state.problem.text)} Start one: edge-source --deployment ${state.deployment} …`);
     return;
   }
