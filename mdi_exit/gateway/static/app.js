@@ -29,9 +29,10 @@ function tell(level, word, text) {
 
 function describe(state) {
   if (state.problem) {
-    const word = state.problem.what === "broker" ? "No broker" : "No source";
-    const advice = state.problem.what === "broker" ? " Trying again." : ` Start one: edge-source --deployment ${state.deployment} …`;
-    tell("wait", word, `${sentence(state.problem.text)}${state.run ? " The last figures are kept." : advice}`);
+    const kept = state.run ? " The last figures are kept." : "";
+    if (state.problem.what === "broker") tell("wait", "No broker", `${sentence(state.problem.text)} Trying again.${kept}`);
+    else if (state.run) tell("wait", "No source", `The source ${state.run.source} has fallen silent.${kept}`); // not its seconds, which would be read aloud
+    else tell("wait", "No source", `${sentence(state.problem.text)} Start one: edge-source --deployment ${state.deployment} …`);
     return;
   }
   const agents = state.nodes.filter((node) => node.role === "agent" && node.state !== "gone");

@@ -115,7 +115,7 @@ export class Frames {
       over(false)(event);
       this.postAll([...event.dataTransfer.files].filter((file) => file.type.startsWith("image/")));
     });
-    panel.addEventListener("paste", (event) => this.postAll([...event.clipboardData.files]));
+    document.addEventListener("paste", (event) => this.postAll([...event.clipboardData.files]));
   }
 
   // --- the camera
