@@ -19,7 +19,7 @@ help:
 # The demo needs no torch: its model is shipped.
 $(VENV)/.demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plot]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plot,top,web]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.demo

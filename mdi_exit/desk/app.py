@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections import deque
 from collections.abc import Callable
@@ -34,6 +35,7 @@ _ANSWER_S: Final = 5.0
 _STEP: Final = 0.05
 _WIDE: Final = 100
 _TALL: Final = 28
+_FONT_FROM_ELSEWHERE: Final = re.compile(r',\s*url\("https?://[^"]*"\) format\("[^"]*"\)')
 _SHORT: Final = {"waiting for source": "waiting", "loading segments": "loading"}
 
 
@@ -155,7 +157,7 @@ class TopApp(App[None]):
         self.redraw()
 
     def _keep_picture(self) -> None:
-        self.picture = self.export_screenshot(title="mdi-exit top")
+        self.picture = _FONT_FROM_ELSEWHERE.sub("", self.export_screenshot(title="mdi-exit top"))
         self.exit()
 
     # --- drawing
