@@ -5,11 +5,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_FLAGS ?=
 
-.PHONY: demo test lint bench recording clean help
+.PHONY: demo test test-compose lint bench recording clean help
 
 help:
 	@echo "make demo   run the whole system on this machine, with a live view (DEMO_FLAGS='--duration 60s')"
 	@echo "make test   run every test"
+	@echo "make test-compose   docker compose up on a Docker engine of its own (root, Debian's docker.io and mmdebstrap)"
 	@echo "make lint   ruff, mypy and the import contracts"
 	@echo "make bench  measure this machine, write benchmarks/results/"
 	@echo "make recording  record the terminal view anew, docs/top.cast and docs/top.svg"
@@ -18,7 +19,7 @@ help:
 # The demo needs no torch: its model is shipped.
 $(VENV)/.demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plot]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plot,top,web]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.demo
@@ -30,6 +31,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+test-compose: $(VENV)/.dev
+	MDI_EXIT_TEST_COMPOSE=1 $(BIN)/python -m pytest -s tests/compose
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

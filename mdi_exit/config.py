@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 PREFIX = "MDI_EXIT_"
-SECTIONS = ("agent", "source", "demo", "control", "top", "plot")
+SECTIONS = ("agent", "source", "demo", "control", "top", "plot", "announce", "serve")
 REQUIRED: Any = object()
 _METADATA_KEY = "mdi_exit.setting"
 _MAX_SECRET_BYTES = 64 * 1024
@@ -58,6 +58,7 @@ class Setting:
     secret: bool
     derive: Callable[[Mapping[str, Any]], Any] | None
     show: Callable[[Any], str]
+    bare: str | None
 
     @property
     def variable(self) -> str:
@@ -101,16 +102,18 @@ def setting(
     secret: bool = False,
     derive: Callable[[Mapping[str, Any]], Any] | None = None,
     show: Callable[[Any], str] | None = None,
+    bare: str | None = None,
 ) -> Any:
     """Declare a field of a settings dataclass (``kw_only=True``).
 
     ``default`` may be ``REQUIRED``; ``derive`` computes a default from the values resolved so far. ``parse`` being
-    ``values.switch`` makes ``--flag`` and ``--no-flag``. A ``secret`` is never a flag nor in the TOML file: it comes
-    from its variable or from the file named by ``--KEY-file``, and is never printed.
+    ``values.switch`` makes ``--flag`` and ``--no-flag``; ``bare`` is what a flag means that no value follows. A ``secret``
+    is never a flag nor in the TOML file: it comes from its variable or from the file named by ``--KEY-file``, and is never
+    printed.
     """
     declared = {
         "default": default, "help": help, "flag": flag, "parse": parse, "metavar": metavar, "choices": tuple(choices),
-        "secret": secret, "derive": derive, "show": show or _show,
+        "secret": secret, "derive": derive, "show": show or _show, "bare": bare,
     }  # fmt: skip
     plain: dict[str, Any] = {} if default is REQUIRED else {"default": default}
     return dataclasses.field(metadata={_METADATA_KEY: declared}, repr=not secret, **plain)
@@ -301,7 +304,8 @@ def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> str:
         parser.add_argument("--no-" + one.flag[2:], dest=one.key, action="store_const", const="no",
                             help=argparse.SUPPRESS)  # fmt: skip
     else:
-        parser.add_argument(one.flag, dest=one.key, metavar=one.metavar, help=line)
+        optional: dict[str, Any] = {} if one.bare is None else {"nargs": "?", "const": one.bare}
+        parser.add_argument(one.flag, dest=one.key, metavar=one.metavar, help=line, **optional)
     return one.flag
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "Inject",
     "InputEnded",
     "InputOffered",
+    "InputSkipped",
     "ModelKnown",
     "Notice",
     "OrderReceived",
@@ -230,6 +231,13 @@ class InputOffered:
 @dataclass(frozen=True, slots=True)
 class InputEnded:
     """No further sample will come."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputSkipped:
+    """A live input went on without waiting: so many samples came and went since the last draw."""
+
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,6 +471,7 @@ Event = (
     | GiveUp
     | InputOffered
     | InputEnded
+    | InputSkipped
     | ResultsReceived
     | SetAdmission
     | RequestEvent

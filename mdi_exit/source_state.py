@@ -27,6 +27,7 @@ from mdi_exit.events import (
     Inject,
     InputEnded,
     InputOffered,
+    InputSkipped,
     ModelKnown,
     Notice,
     OrderReceived,
@@ -142,6 +143,8 @@ class SourceState:
             case InputEnded():
                 self._end(now)
                 self._turns.draws = 0
+            case InputSkipped(count):
+                self._skipped(count)
             case RequestReceived():
                 self.desk.receive(now, event, _LEAVING if self._ended else _PAUSED if self.stopped else "")
             case RequestPrepared(ticket, payload, size_bytes):
@@ -362,6 +365,12 @@ class SourceState:
         self._tokens = min(self._tokens + self.config.retry_share, _RETRY_TOKENS)
         self.pending[item] = entry
         self._inject(now, item)
+
+    def _skipped(self, count: int) -> None:
+        """Where nothing but the queue decides when to draw, what was not drawn was turned away; else it was not asked for."""
+        if self._started and not self._ended and not self._paced and not self.stopped:
+            self._own_offered += count
+            self._own_refused += count
 
     def _inject(self, now: float, item: int) -> None:
         entry = self.pending[item]

@@ -29,6 +29,7 @@ from mdi_exit.events import (
     Inject,
     InputEnded,
     InputOffered,
+    InputSkipped,
     ModelKnown,
     Notice,
     OrderReceived,
@@ -175,7 +176,15 @@ class WorkerState:
                 self.connected = False
             case Drain():
                 self.draining = True
-            case InputOffered() | InputEnded() | ResultsReceived() | SetAdmission() | GiveUp() | RequestEvent():
+            case (
+                InputOffered()
+                | InputEnded()
+                | InputSkipped()
+                | ResultsReceived()
+                | SetAdmission()
+                | GiveUp()
+                | RequestEvent()
+            ):
                 raise IllegalEventError(f"expected an event of a worker, got {event}", tuple(self.story))
             case _:
                 assert_never(event)

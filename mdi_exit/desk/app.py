@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from mdi_exit.desk.panels import exits, figures, flows, happenings
 from mdi_exit.desk.parts import headline, ms_per_task, node_row, printable, queue_colour, waits_for
 from mdi_exit.errors import MdiExitError
 from mdi_exit.observer import DeploymentView, NodeView
+from mdi_exit.orders import ADAPTATIONS
 from mdi_exit.wire import Order
 
 __all__ = ["TopApp"]
@@ -33,6 +35,7 @@ _ANSWER_S: Final = 5.0
 _STEP: Final = 0.05
 _WIDE: Final = 100
 _TALL: Final = 28
+_FONT_FROM_ELSEWHERE: Final = re.compile(r',\s*url\("https?://[^"]*"\) format\("[^"]*"\)')
 _SHORT: Final = {"waiting for source": "waiting", "loading segments": "loading"}
 
 
@@ -94,6 +97,7 @@ class TopApp(App[None]):
         Binding("q,ctrl+c", "quit", "Quit", key_display="q"),
         Binding("plus,equals_sign", "threshold(1)", "T up", key_display="+"),
         Binding("minus", "threshold(-1)", "T down", key_display="-"),
+        Binding("a", "adapt", "Adapt"),
         Binding("p", "pause", "Pause"),
         Binding("d", "drain", "Drain"),
         Binding("o", "open", "Node"),
@@ -153,7 +157,7 @@ class TopApp(App[None]):
         self.redraw()
 
     def _keep_picture(self) -> None:
-        self.picture = self.export_screenshot(title="mdi-exit top")
+        self.picture = _FONT_FROM_ELSEWHERE.sub("", self.export_screenshot(title="mdi-exit top"))
         self.exit()
 
     # --- drawing
@@ -293,6 +297,15 @@ class TopApp(App[None]):
         if aim != now:
             self._aim = aim
             self.order("threshold", f"{aim:g}")
+
+    def action_adapt(self) -> None:
+        """What follows the load: the next of the list."""
+        source = self.view.source
+        if source is None:
+            self.notify("there is no source to tell", severity="warning")
+            return
+        place = ADAPTATIONS.index(source.adapt) if source.adapt in ADAPTATIONS else -1
+        self.order("adapt", ADAPTATIONS[(place + 1) % len(ADAPTATIONS)])
 
     def action_pause(self) -> None:
         source = self.view.source

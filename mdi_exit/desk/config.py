@@ -26,14 +26,18 @@ def _client(resolved: Mapping[str, Any]) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "-", user)[:40] or "desk"
 
 
-_BROKER: Any = {"help": "mqtt[s]://HOST:PORT", "parse": values.broker_address, "metavar": "URL"}
+_BROKER: Any = {
+    "help": "mqtt[s]://HOST:PORT; auto: on this machine, else found by mDNS",
+    "parse": values.broker_address,
+    "metavar": "URL",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlSettings:
     """One order. ``timeout``: seconds to wait for the broker, and then for the answer."""
 
-    broker: values.BrokerAddress = setting(values.BrokerAddress("127.0.0.1", 1883), **_BROKER)
+    broker: values.BrokerAddress = setting(values.BROKER_AUTO, **_BROKER)
     deployment: str = setting("default", help="whose system", parse=values.name, metavar="NAME")
     username: str | None = setting(None, help="user at the broker", parse=values.text)
     password: str | None = setting(None, help="file with the password at the broker", parse=values.text, secret=True)
@@ -50,7 +54,7 @@ class ControlSettings:
 class TopSettings:
     """One view. ``picture``: instead of a terminal, once it has something to show."""
 
-    broker: values.BrokerAddress = setting(values.BrokerAddress("127.0.0.1", 1883), **_BROKER)
+    broker: values.BrokerAddress = setting(values.BROKER_AUTO, **_BROKER)
     deployment: str = setting("default", help="whose system", parse=values.name, metavar="NAME")
     username: str | None = setting(None, help="user at the broker", parse=values.text)
     password: str | None = setting(None, help="file with the password at the broker", parse=values.text, secret=True)

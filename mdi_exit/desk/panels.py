@@ -77,13 +77,15 @@ def flows(view: DeploymentView, width: int, height: int) -> Text:
     if not links:
         return Text("no features have been sent", style="dim")
     most = max(link.tasks_per_s for link in links) or 1.0
-    place = min(max(len(_arrow(link)) for link in links), max(width - 25, 12))
+    longest = max(len(_arrow(link)) for link in links)
+    bars = width >= longest + 25
+    place = min(longest, max(width - (25 if bars else 19), 12))
     shown = links if len(links) <= height else links[: height - 1]
     text = Text(no_wrap=True, overflow="ellipsis")
     for link in shown:
         name = _arrow(link)
         text.append(name[: place - 1] + "…" if len(name) > place else name.ljust(place), style="bold")
-        text.append(f" {bar(link.tasks_per_s, most, 5)}", style="cyan")
+        text.append(f" {bar(link.tasks_per_s, most, 5)}" if bars else "", style="cyan")
         text.append(f" {link.tasks_per_s:>5.1f}/s {quantity(link.bytes_per_s):>8}/s")
         text.append(f"  {seconds(link.delay_s)} away\n" if width > place + 42 else "\n", style="dim")
     if len(shown) < len(links):

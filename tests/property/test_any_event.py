@@ -20,6 +20,7 @@ from mdi_exit.events import (
     Inject,
     InputEnded,
     InputOffered,
+    InputSkipped,
     ModelKnown,
     OrderReceived,
     Outcome,
@@ -200,6 +201,7 @@ class Fuzz:
         events: list[Event] = [
             InputOffered("x", None, 1),
             InputEnded(),
+            InputSkipped(3),
             ResultsReceived("a", Results(7, 1)),
             SetAdmission(threshold=0.5),
             GiveUp("no"),
@@ -216,7 +218,9 @@ class Fuzz:
 
 
 def legal(fuzz: Fuzz, event: Event, running: RunSegment | None) -> bool:
-    if isinstance(event, InputOffered | InputEnded | ResultsReceived | SetAdmission | GiveUp | RequestEvent):
+    if isinstance(
+        event, InputOffered | InputEnded | InputSkipped | ResultsReceived | SetAdmission | GiveUp | RequestEvent
+    ):
         return False
     if isinstance(event, SegmentDone | SegmentFailed):
         if running is None or event.batch != running.batch:
@@ -281,7 +285,10 @@ def test_a_source_records_each_admitted_item_at_most_once_under_any_events(
             event = GiveUp("interrupted")
         else:
             event = fuzz.any()
-            if isinstance(event, InputOffered | InputEnded | ResultsReceived | SetAdmission | GiveUp | ControlReceived):
+            if isinstance(
+                event,
+                InputOffered | InputEnded | InputSkipped | ResultsReceived | SetAdmission | GiveUp | ControlReceived,
+            ):
                 continue
             if isinstance(event, RequestReceived):
                 event = RequestReceived(rng.choice("ab"), "", None, 10, rng.choice((None, 0.5)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import io
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,11 +14,14 @@ from textual.pilot import Pilot
 from textual.widgets import DataTable, Static
 
 from mdi_exit.desk.app import TopApp
+from mdi_exit.desk.control import main as control
 from mdi_exit.desk.dialogs import EventsScreen, HelpScreen, NodeScreen, Question
 from mdi_exit.desk.giving import Answer
 from mdi_exit.desk.panels import exits, figures, flows, happenings
 from mdi_exit.desk.parts import bar, counts, headline, joules, node_row, quantity, seconds, spark, waits_for
 from mdi_exit.desk.plain import everything, status
+from mdi_exit.desk.top import main as top
+from mdi_exit.errors import UsageError
 from mdi_exit.observer import DeploymentView, Happened, LinkView, NodeView
 from mdi_exit.orders import order_of, sentence
 from mdi_exit.wire import Board, Order, SourceReport
@@ -84,6 +88,7 @@ def test_the_panels_fit_and_say_the_numbers() -> None:
     assert max(map(len, exits(VIEW, 28, 5).plain.splitlines())) <= 28
     assert flows(VIEW, 40, 6).plain.splitlines()[0].startswith("source → pi █████   4.0/s  12.5 kB/s")
     assert max(map(len, flows(VIEW, 40, 6).plain.splitlines())) <= 40
+    assert flows(VIEW, 34, 6).plain.splitlines()[0] == "source → pi   4.0/s  12.5 kB/s", "the names before the bars"
     many = changed(links=tuple(LinkView("a" * 40, f"b{i}", i, i, 9.0, 0.1, 1) for i in range(9)))
     assert flows(many, 40, 4).plain.splitlines()[-1] == "and 6 more"
     assert max(map(len, flows(many, 40, 4).plain.splitlines())) <= 40
@@ -220,6 +225,15 @@ async def test_the_threshold_goes_by_steps_from_where_it_was_aimed_at() -> None:
         assert stage.desk.given[4:] == ["threshold 1"], "not above 1"
 
 
+async def test_what_follows_the_load_goes_round() -> None:
+    async with staged() as (stage, pilot):
+        for adapt in ("threshold", "none", "rate"):
+            stage.view = changed(source=dataclasses_replace(REPORT, adapt=adapt))
+            await shown(stage, pilot)
+            await pilot.press("a")
+        assert stage.desk.given == ["adapt none", "adapt rate", "adapt threshold"]
+
+
 async def test_pausing_asks_and_resuming_does_not() -> None:
     async with staged() as (stage, pilot):
         await pilot.press("p")
@@ -309,8 +323,30 @@ async def test_a_picture_is_an_svg_of_the_screen() -> None:
     await stage.app.run_async(headless=True, size=(100, 30))
     assert stage.app.picture.startswith("<svg")
     assert "jetson-nano" in stage.app.picture
+    assert "url(" not in stage.app.picture.replace("url(#", ""), "whoever looks at it fetches nothing"
 
 
 @pytest.fixture(autouse=True)
 def _no_animation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
+
+
+def test_without_textual_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"mdi-exit\[top\]"):
+        top(["--picture", "x.svg"])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "order: expected one of status, pause"),
+        (["pase"], "got pase; did you mean pause?"),
+        (["status", "now"], "status: expected nothing after it, got now"),
+        (["drain", "--timeout", "1s"], "drain: expected the name of a node, got nothing"),
+    ],
+)
+def test_a_slip_is_told_before_anything_is_asked_of_the_broker(words: list[str], expected: str) -> None:
+    with pytest.raises(UsageError) as told:
+        control(words)
+    assert expected in str(told.value)
