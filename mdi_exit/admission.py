@@ -39,8 +39,18 @@ class Admission:
 
     def next_party(self, room: Room) -> str | None:
         """A client, ``OWN``, or None if nobody may come now."""
-        crowded = self._crowded(room)
-        return self.desk.next_party(own=self._own_may(room, crowded), clients=not crowded and self._clients_may(room))
+        if self._crowded(room):
+            return None
+        own = (
+            self.config.own_input and (self.due > 0 or not room.paced) and self._room_for_own(room.queue, room.pending)
+        )
+        return self.desk.next_party(own=own, clients=self._clients_may(room))
+
+    def own_may(self, queue: int, pending: int, *, paced: bool) -> bool:
+        """Whether a sample is to be asked for while no client waits; one that is due by the clock may be refused."""
+        if not self.config.own_input:
+            return False
+        return self.due > 0 and self.draws < _MAX_DRAWS if paced else self._room_for_own(queue, pending)
 
     @property
     def may_arrive(self) -> bool:
@@ -78,14 +88,9 @@ class Admission:
         """
         return room.expected_s > self.desk.hurry_s / 2 and room.pending + len(self.desk.preparing) >= room.busy
 
-    def _own_may(self, room: Room, crowded: bool) -> bool:
-        """While nobody else waits, what comes by the clock and does not fit is drawn, and refused."""
-        if not self.config.own_input or (room.paced and not self.due):
-            return False
-        if room.paced and not self.desk.waiting:
-            return self.draws < _MAX_DRAWS
-        taken = self.draws + room.queue + len(self.desk.preparing)
-        return not crowded and taken < self.config.bands.high and self.room_for_draw(room.pending)
+    def _room_for_own(self, queue: int, pending: int) -> bool:
+        taken = self.draws + queue + len(self.desk.preparing)
+        return taken < self.config.bands.high and self.room_for_draw(pending)
 
     def _clients_may(self, room: Room) -> bool:
         """Samples that were asked for do not count: a camera may be slow to give them."""

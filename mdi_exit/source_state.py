@@ -312,6 +312,10 @@ class SourceState:
             return
         if self._paced:
             self._arrive(now)
+        if not self.desk.waiting:  # nobody to take turns with
+            while self._turns.own_may(self.queue, len(self.pending), paced=self._paced):
+                self._want()
+            return
         while (party := self._turns.next_party(room := self._room(now))) is not None:
             if party == OWN:
                 self.desk.count_turn(OWN)

@@ -1,4 +1,4 @@
-"""Pixels of image files that somebody sent, who may mean no good."""
+"""Pixels of image files, also of those that somebody sent who may mean no good."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-__all__ = ["decode_image"]
+__all__ = ["decode_image", "pixels_of"]
 
 _SENT_PIXELS: Final = 25_000_000
 _SENT_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -22,13 +22,13 @@ def decode_image(data: bytes | memoryview, *, largest: int = _SENT_PIXELS) -> ND
     """
     try:
         with Image.open(io.BytesIO(data), formats=_SENT_FORMATS) as image:
-            return _pixels(image, largest)
+            return pixels_of(image, largest)
     except Exception as error:  # noqa: BLE001 - decoders of broken files raise anything, even SyntaxError
         said = str(error).splitlines()[0] if str(error) and "BytesIO" not in str(error) else "something else"
         raise ValueError(f"image: expected a file of {', '.join(_SENT_FORMATS)}, got {said[:200]}") from None
 
 
-def _pixels(image: Image.Image, largest: int) -> NDArray[np.uint8]:
+def pixels_of(image: Image.Image, largest: int) -> NDArray[np.uint8]:
     """H×W of a grey image, H×W×3 of any other: turned upright, the first frame, transparent parts on white.
 
     Raises ``ValueError`` for one of more than ``largest`` pixels, before they are read.

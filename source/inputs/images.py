@@ -12,11 +12,12 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mdi_exit.data import DATASETS, Dataset, load, shipped
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.model.manifest import InputSpec, Manifest
+from source.images import pixels_of
 from source.input_kinds import KINDS
 
 __all__ = [
@@ -234,12 +235,4 @@ def truth_of(name: Path, known: dict[str, int]) -> int | None:
 def read_image(file: Path) -> Pixels:
     """H×W of a grey file, H×W×3 of any other: turned upright, the first frame, transparent parts on white."""
     with Image.open(file) as image:
-        if image.width * image.height > _LARGEST_PIXELS:
-            raise ValueError(f"{image.width}x{image.height} pixels, more than {_LARGEST_PIXELS:,}")
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16 bits a pixel
-            return (np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8)
-        if upright.has_transparency_data:
-            layer = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        return np.asarray(upright.convert("L" if upright.mode in {"1", "L"} else "RGB"), np.uint8)
+        return pixels_of(image, _LARGEST_PIXELS)

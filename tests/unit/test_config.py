@@ -287,3 +287,13 @@ def test_each_declared_default_is_a_value_that_its_parser_takes(cls: type[object
         if one.default is not REQUIRED and one.default is not None and not one.secret:
             assert one.parse(one.show(one.default)) == one.default, one.key
             assert not one.choices or one.default in one.choices
+
+
+@pytest.mark.parametrize(
+    "flags", [("--rate", "5/s"), ("--schedule", "a=5/s@0s"), ("--limit", "3"), ("--shuffle",), ("--adapt", "rate")]
+)
+def test_a_source_that_only_answers_requests_has_no_pace_of_its_own(flags: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match=f"{flags[0]}: expected .* with --input requests"):
+        resolve_source(["--input", "requests", *flags], {})
+    accepted = resolve_source(["--input", "requests", "--adapt", "threshold", "--duration", "9s"], {}).settings
+    assert (accepted.max_requests, accepted.duration) == (32, 9.0)
