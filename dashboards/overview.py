@@ -31,6 +31,7 @@ STATES: Final = {
     "loading segments": ("loading segments", "orange"),
     "waiting for source": ("waiting for source", "orange"),
     "draining": ("draining", "blue"),
+    "drained": ("drained", "blue"),
     "gone": ("gone", "red"),
 }
 _PAUSED: Final = {"0": ("open", "green"), "1": ("paused", "orange")}

@@ -84,6 +84,7 @@ class AgentDriver(NodeDriver):
             "loading segments": f"waiting for the segments of layers {self.worker.config.span}",
             "ready": f"ready: layers {self.worker.config.span} on {status.engine}",
             "draining": "draining",
+            "drained": "drained: nothing is left here; taking nothing until undrained",
         }.get(status.state)
         if text:
             log.info("%s", text)

@@ -46,8 +46,9 @@ class AgentSettings:
         REQUIRED, help="the span of layers to run, inclusive: 4-8", parse=agent_layers, metavar="SPAN"
     )
     broker: values.BrokerAddress = setting(
-        values.BrokerAddress("127.0.0.1", 1883), help="mqtt[s]://HOST:PORT", parse=values.broker_address, metavar="URL"
-    )
+        values.BROKER_AUTO, help="mqtt[s]://HOST:PORT; auto: on this machine, else found by mDNS",
+        parse=values.broker_address, metavar="URL",
+    )  # fmt: skip
     name: str = setting(
         None, help="unique in the deployment; default: host and span", parse=values.name, derive=_derived_name
     )

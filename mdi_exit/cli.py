@@ -37,10 +37,45 @@ def _benchmark(argv: Sequence[str]) -> int:
     return benchmark(argv)
 
 
+def _serve(argv: Sequence[str]) -> int:
+    from mdi_exit.gateway.command import main as serve
+
+    return serve(argv)
+
+
+def _control(argv: Sequence[str]) -> int:
+    from mdi_exit.desk.control import main as control
+
+    return control(argv)
+
+
+def _top(argv: Sequence[str]) -> int:
+    from mdi_exit.desk.top import main as top
+
+    return top(argv)
+
+
+def _plot(argv: Sequence[str]) -> int:
+    from mdi_exit.plot.command import main as plot
+
+    return plot(argv)
+
+
+def _announce(argv: Sequence[str]) -> int:
+    from mdi_exit.announce import main as announce
+
+    return announce(argv)
+
+
 _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "demo": ("the whole system on this machine, with a live view", _demo),
     "train": ("a multi-exit model from a data set to an artifact (needs the extra torch)", _train),
-    "benchmark": ("measure this machine: hop, agent, clients", _benchmark),
+    "serve": ("labels over HTTP and a live page (needs the extra web)", _serve),
+    "top": ("a running deployment in the terminal", _top),
+    "control": ("orders to a running deployment: pause, threshold, drain, ...", _control),
+    "plot": ("pictures of a run, from the files that the source wrote", _plot),
+    "announce": ("let agents find a broker by mDNS", _announce),
+    "benchmark": ("measure this machine: hop, agent, metrics, clients", _benchmark),
 }
 
 

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 PREFIX = "MDI_EXIT_"
-SECTIONS = ("agent", "source", "demo")
+SECTIONS = ("agent", "source", "demo", "control", "top", "plot", "announce", "serve")
 REQUIRED: Any = object()
 _METADATA_KEY = "mdi_exit.setting"
 _MAX_SECRET_BYTES = 64 * 1024
@@ -58,6 +58,7 @@ class Setting:
     secret: bool
     derive: Callable[[Mapping[str, Any]], Any] | None
     show: Callable[[Any], str]
+    bare: str | None
 
     @property
     def variable(self) -> str:
@@ -70,11 +71,15 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Resolved(Generic[T]):
-    """``settings``, and by setting where its value came from; ``warnings`` are plain lines for the user."""
+    """``settings``, and by setting where its value came from; ``warnings`` are plain lines for the user.
+
+    ``words``: what stood on the command line beside the flags.
+    """
 
     settings: T
     origins: Mapping[str, str]
     warnings: tuple[str, ...]
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +102,18 @@ def setting(
     secret: bool = False,
     derive: Callable[[Mapping[str, Any]], Any] | None = None,
     show: Callable[[Any], str] | None = None,
+    bare: str | None = None,
 ) -> Any:
     """Declare a field of a settings dataclass (``kw_only=True``).
 
     ``default`` may be ``REQUIRED``; ``derive`` computes a default from the values resolved so far. ``parse`` being
-    ``values.switch`` makes ``--flag`` and ``--no-flag``. A ``secret`` is never a flag nor in the TOML file: it comes
-    from its variable or from the file named by ``--KEY-file``, and is never printed.
+    ``values.switch`` makes ``--flag`` and ``--no-flag``; ``bare`` is what a flag means that no value follows. A ``secret``
+    is never a flag nor in the TOML file: it comes from its variable or from the file named by ``--KEY-file``, and is never
+    printed.
     """
     declared = {
         "default": default, "help": help, "flag": flag, "parse": parse, "metavar": metavar, "choices": tuple(choices),
-        "secret": secret, "derive": derive, "show": show or _show,
+        "secret": secret, "derive": derive, "show": show or _show, "bare": bare,
     }  # fmt: skip
     plain: dict[str, Any] = {} if default is REQUIRED else {"default": default}
     return dataclasses.field(metadata={_METADATA_KEY: declared}, repr=not secret, **plain)
@@ -126,15 +133,27 @@ def settings_of(cls: type[Any]) -> tuple[Setting, ...]:
 
 
 def resolve(
-    cls: type[T], argv: Sequence[str], env: Mapping[str, str], *, prog: str, description: str, section: str
+    cls: type[T],
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    prog: str,
+    description: str,
+    section: str,
+    words: str | None = None,
+    epilog: str = "",
 ) -> Resolved[T]:
     """The settings of ``cls`` and where each came from. ``argv`` is without the program's name.
 
-    ``section`` is the table of the TOML file. Writes warnings to stderr. ``--help``, ``--version`` and ``--check``
+    ``section`` is the table of the TOML file; ``words`` is what ``--help`` calls those beside the flags (None: there may be
+    none) and ``epilog`` what it says at the end. Writes warnings to stderr. ``--help``, ``--version`` and ``--check``
     write to stdout and raise ``SystemExit(0)``. Raises ``UsageError``.
     """
     declared = settings_of(cls)
-    given = _read_flags(declared, argv, prog, description)
+    parser = _Parser(
+        prog=prog, description=description, epilog=epilog, allow_abbrev=False, formatter_class=_help_format
+    )
+    given, beside = _read_flags(parser, declared, argv, words)
     config = given.pop("config", None)
     if config is None and env.get(PREFIX + "CONFIG"):
         config = _Found(env[PREFIX + "CONFIG"], PREFIX + "CONFIG", "")
@@ -147,7 +166,7 @@ def resolve(
         layers = (_from_flag(one, given), _from_environment(one, env), table.get(one.key))
         found = next((layer for layer in layers if layer is not None), None)
         resolved[one.key], origins[one.key] = _value(one, found, resolved)
-    result = Resolved(cls(**resolved), origins, tuple(_unknown_variables(declared, env, prog)))
+    result = Resolved(cls(**resolved), origins, tuple(_unknown_variables(declared, env, prog)), beside)
     for line in result.warnings:
         sys.stderr.write(f"{prog}: warning: {line}\n")
     if check:
@@ -236,29 +255,35 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError("command line", f"flags of {self.prog} (see --help)", message)
 
 
-def _read_flags(declared: Sequence[Setting], argv: Sequence[str], prog: str, description: str) -> dict[str, _Found]:
-    """By key (``KEY_file`` for a secret's file, ``config``, ``check``) what the command line gave."""
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=_help_format)
+def _read_flags(
+    parser: argparse.ArgumentParser, declared: Sequence[Setting], argv: Sequence[str], words: str | None
+) -> tuple[dict[str, _Found], tuple[str, ...]]:
+    """By key (``KEY_file`` for a secret's file, ``config``, ``check``) what the command line gave, and the words beside."""
+    prog = parser.prog
     parser.add_argument("--version", action="version", version=f"{prog} {__version__}")
     parser.add_argument("--check", action="store_const", const="yes", help="print each setting and its origin, exit")
     parser.add_argument("--config", metavar="FILE.toml", help=f"settings from a file [{PREFIX}CONFIG]")
     flags = ["--help", "--version", "--check", "--config"]
     for one in declared:
         flags.append(_add_flag(parser, one))
-    spaces, unknown = parser.parse_known_args(list(argv))
+    if words is not None:
+        parser.add_argument("words", nargs="*", metavar=words, help=argparse.SUPPRESS)
+    spaces, unknown = parser.parse_known_intermixed_args(list(argv))
+    beside = tuple(vars(spaces).pop("words", None) or ())
     if unknown:
         word = unknown[0].partition("=")[0]
         raise UsageError("command line", f"flags of {prog} (see --help)", word + nearest(word, flags))
     by_key = {key: text for key, text in vars(spaces).items() if text is not None}
     of_key = {one.key: one.flag for one in declared}
-    return {
+    found = {
         key: _Found(text, flag := of_key.get(key, "--" + key.replace("_", "-")), f"flag {flag}")
         for key, text in by_key.items()
     }
+    return found, beside
 
 
 def _help_format(prog: str) -> argparse.HelpFormatter:
-    return argparse.HelpFormatter(prog, max_help_position=32, width=110)
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110)
 
 
 def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> str:
@@ -279,7 +304,8 @@ def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> str:
         parser.add_argument("--no-" + one.flag[2:], dest=one.key, action="store_const", const="no",
                             help=argparse.SUPPRESS)  # fmt: skip
     else:
-        parser.add_argument(one.flag, dest=one.key, metavar=one.metavar, help=line)
+        optional: dict[str, Any] = {} if one.bare is None else {"nargs": "?", "const": one.bare}
+        parser.add_argument(one.flag, dest=one.key, metavar=one.metavar, help=line, **optional)
     return one.flag
 
 

@@ -30,6 +30,7 @@ from mdi_exit.events import (
     Event,
     ModelKnown,
     Notice,
+    OrderReceived,
     ProbeReceived,
     RunSegment,
     SegmentsReady,
@@ -41,6 +42,7 @@ from mdi_exit.events import (
     SendStatus,
     SendTask,
     SendTelemetry,
+    SetLogLevel,
     StatusReceived,
     Task,
     TaskReceived,
@@ -51,7 +53,7 @@ from mdi_exit.events import (
 )
 from mdi_exit.executor import Encoded, Executor, tensor_of
 from mdi_exit.histogram import Histogram
-from mdi_exit.logs import Throttle
+from mdi_exit.logs import Throttle, set_level
 from mdi_exit.model.manifest import Manifest
 from mdi_exit.reports import Shortener
 from mdi_exit.segments import ModelPlan, SegmentKey
@@ -64,6 +66,7 @@ from mdi_exit.wire import (
     Control,
     Features,
     Message,
+    Order,
     Probe,
     Results,
     SourceReport,
@@ -161,6 +164,7 @@ class NodeDriver:
         config = self.worker.config
         heard = ["+"] if config.neighbours is None or config.role == "source" else sorted(config.neighbours)
         patterns = [(self.topics.agents("+"), 1), (self.topics.links(self.name, "+"), 0)]
+        patterns.append((self.topics.commands("+"), kinds.COMMANDS.qos))
         patterns += [(self.topics.telemetry(node), 0) for node in heard]
         if config.span is not None:
             patterns.append((self.topics.layers(config.span, self.name), 0))
@@ -348,6 +352,9 @@ class NodeDriver:
                     self._namesake(message, retained=retained)
             case Control():
                 self.feed(ControlReceived(message))
+            case Order():
+                self._same_node(route, message.client)
+                self.feed(OrderReceived(message, retained))
             case _:
                 self.other_message(route, message, body)
 
@@ -429,6 +436,9 @@ class NodeDriver:
                 self.publish(kinds.LINKS, self.topics.links(to, self.name), encode(ack))
             case SendProbe(to, probe):
                 self.publish(kinds.LINKS, self.topics.links(to, self.name), encode(probe))
+            case SetLogLevel(level):
+                log.info("log level %s from now on, as ordered", level)
+                set_level(level)
             case Notice(kind, text):
                 if kind == "stale-run":
                     self.count_bad(WireError("run", text), text)

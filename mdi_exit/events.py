@@ -13,7 +13,20 @@ from msgspec import Struct
 
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.span import LayerSpan
-from mdi_exit.wire import Ack, Best, Control, Moved, Probe, Reply, ResultRow, Results, SourceReport, Status, Telemetry
+from mdi_exit.wire import (
+    Ack,
+    Best,
+    Control,
+    Moved,
+    Order,
+    Probe,
+    Reply,
+    ResultRow,
+    Results,
+    SourceReport,
+    Status,
+    Telemetry,
+)
 
 __all__ = [
     "AckReceived",
@@ -27,8 +40,10 @@ __all__ = [
     "Inject",
     "InputEnded",
     "InputOffered",
+    "InputSkipped",
     "ModelKnown",
     "Notice",
+    "OrderReceived",
     "Outcome",
     "PrepareRequest",
     "ProbeReceived",
@@ -54,6 +69,7 @@ __all__ = [
     "SendTask",
     "SendTelemetry",
     "SetAdmission",
+    "SetLogLevel",
     "StatusReceived",
     "Task",
     "TaskReceived",
@@ -180,6 +196,14 @@ class ControlReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class OrderReceived:
+    """``retained``: the broker kept it, against the rule; it is old, and not obeyed."""
+
+    order: Order
+    retained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Inject:
     """A task that the source hands to its own worker: an admission or a retry."""
 
@@ -207,6 +231,13 @@ class InputOffered:
 @dataclass(frozen=True, slots=True)
 class InputEnded:
     """No further sample will come."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputSkipped:
+    """A live input went on without waiting: so many samples came and went since the last draw."""
+
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,10 +409,21 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A line for people: joins, deaths, gaps, drops. ``kind`` is a short label fit for a metric."""
+    """A line for people: joins, deaths, gaps, drops, orders. ``kind`` is a short label fit for a metric.
+
+    ``order``: the number of the order that it answers.
+    """
 
     kind: str
     text: str
+    order: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SetLogLevel:
+    """Log from this level up: debug, info, warning or error."""
+
+    level: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,6 +446,7 @@ Command = (
     | SendReply
     | Record
     | Notice
+    | SetLogLevel
     | Drained
 )
 
@@ -422,11 +465,13 @@ Event = (
     | AckReceived
     | ProbeReceived
     | ControlReceived
+    | OrderReceived
     | Inject
     | Drain
     | GiveUp
     | InputOffered
     | InputEnded
+    | InputSkipped
     | ResultsReceived
     | SetAdmission
     | RequestEvent

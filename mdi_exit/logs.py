@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from datetime import UTC, datetime
 
-__all__ = ["FORMATS", "LEVELS", "Throttle", "configure"]
+__all__ = ["FORMATS", "LEVELS", "Throttle", "configure", "set_level"]
 
 FORMATS = ("plain", "json")
 LEVELS = ("debug", "info", "warning", "error")
@@ -20,11 +20,16 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 def configure(level: str, format: str) -> None:  # noqa: A002 - the word of the setting
     """Log to stderr from ``level`` up. Libraries' own lines appear from warning up, or all of them at debug."""
-    threshold = getattr(logging, level.upper())
     handler = _Stderr()
-    handler.setFormatter(_Json() if format == "json" else _Plain(tracebacks=level == "debug"))
+    handler.setFormatter(_Json() if format == "json" else _Plain())
+    logging.getLogger().handlers[:] = [handler]
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Log from ``level`` up from now on; where and how stays."""
+    threshold = getattr(logging, level.upper())
     root = logging.getLogger()
-    root.handlers[:] = [handler]
     root.setLevel(threshold if level == "debug" else max(threshold, logging.WARNING))
     for name in OURS:
         logging.getLogger(name).setLevel(threshold)
@@ -62,16 +67,12 @@ class _Stderr(logging.Handler):
 
 
 class _Plain(logging.Formatter):
-    def __init__(self, *, tracebacks: bool) -> None:
-        super().__init__()
-        self._tracebacks = tracebacks
-
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         line = f"{clock} {record.levelname.lower():<7} {_one_line(record.getMessage())}"
         if not record.exc_info or record.exc_info[1] is None:
             return line
-        if self._tracebacks:
+        if logging.getLogger().level <= logging.DEBUG:
             return f"{line}\n{self.formatException(record.exc_info)}"
         error = record.exc_info[1]
         return f"{line}: {type(error).__name__}: {_one_line(str(error))}"

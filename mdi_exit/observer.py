@@ -25,6 +25,7 @@ from mdi_exit.transport.mqtt import MqttTransport
 from mdi_exit.wire import (
     Board,
     Control,
+    Frame,
     LinkLoad,
     Manifest,
     Message,
@@ -298,8 +299,8 @@ def _node_view(now: float, node: _Node) -> NodeView:
 class Observer:
     """Watches ``deployment`` on the broker at ``url`` for as long as it is entered.
 
-    ``on_change`` is called in the event loop after each message and change of the connection. Raises ``UsageError`` for a
-    malformed ``url``.
+    ``on_change`` is called in the event loop after each message and change of the connection, ``on_frame`` with each frame
+    of a source that publishes them. Raises ``UsageError`` for a malformed ``url``.
     """
 
     def __init__(
@@ -310,11 +311,13 @@ class Observer:
         username: str | None = None,
         password: str | None = None,
         on_change: Callable[[], None] | None = None,
+        on_frame: Callable[[Frame, memoryview], None] | None = None,
     ) -> None:
         self.watched = Watched(deployment)
         self.topics = Topics(deployment)
         self.bad = 0
         self._on_change = on_change or (lambda: None)
+        self._on_frame = on_frame
         self._trouble = f"connecting to broker {url}"
         self.transport = MqttTransport(
             url,
@@ -334,6 +337,8 @@ class Observer:
         topics = self.topics
         for pattern in (topics.agents("+"), topics.telemetry("+"), topics.control, topics.manifest):
             await self.transport.subscribe(pattern, 0)
+        if self._on_frame is not None:
+            await self.transport.subscribe(topics.frames("+"), 0)
         return self
 
     async def __aexit__(
@@ -349,8 +354,12 @@ class Observer:
         try:
             route = self.topics.parse(topic)
             message, body = decode(payload)
-            if isinstance(message, Status | Telemetry | SourceReport) and message.node != route.node:
+            if isinstance(message, Status | Telemetry | SourceReport | Frame) and message.node != route.node:
                 raise WireError("identity", f"expected the message of {route.node}, got one of {message.node}")
+            if isinstance(message, Frame):
+                if self._on_frame is not None:
+                    self._on_frame(message, body)
+                return
             now = asyncio.get_running_loop().time()
             self.watched.message(now, time.time(), message, body, retained=retained)
         except (WireError, ArtifactError):

@@ -12,10 +12,10 @@ from typing import Protocol
 from mdi_exit import values
 from mdi_exit.driver import NodeDriver
 from mdi_exit.metrics import serve_metrics
-from mdi_exit.transport import Transport
-from mdi_exit.transport.mqtt import MqttTransport
+from mdi_exit.transport import Handler, Will
+from mdi_exit.transport.mqtt import MAX_PENDING_BYTES, MqttTransport
 
-__all__ = ["Connection", "joined", "stop_requested"]
+__all__ = ["Connection", "joined", "stop_requested", "transport_of"]
 
 log = logging.getLogger(__name__)
 
@@ -35,18 +35,35 @@ class Connection(Protocol):
     def password(self) -> str | None: ...
 
 
-@contextlib.asynccontextmanager
-async def joined(driver: NodeDriver, settings: Connection) -> AsyncIterator[Transport]:
-    """A transport for ``driver``, and its metrics, for as long as the context lasts."""
-    transport = MqttTransport(
-        str(settings.broker),
-        client_id=f"{driver.topics.deployment}-{driver.name}-{driver.worker.config.incarnation}",
-        handler=driver,
-        will=driver.will(),
+def transport_of(
+    settings: Connection,
+    client_id: str,
+    handler: Handler,
+    will: Will | None = None,
+    *,
+    room_bytes: int = MAX_PENDING_BYTES,
+    beside: MqttTransport | None = None,
+) -> MqttTransport:
+    """A connection as the settings want it. ``room_bytes``: how much may wait for a slow broker; ``beside``: of two
+    connections the first, which finds the broker.
+    """
+    return MqttTransport(
+        beside or settings.broker,
+        client_id=client_id,
+        handler=handler,
+        will=will,
         username=settings.username,
         password=settings.password,
         keepalive_s=max(round(settings.keepalive), 1),
+        max_pending_bytes=room_bytes,
     )
+
+
+@contextlib.asynccontextmanager
+async def joined(driver: NodeDriver, settings: Connection) -> AsyncIterator[MqttTransport]:
+    """A transport for ``driver``, and its metrics if wanted, for as long as the context lasts."""
+    client_id = f"{driver.topics.deployment}-{driver.name}-{driver.worker.config.incarnation}"
+    transport = transport_of(settings, client_id, driver, driver.will())
     where = settings.metrics
     metrics = serve_metrics(where.host, where.port, driver, transport) if where is not None else None
     try:

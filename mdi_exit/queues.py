@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from mdi_exit.events import Task
+from mdi_exit.segments import ModelPlan, SegmentKey
 
-__all__ = ["Held", "Origin", "TaskStore"]
+__all__ = ["Held", "Origin", "Running", "TaskStore"]
 
 
 class Origin(StrEnum):
@@ -31,6 +32,23 @@ class Held:
     task: Task
     origin: Origin
     sender: str = ""
+
+
+@dataclass(slots=True)
+class Running:
+    """The batch that the engine is at work on; ``started_at`` and ``expected_s`` in seconds."""
+
+    batch: int
+    plan: ModelPlan
+    key: SegmentKey
+    tasks: tuple[Task, ...]
+    started_at: float
+    expected_s: float
+
+    @property
+    def last(self) -> bool:
+        """The network ends here: the tasks have no followers, hence no slots."""
+        return self.key.stop == self.plan.layer_count
 
 
 class _Side:

@@ -17,6 +17,7 @@ from typing import Final
 
 from mdi_exit.errors import IllegalEventError
 from mdi_exit.events import PrepareRequest, ReplyFailed, RequestReceived, SendReply
+from mdi_exit.histogram import ITEM_BUCKETS_S, Histogram
 from mdi_exit.wire import Reply, ResultRow
 
 __all__ = ["OWN", "Request", "RequestDesk", "RequestLimits"]
@@ -89,6 +90,7 @@ class RequestDesk:
         self.waiting_bytes = 0
         self.preparing: dict[int, Request] = {}
         self.replies: Counter[str] = Counter()
+        self.labelled_s = Histogram(ITEM_BUCKETS_S)
         self._queues: dict[str, deque[Request]] = {}
         self._bytes: Counter[str] = Counter()
         self._had: dict[str, int] = {}
@@ -282,6 +284,8 @@ class RequestDesk:
         request.answered, request.payload = True, None
         del self._open[request.client, request.id]
         self.replies[reply.error or "label"] += 1
+        if not reply.error:
+            self.labelled_s.add(reply.latency_s)
         command = SendReply(reply, request.plain)
         self._outgoing.append(command)
         self._remember(command)

@@ -15,7 +15,7 @@ from random import Random
 from typing import Final
 
 from mdi_exit.admission import Admission, Room
-from mdi_exit.errors import IllegalEventError
+from mdi_exit.errors import IllegalEventError, UsageError
 from mdi_exit.events import (
     Command,
     ControlReceived,
@@ -27,8 +27,10 @@ from mdi_exit.events import (
     Inject,
     InputEnded,
     InputOffered,
+    InputSkipped,
     ModelKnown,
     Notice,
+    OrderReceived,
     Record,
     ReplyFailed,
     RequestPrepared,
@@ -48,12 +50,26 @@ from mdi_exit.events import (
 )
 from mdi_exit.histogram import ItemHistograms
 from mdi_exit.items import Forecast, Pending, RetryTimer, final_error, named_layers, quantiles
+from mdi_exit.orders import (
+    ORDERS,
+    Action,
+    OrderBook,
+    PauseAdmission,
+    SetAdapt,
+    SetLevel,
+    SetOffloading,
+    SetRate,
+    SetThreshold,
+    done,
+    refused,
+)
 from mdi_exit.policy.steps import next_interval_s, next_threshold, smoothed
 from mdi_exit.requests import OWN, RequestDesk
 from mdi_exit.segments import ModelPlan
 from mdi_exit.source_config import SourceConfig
 from mdi_exit.span import LayerSpan, missing_layers
-from mdi_exit.wire import Control, Happening, ResultRow, SourceReport
+from mdi_exit.standing import heard
+from mdi_exit.wire import Control, Happening, Order, ResultRow, SourceReport
 from mdi_exit.worker_config import WorkerConfig
 from mdi_exit.worker_state import WorkerState
 
@@ -64,10 +80,14 @@ _IDLE_RETRIES_PER_S: Final = 2.0
 _HAPPENED_KEPT: Final = 16
 _TOLD_FOR_S: Final = 10.0
 _LEAVING: Final = "the source is leaving"
+_PAUSED: Final = "the source is paused"
 
 
 class SourceState:
-    """Decisions of the source. ``worker`` is its own node's state, with or without a span."""
+    """Decisions of the source. ``worker`` is its own node's state, with or without a span.
+
+    ``adapt``, ``floor``, ``rate_per_s`` and ``threshold`` begin as configured and follow orders; ``stopped``: paused.
+    """
 
     def __init__(self, config: SourceConfig, worker: WorkerConfig, rng: Random) -> None:
         self.config = config
@@ -76,6 +96,8 @@ class SourceState:
         self.rate_per_s = config.rate_per_s
         self.interval_s = 1.0 / config.rate_per_s if config.rate_per_s else config.start_interval_s
         self.threshold = config.threshold
+        self.floor = config.floor
+        self.adapt = config.adapt
         self.admitted = self.completed = self.errors = 0
         self.duplicates = self.retried = self.unknown = 0
         self.right = self.judged = 0
@@ -92,6 +114,8 @@ class SourceState:
         self.stopped = False
         self.happened: deque[tuple[float, Happening]] = deque(maxlen=_HAPPENED_KEPT)
         self._happenings = 0
+        self._book = OrderBook()
+        self._offloading = self._log_level = ""
         self._rng = rng
         self._ended = False
         self._started = False
@@ -119,8 +143,10 @@ class SourceState:
             case InputEnded():
                 self._end(now)
                 self._turns.draws = 0
+            case InputSkipped(count):
+                self._skipped(count)
             case RequestReceived():
-                self.desk.receive(now, event, _LEAVING if self._ended else "")
+                self.desk.receive(now, event, _LEAVING if self._ended else _PAUSED if self.stopped else "")
             case RequestPrepared(ticket, payload, size_bytes):
                 self._prepared(now, ticket, payload, size_bytes)
             case RequestUnusable(ticket, reason):
@@ -132,6 +158,8 @@ class SourceState:
                 self._results(now, sender, SendResults(results.rows, results.moved, results.run))
             case SetAdmission():
                 self._set_admission(now, event)
+            case OrderReceived():
+                self._order_received(now, event)
             case GiveUp(reason):
                 self._end(now)
                 for item in list(self.pending):
@@ -159,6 +187,8 @@ class SourceState:
         if self.worker.connected:
             self._out += self.desk.outgoing(now)
         self._note(now)
+        if isinstance(event, OrderReceived) and self.plan is not None and self.worker.connected:
+            self._out.append(SendReport(self.report(now, self.plan)))  # whoever gave the order waits for it
         out, self._out = self._out, []
         return out
 
@@ -168,7 +198,7 @@ class SourceState:
             if isinstance(command, Notice):
                 self._happenings += 1
                 self.noticed[command.kind] += 1
-                kept = Happening(self._happenings, 0.0, command.kind[:40], command.text[:400])
+                kept = Happening(self._happenings, 0.0, command.kind[:40], command.text[:400], command.order)
                 self.happened.append((now, kept))
 
     def _work(self, now: float, event: Event) -> None:
@@ -213,7 +243,8 @@ class SourceState:
         due = [self.worker.next_wakeup(), self._period_at, self.desk.next_wakeup(connected=self.worker.connected)]
         if self._timers:
             due.append(self._timers[0][0])
-        if self._paced and self._started and not self._ended and self._turns.may_arrive:
+        drawing = self._started and not self._ended and not self.stopped
+        if self._paced and drawing and self._turns.may_arrive:
             due.append(self._arrival_at)
         return min(due)
 
@@ -253,8 +284,8 @@ class SourceState:
             judged=self.judged,
             exits=dict(self.exits),
             threshold=self.threshold,
-            floor=self.config.floor,
-            adapt=self.config.adapt,
+            floor=self.floor,
+            adapt=self.adapt,
             rate_per_s=1.0 / self.interval_s if self._paced else None,
             paused=self.stopped,
             latency_s=quantiles(self.latencies_s),
@@ -269,7 +300,7 @@ class SourceState:
 
     @property
     def _paced(self) -> bool:
-        return self.rate_per_s is not None or self.config.adapt == "rate"
+        return self.rate_per_s is not None or self.adapt == "rate"
 
     @property
     def _full(self) -> bool:
@@ -295,14 +326,14 @@ class SourceState:
 
     def _room(self, now: float) -> Room:
         pending = len(self.pending)
-        nodes = 1 + sum(bool(peer.alive and peer.status.entries) for peer in self.worker.members)
+        nodes = 1 + sum(bool(peer.ready and peer.status.entries) for peer in self.worker.members)
         ahead = pending + len(self.desk.preparing)
         expected_s = self.forecast.expected_s(now, ahead, self.retry_timer.mean_s) if pending else 0.0  # one can try
         return Room(self.queue, pending, nodes * self.worker.config.window // 2, expected_s, self._paced)
 
     def _arrive(self, now: float) -> None:
         """Count the arrivals of the own input that are due by the clock."""
-        external = self.config.adapt != "rate"
+        external = self.adapt != "rate"
         while now >= self._arrival_at and self._turns.may_arrive:
             if not external and (self._turns.due or self._full or not self._turns.room_for_draw(len(self.pending))):
                 self._arrival_at = now + self.interval_s
@@ -330,6 +361,12 @@ class SourceState:
         self._tokens = min(self._tokens + self.config.retry_share, _RETRY_TOKENS)
         self.pending[item] = entry
         self._inject(now, item)
+
+    def _skipped(self, count: int) -> None:
+        """Where nothing but the queue decides when to draw, what was not drawn was turned away; else it was not asked for."""
+        if self._started and not self._ended and not self._paced and not self.stopped:
+            self._own_offered += count
+            self._own_refused += count
 
     def _inject(self, now: float, item: int) -> None:
         entry = self.pending[item]
@@ -506,31 +543,102 @@ class SourceState:
             return
         self._period_at = now + self.config.period_s
         config = self.config
-        waiting = self.desk.waiting if config.adapt == "threshold" else 0
+        waiting = self.desk.waiting if self.adapt == "threshold" else 0
         self._queue = smoothed(self._queue, self.queue + waiting)
-        if not self._started or self.missing:
+        if not self._started or self.missing or self.stopped:
             return
-        if config.adapt == "rate" and not self._turns.due:
+        if self.adapt == "rate" and not self._turns.due:
             self.interval_s = next_interval_s(self.interval_s, self._queue, config.bands, config.rate_steps)
-        elif config.adapt == "threshold":
+        elif self.adapt == "threshold":
             steps = config.threshold_steps
-            threshold = next_threshold(self.threshold, self._queue, config.bands, steps, config.floor)
+            threshold = next_threshold(self.threshold, self._queue, config.bands, steps, self.floor)
             self._set_threshold(now, threshold)
 
     def _set_admission(self, now: float, event: SetAdmission) -> None:
         if event.threshold is not None:
             self._set_threshold(now, event.threshold)
         if event.rate_per_s is not None:
-            self.rate_per_s = event.rate_per_s
-            self.interval_s = 1.0 / event.rate_per_s
+            self._set_rate(now, event.rate_per_s)
+
+    def _set_rate(self, now: float, per_s: float | None) -> None:
+        self.rate_per_s = per_s
+        if per_s is not None:
+            self.interval_s = 1.0 / per_s
             self._arrival_at = min(self._arrival_at, now + self.interval_s)
+
+    # --- orders
+
+    def _order_received(self, now: float, event: OrderReceived) -> None:
+        """Obey an order or refuse it, and say which; the nodes' own are for this node's worker too."""
+        order = event.order
+        action = heard(self._book, order, retained=event.retained)
+        if action is None or isinstance(action, Notice):
+            self._out += [action] if action else []
+            return
+        try:
+            self._check_order(order, action)
+        except UsageError as error:
+            self._out.append(Notice("order", refused(order, error), order.number))
+            return
+        if ORDERS[order.what].of_nodes:
+            self._work(now, event)
+            self._remember(order, action)
+            self._command(now)
+        else:
+            self._out.append(Notice("order", done(order, self._obey(now, action)), order.number))
+
+    def _check_order(self, order: Order, action: Action) -> None:
+        """Raises ``UsageError`` for an order that cannot be obeyed here and now."""
+        agents = [peer.name for peer in self.worker.members if peer.alive and peer.status.role == "agent"]
+        must = ORDERS[order.what].node == "must"
+        known = agents if must else [*agents, self.worker.name]
+        if order.node and order.node not in known:
+            hint = " (pause stops the source)" if must and order.node == self.worker.name else ""
+            raise UsageError(
+                order.what, f"a node that is there ({', '.join(sorted(known)) or 'none is'})", order.node + hint
+            )
+        if isinstance(action, SetThreshold) and action.threshold < self.floor and not action.force:
+            raise UsageError(order.what, f"at least the floor {self.floor:g}, or force", f"{action.threshold:g}")
+        if isinstance(action, SetRate) and action.per_s is None and self.adapt == "rate":
+            raise UsageError(order.what, "a number while the rate follows the load", "max")
+
+    def _remember(self, order: Order, action: Action) -> None:
+        """What holds for all nodes holds for those that join later."""
+        if order.node:
+            return
+        if isinstance(action, SetOffloading):
+            self._offloading = action.name
+        elif isinstance(action, SetLevel):
+            self._log_level = action.level
+
+    def _obey(self, now: float, action: Action) -> str:
+        """Change what the source does; a remark, if there is something to say."""
+        match action:
+            case PauseAdmission(paused):
+                self.stopped = paused
+                self._arrival_at = max(self._arrival_at, now)
+                self._command(now)
+            case SetRate(per_s):
+                self._set_rate(now, per_s)
+            case SetThreshold(threshold):
+                before, self.floor = self.floor, min(self.config.floor, threshold)
+                self._set_threshold(now, threshold)
+                if self.floor != before:
+                    return f"the floor goes from {before:g} to {self.floor:g}"
+            case SetAdapt(adapt):
+                self.adapt = adapt
+                if adapt != "rate":
+                    self._set_rate(now, self.rate_per_s)
+            case _:
+                raise IllegalEventError(f"expected an order for the source, got {action}", tuple(self.worker.story))
+        return ""
 
     def _set_threshold(self, now: float, threshold: float) -> None:
         if threshold == self.threshold:
             return
-        at_floor = threshold <= self.config.floor < self.threshold
+        at_floor = threshold <= self.floor < self.threshold
         self.threshold = threshold
-        if at_floor and self.config.adapt == "threshold":
+        if at_floor and self.adapt == "threshold":
             self._out.append(Notice("floor", f"the threshold is at its floor {threshold:g}: further load is refused"))
         self._command(now)
 
@@ -545,6 +653,9 @@ class SourceState:
             epoch=self._epoch,
             model=self.plan.digest,
             threshold=self.threshold,
+            paused=self.stopped,
+            offloading=self._offloading,
+            log_level=self._log_level,
         )
         if self.worker.connected:
             self._out.append(SendControl(control))

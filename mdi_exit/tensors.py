@@ -52,7 +52,7 @@ def _encode_float16(x: Array) -> bytes:
 
 def _encode_int8(x: Array) -> bytes:
     flat_CX = _finite(x, _INT8_MAX).reshape(x.shape[0], -1)
-    scale_C = (np.abs(flat_CX).max(axis=1) / np.float32(127)).astype("<f4")
+    scale_C = np.minimum(np.abs(flat_CX).max(axis=1) / np.float32(127), _SCALE_MAX).astype("<f4")
     divisor_C = np.where(scale_C > 0, scale_C, np.float32(1))
     quantised_CX = np.clip(np.rint(flat_CX / divisor_C[:, None]), -127, 127).astype(np.int8)
     return bytes(scale_C.tobytes() + quantised_CX.tobytes())

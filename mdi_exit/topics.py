@@ -17,6 +17,9 @@ __all__ = [
     "CHUNK",
     "COMMANDS",
     "CONTROL",
+    "FRAMES",
+    "HOME_LIFE",
+    "HOME_STATE",
     "LAYERS",
     "LINKS",
     "MANIFEST",
@@ -30,6 +33,8 @@ __all__ = [
     "TopicKind",
     "Topics",
     "checked_name",
+    "user_pattern",
+    "user_topic",
 ]
 
 
@@ -47,6 +52,7 @@ class TopicKind:
 LAYERS    = TopicKind("layers/{span}/{node}",             "Features",  0, retain=False)
 RESULTS   = TopicKind("results/{node}",                   "Results",   1, retain=False)
 TELEMETRY = TopicKind("telemetry/{node}",                 "Telemetry", 0, retain=False)  # and the source's SourceReport
+FRAMES    = TopicKind("frames/{node}",                    "Frame",      0, retain=False)
 AGENTS    = TopicKind("agents/{node}",                    "Status",    1, retain=True)
 LINKS     = TopicKind("links/{node}/{sender}",            "Link",      0, retain=False)
 CONTROL   = TopicKind("control",                          "Control",   1, retain=True)
@@ -55,12 +61,18 @@ REQUESTS  = TopicKind("requests/{node}",                  "Request",   1, retain
 REPLIES   = TopicKind("replies/{node}",                   "Reply",     1, retain=False)  # or JSON, as it was asked
 MANIFEST  = TopicKind("model/manifest",                   "Manifest",  1, retain=True)
 CHUNK     = TopicKind("model/{digest}/{file}/{chunk}",    "Chunk",     1, retain=True)
+
+# For programs that are no nodes, in JSON and plain words: nodes neither listen here nor parse it. Beside these stand the
+# user's own topics, wherever they like outside mdi/ (user_topic, user_pattern), and Home Assistant's discovery topics.
+HOME_STATE = TopicKind("home/{node}",                     "JSON",      0, retain=False)
+HOME_LIFE  = TopicKind("home/{node}/life",                "on|offline", 1, retain=True)
 # fmt: on
 
 SYS_PREFIX = "$SYS/"  # the broker's own topics, outside of every deployment
 SYS_STATS = (f"{SYS_PREFIX}broker/#", 0)  # what Mosquitto says of itself; the source listens
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+_MAX_USER_TOPIC_BYTES = 1000
 _FIELD = {
     "span": r"(?P<span>[0-9]{1,4}-[0-9]{1,4})",
     "node": r"(?P<node>[A-Za-z0-9_-]{1,40})",
@@ -77,7 +89,20 @@ def _pattern(kind: TopicKind) -> re.Pattern[str]:
 
 _KINDS = [
     (kind, _pattern(kind))
-    for kind in (LAYERS, RESULTS, TELEMETRY, AGENTS, LINKS, CONTROL, COMMANDS, REQUESTS, REPLIES, MANIFEST, CHUNK)
+    for kind in (
+        LAYERS,
+        RESULTS,
+        TELEMETRY,
+        FRAMES,
+        AGENTS,
+        LINKS,
+        CONTROL,
+        COMMANDS,
+        REQUESTS,
+        REPLIES,
+        MANIFEST,
+        CHUNK,
+    )
 ]
 
 
@@ -86,6 +111,29 @@ def checked_name(name: str, what: str = "name") -> str:
     if not NAME.fullmatch(name):
         raise UsageError(what, "1 to 40 letters, digits, - or _", repr(name))
     return name
+
+
+def user_topic(text: str) -> str:
+    """A topic of the user's own to publish to; raises ``UsageError``."""
+    topic = text.strip()
+    if not _fit(topic) or "+" in topic or "#" in topic:
+        raise UsageError("", "a topic such as house/labels (no + or #, not under mdi/)", repr(text))
+    return topic
+
+
+def user_pattern(text: str) -> str:
+    """A pattern of the user's own to listen to: ``+`` stands for a level, ``#`` for the rest; raises ``UsageError``."""
+    pattern = text.strip()
+    levels = pattern.split("/")
+    wild = all(level in ("+", "#") or not set(level) & set("+#") for level in levels)
+    if not _fit(pattern) or not wild or "#" in levels[:-1]:
+        raise UsageError("", "a topic such as frigate/+/person/snapshot (not under mdi/)", repr(text))
+    return pattern
+
+
+def _fit(topic: str) -> bool:
+    ours = topic == "mdi" or topic.startswith(("mdi/", "$"))
+    return bool(topic) and not ours and topic.isprintable() and len(topic.encode()) <= _MAX_USER_TOPIC_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +167,9 @@ class Topics:
     def telemetry(self, node: str) -> str:
         return f"{self._prefix}telemetry/{node}"
 
+    def frames(self, node: str) -> str:
+        return f"{self._prefix}frames/{node}"
+
     def agents(self, node: str) -> str:
         return f"{self._prefix}agents/{node}"
 
@@ -144,6 +195,16 @@ class Topics:
 
     def chunk(self, digest: str, file: str, chunk: int | str) -> str:
         return f"{self._prefix}model/{digest}/{file}/{chunk}"
+
+    def home_state(self, node: str) -> str:
+        return f"{self._prefix}home/{node}"
+
+    def home_life(self, node: str) -> str:
+        return f"{self._prefix}home/{node}/life"
+
+    def home_config(self, prefix: str, component: str, entity: str) -> str:
+        """Where Home Assistant looks for an entity's description; ``+`` for ``component`` and ``entity`` makes a pattern."""
+        return f"{prefix}/{component}/mdi-exit-{self.deployment}/{entity}/config"
 
     def parse(self, topic: str) -> Route:
         """The route of ``topic``. Raises ``WireError``: reason ``deployment`` or ``topic``."""

@@ -6,6 +6,7 @@ flag, variable or file there.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from mdi_exit.errors import UsageError
 from mdi_exit.topics import checked_name
 
 __all__ = [
+    "BROKER_AUTO",
     "BrokerAddress",
     "HostPort",
     "broker_address",
@@ -27,6 +29,7 @@ __all__ = [
     "host_port",
     "host_port_or_off",
     "integer",
+    "ip_address",
     "name",
     "names",
     "path",
@@ -47,13 +50,19 @@ _UNIT_S = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where the broker is; written ``mqtt://HOST:PORT``, or ``mqtts://`` with TLS."""
+    """Where the broker is; written ``mqtt://HOST:PORT``, or ``mqtts://`` with TLS; port 0: to be looked for (``auto``)."""
 
     host: str
     port: int
     tls: bool = False
 
+    @property
+    def is_auto(self) -> bool:
+        return self.port == 0
+
     def __str__(self) -> str:
+        if self.is_auto:
+            return "auto"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"mqtt{'s' if self.tls else ''}://{host}:{self.port}"
 
@@ -69,9 +78,14 @@ class HostPort:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+BROKER_AUTO = BrokerAddress("", 0)
+
+
 def broker_address(value: str) -> BrokerAddress:
-    """``mqtt://HOST[:PORT]`` (1883) or ``mqtts://HOST[:PORT]`` (8883)."""
-    expected = "mqtt://HOST:PORT or mqtts://HOST:PORT"
+    """``mqtt://HOST[:PORT]`` (1883), ``mqtts://HOST[:PORT]`` (8883), or ``auto``: this machine's, else one found by mDNS."""
+    expected = "mqtt://HOST:PORT, mqtts://HOST:PORT or auto"
+    if value.strip() == "auto":
+        return BROKER_AUTO
     try:
         url = urlsplit(value.strip())
         port = url.port
@@ -104,6 +118,14 @@ def host_port_or_off(value: str) -> HostPort | None:
         return host_port(value)
     except UsageError as error:
         raise UsageError("", f"{error.expected}, or off", error.got) from None
+
+
+def ip_address(value: str) -> str:
+    """An address of IPv4 or IPv6."""
+    try:
+        return str(ipaddress.ip_address(value.strip()))
+    except ValueError:
+        raise UsageError("", "an IP address such as 192.168.1.10", repr(value)) from None
 
 
 def name(value: str) -> str:

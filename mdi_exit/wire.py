@@ -27,6 +27,7 @@ __all__ = [
     "Chunk",
     "Control",
     "Features",
+    "Frame",
     "Happening",
     "LinkLoad",
     "Manifest",
@@ -229,6 +230,24 @@ class SourceReport(Struct, frozen=True, array_like=True, tag="source"):
     happened: Annotated[tuple[Happening, ...], Meta(max_length=64)] = ()
 
 
+class Frame(Struct, frozen=True, array_like=True, tag="frame"):
+    """An item of the source's own input with its label, for people who watch. Payload: a small JPEG.
+
+    ``label`` and ``truth`` (None: not known) are class indices; ``latency_s`` since admission.
+    """
+
+    run: UInt
+    node: Name
+    crc: UInt
+    sample: Text
+    label: UInt
+    score: Score
+    exit: Layer
+    latency_s: Seconds
+    path: Path = ()
+    truth: UInt | None = None
+
+
 class Order(Struct, frozen=True, array_like=True, tag="order"):
     """A one-off command of a person or a program. ``node``: whom it concerns; empty: all. ``number``: the client's own."""
 
@@ -287,7 +306,10 @@ class Probe(Struct, frozen=True, array_like=True, tag="probe"):
 
 
 class Control(Struct, frozen=True, array_like=True, tag="control"):
-    """The state that the source wants, written by the source only. ``model``: digest of the artifact."""
+    """The state that the source wants, written by the source only. ``model``: digest of the artifact.
+
+    ``offloading`` and ``log_level``: as ordered for all nodes; empty: nothing was ordered.
+    """
 
     run: UInt
     incarnation: UInt
@@ -296,6 +318,8 @@ class Control(Struct, frozen=True, array_like=True, tag="control"):
     model: Digest
     threshold: Score
     paused: bool = False
+    offloading: Annotated[str, Meta(max_length=40)] = ""
+    log_level: Annotated[str, Meta(max_length=40)] = ""
 
 
 class SegmentFile(Struct, frozen=True, array_like=True):
@@ -367,6 +391,7 @@ Message = (
     | Results
     | Telemetry
     | SourceReport
+    | Frame
     | Status
     | Ack
     | Probe

@@ -12,7 +12,6 @@ are drawn once per decision epoch.
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass
 from random import Random
 from typing import Final, assert_never
 
@@ -30,8 +29,10 @@ from mdi_exit.events import (
     Inject,
     InputEnded,
     InputOffered,
+    InputSkipped,
     ModelKnown,
     Notice,
+    OrderReceived,
     Outcome,
     ProbeReceived,
     RequestEvent,
@@ -59,10 +60,11 @@ from mdi_exit.events import (
 from mdi_exit.measured import SegmentSeconds
 from mdi_exit.membership import Change, Members, Peer
 from mdi_exit.policy.exiting import early_exits_wanted, should_exit
-from mdi_exit.policy.offloading import OFFLOADING, Candidate, Own, forward
+from mdi_exit.policy.offloading import Candidate, Own, forward
 from mdi_exit.policy.queueing import keeps_here
-from mdi_exit.queues import Held, Origin, TaskStore
+from mdi_exit.queues import Held, Origin, Running, TaskStore
 from mdi_exit.segments import ModelPlan, SegmentKey
+from mdi_exit.standing import Standing
 from mdi_exit.wire import Best, Control, Moved, Probe, ResultRow, Status, Telemetry
 from mdi_exit.worker_config import Totals, WorkerConfig
 
@@ -71,21 +73,6 @@ __all__ = ["WorkerState"]
 _STORY_LENGTH: Final = 40
 _ROWS_KEPT: Final = 4096
 _GREETING_DELAY_S: Final = 0.02
-
-
-@dataclass(slots=True)
-class _Running:
-    batch: int
-    plan: ModelPlan
-    key: SegmentKey
-    tasks: tuple[Task, ...]
-    started_at: float
-    expected_s: float
-
-    @property
-    def last(self) -> bool:
-        """The network ends here: the tasks have no followers, hence no slots."""
-        return self.key.stop == self.plan.layer_count
 
 
 class WorkerState:
@@ -99,14 +86,14 @@ class WorkerState:
         self.control: Control | None = None
         self.connected = False
         self.draining = False
+        self.standing = Standing(config.name, config.offloading)
         self.totals = Totals()
         self.story: deque[str] = deque(maxlen=_STORY_LENGTH)
         self._rng = rng
-        self._offload = OFFLOADING[config.offloading]
         self._entries: tuple[int, ...] = ()
         self._keys: dict[tuple[int, bool], SegmentKey] = {}
         self._seconds = SegmentSeconds()
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._batches = 0
         self._rows: deque[ResultRow] = deque(maxlen=_ROWS_KEPT)
         self._moved: deque[Moved] = deque(maxlen=_ROWS_KEPT)
@@ -167,6 +154,9 @@ class WorkerState:
                     inbound.due_at = now
             case ControlReceived(control):
                 self._control_received(now, control)
+            case OrderReceived(order, retained):
+                self._out += self.standing.order(order, retained=retained)
+                return True
             case Inject(task):
                 self.totals.injected += 1
                 self._place(Held(replace(task, since=now), Origin.INJECTED))
@@ -186,7 +176,15 @@ class WorkerState:
                 self.connected = False
             case Drain():
                 self.draining = True
-            case InputOffered() | InputEnded() | ResultsReceived() | SetAdmission() | GiveUp() | RequestEvent():
+            case (
+                InputOffered()
+                | InputEnded()
+                | InputSkipped()
+                | ResultsReceived()
+                | SetAdmission()
+                | GiveUp()
+                | RequestEvent()
+            ):
                 raise IllegalEventError(f"expected an event of a worker, got {event}", tuple(self.story))
             case _:
                 assert_never(event)
@@ -241,7 +239,14 @@ class WorkerState:
             return "waiting for source"
         if self.config.span is None:
             return "ready"
+        if self.standing.set_aside:
+            return "draining" if self._running or self.inputs + self.outputs else "drained"
         return "ready" if self.entries else "loading segments"
+
+    @property
+    def leaving(self) -> bool:
+        """What it has goes, and it takes nothing new: for good, or as ordered."""
+        return self.draining or self.standing.set_aside
 
     def holds(self, item: int, attempt: int) -> bool:
         """Whether this attempt waits or runs here."""
@@ -330,8 +335,8 @@ class WorkerState:
             return "of another run"
         if self.store.holds(task.item, task.attempt):
             return "here already"
-        if self.draining:
-            return f"{self.name} is leaving"
+        if self.leaving:
+            return f"{self.name} is {self.state}"
         if task.next_layer not in self.entries:
             return f"{self.name} does not take layer {task.next_layer}"
         if self.store.held_for(sender, task.next_layer) >= 2 * self.config.window:
@@ -364,12 +369,12 @@ class WorkerState:
             else:
                 self._continue(now, running, self._advance(running, task, share_s), outcome)
 
-    def _advance(self, running: _Running, task: Task, share_s: float) -> Task:
+    def _advance(self, running: Running, task: Task, share_s: float) -> Task:
         path = task.path if task.path[-1:] == (self.name,) else (*task.path, self.name)
         waited_s = max(running.started_at - task.since, 0.0)
         return replace(task, path=path, compute_s=task.compute_s + share_s, wait_s=task.wait_s + waited_s)
 
-    def _continue(self, now: float, running: _Running, task: Task, outcome: Outcome) -> None:
+    def _continue(self, now: float, running: Running, task: Task, outcome: Outcome) -> None:
         """Alg. 1 after a segment: exit, or go on with the next task."""
         key, plan, best = running.key, running.plan, task.best
         if outcome.label is not None and key.stop - 1 in plan.exit_layers:
@@ -399,13 +404,13 @@ class WorkerState:
                 self._row(ResultRow(task.item, task.attempt, task.path, error=text, refused=True))
         self._out.append(Notice("segment-failed", f"{running.key.file}: {event.reason}"))
 
-    def _batch(self, batch: int) -> _Running:
+    def _batch(self, batch: int) -> Running:
         running = self._running
         if running is None or running.batch != batch:
             raise IllegalEventError(f"expected the end of the running batch, got {batch}", tuple(self.story))
         return running
 
-    def _free_output(self, running: _Running) -> None:
+    def _free_output(self, running: Running) -> None:
         if not running.last:
             self.store.release(running.key.stop)
 
@@ -448,6 +453,7 @@ class WorkerState:
         del now
         before, self.control = self.control, control
         self._entries = self._find_entries()
+        self._out += self.standing.control(before, control)
         if before is not None and before.run != control.run:
             self._flush()
 
@@ -500,7 +506,7 @@ class WorkerState:
     def _forward_mandatory(self, now: float) -> None:
         """Send what this node cannot run to whoever can finish it soonest, as far as there is room."""
         for layer in self.store.outputs.latest_first():
-            if self._mine(layer) and not self.draining:
+            if self._mine(layer) and not self.leaving:
                 continue
             while self.store.outputs.waiting(layer):
                 candidates = self._candidates(now, layer)
@@ -514,7 +520,7 @@ class WorkerState:
         for layer in self.store.outputs.latest_first():
             while self._mine(layer) and self.store.outputs.waiting(layer):
                 own = Own(self.inputs, self.outputs, self.backlog_s(now))
-                to = self._offload(own, self._candidates(now, layer), self._rng)
+                to = self.standing.policy(own, self._candidates(now, layer), self._rng)
                 if to is None:
                     break
                 self._send(now, layer, to)
@@ -597,7 +603,7 @@ class WorkerState:
         tasks = tuple(held.task for held in helds)
         expected_s = count * self.seconds(key.entry, count)
         self._batches += 1
-        self._running = _Running(self._batches, plan, key, tasks, now, expected_s)
+        self._running = Running(self._batches, plan, key, tasks, now, expected_s)
         if not self._running.last:
             self.store.reserve(key.stop, count)
         self._out.append(RunSegment(self._batches, key, tasks))

@@ -14,13 +14,33 @@ from mdi_exit.errors import UsageError
 from mdi_exit.logs import FORMATS, LEVELS
 from mdi_exit.span import LayerSpan
 from mdi_exit.tensors import CODECS
+from mdi_exit.topics import user_topic
+from source.input_kinds import KINDS, REQUESTS, ParsedInput, parse_input
 from source.schedule import Schedule, schedule
 
-__all__ = ["REQUESTS_ONLY", "SourceSettings", "resolve_source"]
+__all__ = ["DEFAULT_PREFIX", "SourceSettings", "resolve_source"]
 
-REQUESTS_ONLY = "requests"
-
+DEFAULT_PREFIX = "homeassistant"
 ADAPTATIONS = ("rate", "threshold", "none")
+
+
+def home_prefix(text: str) -> str:
+    """A discovery prefix; ``on`` is the usual one, ``off`` (nothing else is called so) takes back."""
+    try:
+        return DEFAULT_PREFIX if values.switch(text) else "off"
+    except UsageError:
+        return user_topic(text)
+
+
+def _per_second(value: str) -> float:
+    per_s = values.rate(value)
+    if per_s is None:
+        raise UsageError("", "pictures a second such as 4/s", repr(value))
+    return per_s
+
+
+def _show_per_second(value: float | None) -> str:
+    return "none" if value is None else values.show_rate(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +50,15 @@ class SourceSettings:
     ``layers`` None: the source runs no layers; ``duration`` and ``limit`` None: until the input ends.
     """
 
-    input: str = setting(
-        REQUIRED,
-        help="what to classify: shipped, a data set's name, a folder of images, or requests: only what clients ask",
-        metavar="SPEC",
-    )
+    input: ParsedInput = setting(
+        REQUIRED, help="what to classify: " + "; ".join(f"{kind.form}, {kind.meaning}" for kind in KINDS),
+        parse=parse_input, metavar="SPEC",
+    )  # fmt: skip
+    fps: float | None = setting(
+        None, help="frames taken of each second of a camera or video; default: all", parse=values.positive_float,
+        metavar="N",
+    )  # fmt: skip
+    realtime: bool = setting(False, help="show a video file at its own speed, as a camera would", parse=values.switch)
     model: str = setting(
         "fashion-mnist-mobilenetv2", help="a shipped model's name, or the path of an artifact", metavar="NAME-or-PATH"
     )
@@ -57,13 +81,28 @@ class SourceSettings:
     adapt: str = setting("none", help="what follows the load", choices=ADAPTATIONS)
     codec: str = setting("float32", help="how features travel", choices=tuple(CODECS))
     results: Path | None = setting(
-        None, help="one JSON line per admitted item; - is stdout", parse=values.path, metavar="FILE.jsonl"
-    )
+        None, help="one line per admitted item: JSON, or CSV by the suffix .csv; - is stdout", parse=values.path,
+        metavar="FILE.jsonl",
+    )  # fmt: skip
     overwrite: bool = setting(False, help="replace existing files of results", parse=values.switch)
+    publish: str | None = setting(
+        None, help="publish each result as JSON on this topic", parse=user_topic, metavar="TOPIC"
+    )
+    publish_qos: int = setting(
+        0, help="of --publish; 1: the broker acknowledges each", parse=values.integer(0, 1), metavar="N"
+    )
+    home_assistant: str | None = setting(
+        None, help=f"show labels and node health in Home Assistant, whose discovery prefix is {DEFAULT_PREFIX} unless given; "
+        "off removes what earlier runs have left", parse=home_prefix, metavar="PREFIX", bare="on",
+    )  # fmt: skip
     summary: Path | None = setting(None, help="the run's totals", parse=values.path, metavar="FILE.json")
     timeline: Path | None = setting(
         None, help="the run over time, one JSON line each half second", parse=values.path, metavar="FILE.jsonl"
     )
+    frames: float | None = setting(
+        None, help="publish small pictures of so many items a second, for the live page: 4/s", parse=_per_second,
+        metavar="N/s", show=_show_per_second,
+    )  # fmt: skip
     limit: int | None = setting(None, help="stop after so many items", parse=values.positive_int, metavar="N")
     duration: float | None = setting(
         None, help="stop offering after this time", parse=values.duration, metavar="TIME", show=values.show_seconds
@@ -72,8 +111,10 @@ class SourceSettings:
     shuffle: bool = setting(False, help="offer the items in the random order of --seed", parse=values.switch)
     seed: int = setting(0, help="of arrivals, choices and --shuffle", parse=values.integer(0), metavar="N")
     max_pending: int = setting(
-        512, help="items admitted and not finished at any time", parse=values.integer(1, 1_000_000), metavar="N"
-    )
+        512, help="items admitted and not finished at any time; default 512, and 16 of a live input, to stay up to date",
+        parse=values.integer(1, 1_000_000), metavar="N",
+        derive=lambda known: 16 if known["input"].kind.live or known["realtime"] else 512,
+    )  # fmt: skip
     max_queue: int = setting(
         40, help="tasks waiting at the source at which admission stops", parse=values.integer(1, 1_000_000),
         metavar="N",
@@ -83,8 +124,9 @@ class SourceSettings:
         metavar="N",
     )  # fmt: skip
     broker: values.BrokerAddress = setting(
-        values.BrokerAddress("127.0.0.1", 1883), help="mqtt[s]://HOST:PORT", parse=values.broker_address, metavar="URL"
-    )
+        values.BROKER_AUTO, help="mqtt[s]://HOST:PORT; auto: on this machine, else found by mDNS",
+        parse=values.broker_address, metavar="URL",
+    )  # fmt: skip
     name: str = setting("source", help="unique in the deployment", parse=values.name)
     deployment: str = setting("default", help="keeps systems on one broker apart", parse=values.name, metavar="NAME")
     neighbours: tuple[str, ...] | None = setting(
@@ -129,7 +171,7 @@ class SourceSettings:
     def __post_init__(self) -> None:
         if self.password is not None and self.username is None:
             raise UsageError("--username", "a user to go with the password", "none")
-        if self.input == REQUESTS_ONLY:
+        if self.input.kind is REQUESTS:
             self._no_input_of_its_own()
         if self.adapt == "threshold" and self.min_threshold > self.exit_threshold:
             raise UsageError("--min-threshold", f"at most --exit-threshold {self.exit_threshold:g}", self.min_threshold)

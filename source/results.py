@@ -71,7 +71,7 @@ class ResultsWriter:
 
     def write(self, record: Record, label_names: Sequence[str] = ()) -> None:
         """Raises ``MdiExitError`` if the line cannot be written; the file then ends with the last whole line."""
-        line = json.dumps(result_line(record, label_names), ensure_ascii=False).encode() + b"\n"
+        line = self.line(record, label_names)
         try:
             if self._file is None:
                 sys.stdout.write(line.decode())
@@ -82,6 +82,10 @@ class ResultsWriter:
             self._cut()
             raise MdiExitError(f"results: could not write {self.path}: {error.strerror}") from None
         self._whole_bytes += len(line)
+
+    def line(self, record: Record, label_names: Sequence[str]) -> bytes:
+        """How an item is written."""
+        return json.dumps(result_line(record, label_names), ensure_ascii=False).encode() + b"\n"
 
     def close(self) -> None:
         if self._file is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mdi_exit import values
 from mdi_exit.config import setting
+from source.input_kinds import ParsedInput, parse_input
 
 __all__ = ["DemoSettings"]
 
@@ -26,7 +27,9 @@ class DemoSettings:
     adapt: str = setting("threshold", help="what follows the load", choices=("rate", "threshold", "none"))
     exit_threshold: float = setting(0.9, help="threshold at the start", parse=values.fraction, metavar="T")
     seed: int = setting(0, help="of the order of the images and of all choices", parse=values.integer(0), metavar="N")
-    input: str = setting("shipped", help="what to classify", metavar="SPEC")
+    input: ParsedInput = setting(
+        parse_input("shipped"), help="what to classify, see edge-source", parse=parse_input, metavar="SPEC"
+    )
     artifact: str = setting(
         "fashion-mnist-mobilenetv2", help="a shipped model's name, or the path of an artifact", metavar="NAME-or-PATH"
     )
@@ -39,4 +42,8 @@ class DemoSettings:
     broker: values.BrokerAddress | None = setting(
         None, help="use this broker instead of starting one", parse=values.broker_address, metavar="URL"
     )
+    web: values.HostPort | None = setting(
+        None, help="serve the live page meanwhile, by default on 127.0.0.1:8080", parse=values.host_port,
+        metavar="HOST:PORT", bare="127.0.0.1:8080",
+    )  # fmt: skip
     out: Path = setting(Path("runs/demo"), help="where the files of the run go", parse=values.path, metavar="DIR")

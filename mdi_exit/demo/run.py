@@ -20,6 +20,7 @@ import msgspec
 from rich.console import Console
 
 from broker.embedded import embedded_broker
+from mdi_exit import values
 from mdi_exit.config import resolve
 from mdi_exit.demo.config import DemoSettings
 from mdi_exit.demo.deployment import Deployment, NodeSpec, RunSpec, read_deployment
@@ -28,16 +29,21 @@ from mdi_exit.demo.view import LiveView
 from mdi_exit.engine.onnx import OnnxEngine
 from mdi_exit.engine.profile import parse_profile
 from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.gateway.command import need_web
+from mdi_exit.gateway.config import GatewaySettings
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.snapshot import Snapshot, read_timeline
 from mdi_exit.span import LayerSpan
+from source.input_kinds import FOLDER, REQUESTS, SET, ParsedInput
 from source.inputs import open_input, preprocess
 from source.results import Summary
 
 __all__ = ["main"]
 
+_DEPLOYMENT: Final = "demo"
 _LOAD_FACTOR: Final = 4.0
+_FRAMES_PER_S: Final = 2.0
 _START_S: Final = 60.0
 _POLL_S: Final = 0.1
 _SINGLE_IMAGES: Final = 300
@@ -95,7 +101,7 @@ def _schedule(settings: DemoSettings, run: RunSpec, duration_s: float) -> list[s
 
 
 def _node_flags(node: NodeSpec, url: str) -> list[str]:
-    flags = ["--broker", url, "--name", node.name, "--deployment", "demo"]
+    flags = ["--broker", url, "--name", node.name, "--deployment", _DEPLOYMENT]
     flags += ["--layers", str(node.layers)] if node.layers is not None else []
     flags += [f"--neighbours={','.join(node.neighbours)}"] if node.neighbours is not None else []
     return flags + (["--profile", node.profile] if node.profile else [])
@@ -105,11 +111,13 @@ def _source_flags(settings: DemoSettings, run: RunSpec, duration_s: float, folde
     threshold = run.exit_threshold if run.exit_threshold is not None else settings.exit_threshold
     seed = run.seed if run.seed is not None else settings.seed
     return [
-        *("--input", settings.input, "--model", settings.artifact, "--shuffle", "--seed", str(seed)),
+        *("--input", settings.input.text, "--model", settings.artifact, "--seed", str(seed)),
+        *(["--shuffle"] if settings.input.kind in (SET, FOLDER) else []),
         *("--adapt", run.adapt or settings.adapt, "--exit-threshold", f"{threshold:g}"),
         *("--min-threshold", f"{min(0.4, threshold):g}", "--duration", f"{duration_s:g}s", "--overwrite"),
         *("--results", str(folder / "results.jsonl"), "--summary", str(folder / "summary.json")),
         *("--timeline", str(folder / "timeline.jsonl")),
+        *(() if settings.web is None else ("--frames", f"{_FRAMES_PER_S:g}/s")),
         *_schedule(settings, run, duration_s),
     ]
 
@@ -133,13 +141,13 @@ async def _demo(settings: DemoSettings, given: AbstractSet[str]) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with _broker(settings, console) as url:
+    async with _broker(settings, console) as url, _page(settings, url, console):
         fleet = Fleet(folder)
         try:
             await _watch(fleet, deployment, settings, url, duration_s, stop, console)
         finally:
             await fleet.stop()
-    return await asyncio.to_thread(_conclude, settings, artifact, folder, console)
+        return await asyncio.to_thread(_conclude, settings, artifact, folder, console)
 
 
 def _emptied(folder: Path) -> Path:
@@ -163,6 +171,21 @@ async def _broker(settings: DemoSettings, console: Console) -> AsyncIterator[str
     async with embedded_broker() as broker:
         console.print(f"broker: {broker.kind} on {broker.url}")
         yield broker.url
+
+
+@contextlib.asynccontextmanager
+async def _page(settings: DemoSettings, url: str, console: Console) -> AsyncIterator[None]:
+    """The gateway with its live page, where it is wanted; it stays until the summary is out."""
+    if settings.web is None:
+        yield
+        return
+    need_web("mdi-exit demo --web")
+    from mdi_exit.gateway.app import serving
+
+    gateway = GatewaySettings(broker=values.broker_address(url), deployment=_DEPLOYMENT, http=settings.web)
+    async with serving(gateway, "--web") as address:
+        console.print(f"live page: {address}")
+        yield
 
 
 async def _watch(
@@ -219,14 +242,15 @@ class _Tail:
         return snapshots
 
 
-def _single_process_per_s(artifact: Artifact, spec: str) -> float:
+def _single_process_per_s(artifact: Artifact, spec: ParsedInput) -> float:
     """Images a second of one process here, unemulated: the whole model, one thread, batch 1, last exit."""
     plan = artifact.manifest.plan
     composer, engine = Composer(artifact), OnnxEngine(1)
     key = replace(plan.segment(0, LayerSpan(0, plan.layer_count), early_exits=False), entry=0, stop=plan.layer_count)
     key = replace(key, head=True)
     engine.load(key, composer.segment(key))
-    samples = itertools.islice(iter(open_input(spec, artifact.manifest, cycle=True)), _SINGLE_IMAGES)
+    text = "shipped" if spec.kind.live or spec.kind is REQUESTS else spec.text
+    samples = itertools.islice(iter(open_input(text, artifact.manifest, cycle=True)), _SINGLE_IMAGES)
     images = [preprocess(sample.pixels, artifact.manifest.input)[None] for sample in samples]
     engine.run(key, images[0])
     begin = time.perf_counter()
@@ -246,7 +270,7 @@ def _conclude(settings: DemoSettings, artifact: Artifact, folder: Path, console:
     summary.render(console)
     picture = folder / "timeline.png"
     try:
-        from mdi_exit.demo.picture import draw
+        from mdi_exit.plot.timeline import draw
 
         emulated = f" (emulated: {summary.emulated})" if summary.emulated else ""
         draw(read_timeline(folder / "timeline.jsonl"), picture, f"mdi-exit demo{emulated}")

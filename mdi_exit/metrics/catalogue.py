@@ -119,6 +119,12 @@ _OF_SOURCE: Final[dict[str, Row]] = {
     "mdi_exit_items_retried": _source("counter", "Attempts made again.", "attempts"),
     "mdi_exit_items_pending": _source("gauge", "Items admitted and not yet answered.", "items"),
     "mdi_exit_results_duplicate": _source("counter", "Results received and discarded.", "results"),
+    "mdi_exit_requests_received": _source("counter", "Requests of other programs.", "requests"),
+    "mdi_exit_requests_waiting": _source("gauge", "Requests that wait for their turn.", "requests"),
+    "mdi_exit_replies": _source("counter", "Replies, by outcome: label, refused, deadline, failed.", "replies", "outcome"),
+    "mdi_exit_reply_seconds": _source(
+        "histogram", "Seconds from a request to its reply, of those with a label.", "seconds", buckets=ITEM_BUCKETS_S
+    ),
     "mdi_exit_item_exits": _source("counter", "Completed items, by the exit of their label.", "items", "exit"),
     "mdi_exit_items_judged": _source("counter", "Completed items whose truth is known.", "items"),
     "mdi_exit_items_right": _source("counter", "Completed items whose label is the truth.", "items"),

@@ -43,7 +43,8 @@ _ENERGY_HEAD: Final = """## Where the board's figures come from
 * **Temperature**: the hottest processor among the kernel's thermal zones and hwmon chips.
 * **Power**: the input rail, or the sum of the rails, of a Jetson's INA3221 (the drivers of JetPack 4 and of later ones),
   of other INA chips or of a power meter that hwmon knows. Else Intel's energy counters, where the process may read
-  them; they cover processor and memory, not the rest of the machine. A Raspberry Pi has no sensor that a file shows.
+  them; they cover processor and memory, not the rest of the machine. A Raspberry Pi has no sensor that a file shows, a
+  Jetson Nano of 2 GB has none at all.
 * **Energy**: `method="sensor"` is the integral of that, of the whole board, whoever keeps it busy: nodes that share a
   machine each show all of it. Without a sensor, `method="estimate"` is idle watts × time + (busy − idle watts) × seconds
   of compute, for the device named by `--device`, else for the one that `--profile` emulates; an emulated node never

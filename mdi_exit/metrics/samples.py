@@ -143,6 +143,11 @@ def source_samples(state: SourceState, now: float) -> Iterator[Sample]:
         yield "mdi_exit_item_seconds", (part,), histogram.copy()
     for number, histogram in state.items.confidence.items():
         yield "mdi_exit_item_confidence", (str(number),), histogram.copy()
+    yield "mdi_exit_requests_received", (), state.desk.received
+    yield "mdi_exit_requests_waiting", (), state.desk.waiting
+    for outcome, count in _bounded(state.desk.replies):
+        yield "mdi_exit_replies", (outcome,), count
+    yield "mdi_exit_reply_seconds", (), state.desk.labelled_s.copy()
     if state.missing is not None:
         yield "mdi_exit_missing_layers", (), len(state.missing)
     for kind, count in _bounded(state.noticed):

@@ -129,8 +129,8 @@ class MetricsServer:
             return _answer(start_response, "500 Internal Server Error", "a defect; the log has more\n")
 
 
-def _answer(start_response: StartResponse, status: str, text: str, content_type: str = _PLAIN) -> list[bytes]:
-    body = text.encode()
+def _answer(start_response: StartResponse, status: str, text: str | bytes, content_type: str = _PLAIN) -> list[bytes]:
+    body = text.encode() if isinstance(text, str) else text
     start_response(status, [("Content-Type", content_type), ("Content-Length", str(len(body)))])
     return [body]
 

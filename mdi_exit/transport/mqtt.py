@@ -22,6 +22,7 @@ from typing import Any, Final, Self, TypeVar
 import aiomqtt
 
 from mdi_exit import values
+from mdi_exit.discovery import look_for_broker
 from mdi_exit.errors import StartError, TransportError, UsageError
 from mdi_exit.transport.base import (
     MAX_PACKET_BYTES,
@@ -35,14 +36,15 @@ from mdi_exit.transport.base import (
 from mdi_exit.transport.frames import Acknowledged, Arrived, TooLarge, puback, publish_head
 from mdi_exit.transport.stream import Stream
 
-__all__ = ["MqttTransport"]
+__all__ = ["MAX_PENDING_BYTES", "MqttTransport"]
 
 _BACKOFF_FIRST_S: Final = 0.1
 _BACKOFF_MOST_S: Final = 5.0
+_TRIES_IN_PLACE: Final = 5  # of a broker that was found, before another is looked for
 _LASTING_S: Final = 1.0  # a broker that soon hangs up again is not asked ten times a second
 _ANSWER_S: Final = 5.0
 _GOODBYE_S: Final = 2.0
-_MAX_PENDING_BYTES: Final = 32 * 1024 * 1024
+MAX_PENDING_BYTES: Final = 32 * 1024 * 1024
 _FIRST_PACKET_ID: Final = 32768  # below are paho's, which needs few: it sends no message of ours
 _LAST_PACKET_ID: Final = 65535
 _SUBSCRIBE_FAILED: Final = 128
@@ -58,16 +60,17 @@ log = logging.getLogger(__name__)
 
 
 class MqttTransport:
-    """A client of the broker at ``url`` (``mqtt[s]://HOST[:PORT]``); QoS 0 and 1, clean session.
+    """A client of the broker at ``url`` (``mqtt[s]://HOST[:PORT]``, or ``auto``); QoS 0 and 1, clean session.
 
     ``client_id`` must be new at every start: a client that takes over its own session fires its old will.
     ``max_pending_bytes``: how much may wait for a slow connection before ``publish`` says False.
+    Another transport as ``url`` means its broker, once it is connected there.
     Raises ``UsageError`` for a malformed ``url``.
     """
 
     def __init__(
         self,
-        url: str | values.BrokerAddress,
+        url: str | values.BrokerAddress | MqttTransport,
         *,
         client_id: str,
         handler: Handler,
@@ -77,11 +80,14 @@ class MqttTransport:
         tls: ssl.SSLContext | None = None,
         keepalive_s: int = 5,
         max_packet_bytes: int = MAX_PACKET_BYTES,
-        max_pending_bytes: int = _MAX_PENDING_BYTES,
+        max_pending_bytes: int = MAX_PENDING_BYTES,
     ) -> None:
-        address = url if isinstance(url, values.BrokerAddress) else _address(url)
+        self._beside = url if isinstance(url, MqttTransport) else None
+        address: values.BrokerAddress = url._address if isinstance(url, MqttTransport) else _address(url)
         self.counters = TransportCounters()
-        self._handler, self._address = handler, address
+        self._handler, self._wanted = handler, address
+        self._address: values.BrokerAddress = address
+        self._tls, self._tries = tls, 0
         self._max_packet_bytes, self._max_pending_bytes = max_packet_bytes, max_pending_bytes
         self._subscriptions: dict[str, int] = {}
         self._client: aiomqtt.Client | None = None
@@ -90,21 +96,24 @@ class MqttTransport:
         self._ended: asyncio.Task[None] | None = None
         self._unconfirmed: dict[int, asyncio.Future[bool] | None] = {}
         self._packet_id = _FIRST_PACKET_ID
-        self._stopping = asyncio.Event()
+        self._stopping, self._up = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._options: dict[str, Any] = {
-            "hostname": address.host,
-            "port": address.port,
+            "hostname": address.host or "localhost",
+            "port": address.port or 1883,
             "identifier": client_id,
             "username": username,
             "password": password,
-            "tls_context": (tls or ssl.create_default_context()) if address.tls else None,
+            "tls_context": self._context(address),
             "keepalive": keepalive_s,
             "will": aiomqtt.Will(will.topic, will.payload, will.qos, will.retain) if will else None,
             "protocol": aiomqtt.ProtocolVersion.V311,
             "clean_session": True,
             "timeout": _ANSWER_S,
         }
+
+    def _context(self, address: values.BrokerAddress) -> ssl.SSLContext | None:
+        return (self._tls or ssl.create_default_context()) if address.tls else None
 
     @property
     def connected(self) -> bool:
@@ -154,6 +163,10 @@ class MqttTransport:
 
     async def _one_connection(self) -> str:
         """Connect, and stay until it ends; returns why it did."""
+        try:
+            await self._find()
+        except Exception as error:  # noqa: BLE001 - none found, no multicast here, an answer that is none: all are reasons
+            return _reason(error)
         client = aiomqtt.Client(**self._options)
         _prepare(client)
         try:
@@ -165,14 +178,45 @@ class MqttTransport:
         try:
             if await self._restore(client):
                 self._client, self._is_connected = client, True
+                self._up.set()
                 self.counters.connects += 1
+                self._tries = 0
                 told(self.counters, self._handler.on_connected)
                 await self._until_ended()
             reason = _lost_because(stream)
         finally:
             self._client, self._is_connected = None, False
+            self._up.clear()
             await self._let_go(client, stream, self._ended)
         return reason
+
+    async def _find(self) -> None:
+        """Where the broker is to be found, find it; stay with it for as long as it is only away for a moment."""
+        if self._beside is not None:
+            await self._beside._seen_up(self._stopping)
+            address = self._beside._address
+        elif self._wanted.is_auto:
+            self._tries += 1
+            if not self._address.is_auto and self._tries <= _TRIES_IN_PLACE:
+                return
+            self._tries, self._address = 1, self._wanted
+            address, how = await look_for_broker(has_password=self._options["password"] is not None)
+            log.info("broker %s: %s", address, how)
+        else:
+            return
+        self._address = address
+        self._options |= {"hostname": address.host, "port": address.port, "tls_context": self._context(address)}
+
+    async def _seen_up(self, stopping: asyncio.Event) -> None:
+        """Wait until this one is connected, or whoever waits is to stop. Raises ``TransportError`` then."""
+        waits = {asyncio.ensure_future(event.wait()) for event in (self._up, stopping)}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if not self._up.is_set():
+            raise TransportError("waiting for the first connection")
 
     def _take_over(self, client: aiomqtt.Client) -> tuple[Stream, asyncio.Task[None]]:
         """Put a ``Stream`` in the place of the socket inside paho inside aiomqtt. The task ends with the connection.
@@ -337,7 +381,9 @@ async def _until_lost(client: aiomqtt.Client) -> None:
             pass
 
 
-def _address(url: str) -> values.BrokerAddress:
+def _address(url: str | values.BrokerAddress) -> values.BrokerAddress:
+    if isinstance(url, values.BrokerAddress):
+        return url
     try:
         return values.broker_address(url)
     except UsageError as error:

@@ -233,6 +233,10 @@ class System:
         given = flags if "--input" in flags else ("--input", "shipped", *flags)
         return self._start(Source, "source.cli", name, [*self._common(name), *files, *given], folder)
 
+    def program(self, module: str, name: str, *flags: str) -> Program:
+        """Any program with just these flags."""
+        return self._start(Program, module, name, flags)
+
     def close(self) -> None:
         for program in self.programs:
             with contextlib.suppress(ProcessLookupError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -19,6 +20,7 @@ import pytest
 from live import Listener, System, environment, until
 from PIL import Image
 
+from mdi_exit import Client
 from mdi_exit.benchmark.clients import ClientLoad, measure_clients
 from mdi_exit.data import shipped
 from mdi_exit.topics import Topics
@@ -139,14 +141,36 @@ def test_mosquittos_tools_are_clients_and_nothing_that_is_sent_stops_the_source(
     assert source.until_completed(8)["errors"] == 0
 
 
+async def test_a_stream_goes_on_through_the_death_of_the_broker_and_of_the_source(system: System, mosquitto) -> None:
+    source = system.source("--input", "requests", "--layers", "0-8")
+    sources, ids = [source], []
+    async with Client(system.url, deployment="test", name="me") as client:
+        async for answer in client.stream(IMAGES.images_NHWC[:300]):
+            ids.append(answer.id)
+            if len(ids) == 100:
+                await asyncio.to_thread(mosquitto.kill)
+                await asyncio.to_thread(mosquitto.start)
+            elif len(ids) == 200:
+                await asyncio.to_thread(source.kill)
+                source = system.source("--input", "requests", "--layers", "0-8")
+                sources.append(source)
+    assert [identity.split("-")[1] for identity in ids] == [str(number) for number in range(1, 301)]
+    rows = Counter(row["id"] for program in sources for row in program.rows)
+    assert {f"me/{identity}" for identity in ids} == set(rows)
+    # What the first source had answered when it was killed, and the client not yet read, the second did again.
+    assert rows.total() <= 300 + 8
+    assert not [row for program in sources for row in program.rows if "error" in row]
+
+
 @pytest.mark.slow
-async def test_fifty_clients_at_twice_the_capacity_are_served_alike_and_in_time(mosquitto) -> None:
-    load = ClientLoad(clients=50, seconds=8.0, deadline_s=4.0, agents=1, profile="jetson-nanox0.7", capacity_s=3.0)
+async def test_fifty_clients_that_ask_for_too_much_are_served_alike_and_in_time(mosquitto) -> None:
+    # Three times what was measured: on a busy machine that may have been too little by a third.
+    load = ClientLoad(50, 3.0, seconds=6.0, deadline_s=4.0, agents=1, profile="jetson-nanox0.7", capacity_s=3.0)
     capacity, rows = await measure_clients(mosquitto.url, load)
     labels = [row.labels for row in rows]
     mean = sum(labels) / len(labels)
     assert all(abs(count - mean) <= 0.2 * mean for count in labels), (capacity, sorted(labels))
     outcomes = sum((row.outcomes for row in rows), Counter[str]())
-    assert set(outcomes) == {"label", "DeadlineExceeded"}, "twice the capacity is more than can be had in time"
+    assert set(outcomes) == {"label", "DeadlineExceeded"}, "it is more than can be had in time"
     assert all(row.outcomes.total() == row.asked for row in rows), "each request has its one outcome"
     assert all(latency_s <= 4.0 for row in rows for latency_s in row.latency_s)

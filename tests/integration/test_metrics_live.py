@@ -18,7 +18,7 @@ pytestmark = pytest.mark.broker
 
 # there only after something has happened, or on boards that have the sensor
 _SOMETIMES = {
-    "mdi_exit_bad_messages", "mdi_exit_stranded_tasks", "mdi_exit_board_temperature_celsius",
+    "mdi_exit_replies", "mdi_exit_bad_messages", "mdi_exit_stranded_tasks", "mdi_exit_board_temperature_celsius",
     "mdi_exit_board_power_watts", "mdi_exit_node_temperature_celsius", "mdi_exit_node_power_watts",
 }  # fmt: skip
 

@@ -26,12 +26,10 @@ SCRAPES = 6
 
 # Queries that may have no data in this run, and why. Alerts are apart: see below.
 _NO_SENSOR = "this machine has no such sensor"
-_NO_ORDER = "the source takes no orders yet"
 MAY_BE_EMPTY = {
     "node / Temperature": _NO_SENSOR,
     "node / Temperature / hottest": _NO_SENSOR,
     "node / Power / sensor": _NO_SENSOR,
-    **{f"{place} / Orders": _NO_ORDER for place in ("overview", "node", "broker")},
     **{f"{place} / Re-plans and other events": "nothing of the kind" for place in ("overview", "node", "broker")},
 }
 ABOUT = """\

@@ -20,7 +20,9 @@ from mdi_exit.events import (
     Inject,
     InputEnded,
     InputOffered,
+    InputSkipped,
     ModelKnown,
+    OrderReceived,
     Outcome,
     ProbeReceived,
     Record,
@@ -44,10 +46,11 @@ from mdi_exit.events import (
     TransportDown,
     TransportUp,
 )
+from mdi_exit.orders import ORDERS
 from mdi_exit.segments import ModelPlan
 from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.span import LayerSpan
-from mdi_exit.wire import Ack, Control, Moved, Probe, ResultRow, Results, Status, Telemetry
+from mdi_exit.wire import Ack, Control, Moved, Order, Probe, ResultRow, Results, Status, Telemetry
 from mdi_exit.worker_config import WorkerConfig
 from mdi_exit.worker_state import WorkerState
 
@@ -121,6 +124,7 @@ class Fuzz:
             lambda: ControlReceived(self.control()),
             lambda: rng.choice((*[ModelKnown(PLAN)] * 9, ModelKnown(OTHER_PLAN), *[Drain()] * (rng.random() < 0.1))),
             lambda: self.ready(),
+            lambda: OrderReceived(self.order(), rng.random() < 0.2),
             *[self.engine] * 4,
             lambda: SendFailed(self.sent.pop(rng.randrange(len(self.sent)))) if self.sent else Tick(),
             self.illegal,
@@ -136,7 +140,17 @@ class Fuzz:
     def control(self) -> Control:
         run = self.rng.choice((7, 7, 7, 7, 8))
         model = self.rng.choice((PLAN.digest, PLAN.digest, PLAN.digest, OTHER_PLAN.digest))
-        return Control(run, 1, "source", self.rng.randrange(3), model, self.rng.choice((0.0, 0.5, 1.0)))
+        ordered = self.rng.choice(("", "", "never", "of a newer version"))
+        level = self.rng.choice(("", "debug", "loud"))
+        threshold = self.rng.choice((0.0, 0.5, 1.0))
+        return Control(run, 1, "source", 0, model, threshold, offloading=ordered, log_level=level)
+
+    def order(self) -> Order:
+        rng = self.rng
+        values = ("", "0.7", "0.2 force", "1.7", "25/s", "max", "rate", "none", "offloading never", "debug", "nonsense")
+        node = rng.choice(("", "", *NAMES))
+        what = rng.choice((*ORDERS, "pause", "resume", "undrain", "dance"))
+        return Order(rng.choice(("desk", "shelf")), rng.randrange(200), what, rng.choice(values), node)
 
     def telemetry(self, node: str, incarnation: int) -> Telemetry:
         rng = self.rng
@@ -187,6 +201,7 @@ class Fuzz:
         events: list[Event] = [
             InputOffered("x", None, 1),
             InputEnded(),
+            InputSkipped(3),
             ResultsReceived("a", Results(7, 1)),
             SetAdmission(threshold=0.5),
             GiveUp("no"),
@@ -203,7 +218,9 @@ class Fuzz:
 
 
 def legal(fuzz: Fuzz, event: Event, running: RunSegment | None) -> bool:
-    if isinstance(event, InputOffered | InputEnded | ResultsReceived | SetAdmission | GiveUp | RequestEvent):
+    if isinstance(
+        event, InputOffered | InputEnded | InputSkipped | ResultsReceived | SetAdmission | GiveUp | RequestEvent
+    ):
         return False
     if isinstance(event, SegmentDone | SegmentFailed):
         if running is None or event.batch != running.batch:
@@ -268,7 +285,10 @@ def test_a_source_records_each_admitted_item_at_most_once_under_any_events(
             event = GiveUp("interrupted")
         else:
             event = fuzz.any()
-            if isinstance(event, InputOffered | InputEnded | ResultsReceived | SetAdmission | GiveUp | ControlReceived):
+            if isinstance(
+                event,
+                InputOffered | InputEnded | InputSkipped | ResultsReceived | SetAdmission | GiveUp | ControlReceived,
+            ):
                 continue
             if isinstance(event, RequestReceived):
                 event = RequestReceived(rng.choice("ab"), "", None, 10, rng.choice((None, 0.5)))

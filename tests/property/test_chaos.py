@@ -14,6 +14,7 @@ from mdi_exit.events import (
     Event,
     InputEnded,
     InputOffered,
+    OrderReceived,
     Record,
     SegmentDone,
     SegmentFailed,
@@ -32,6 +33,7 @@ from mdi_exit.events import (
     TransportDown,
     TransportUp,
 )
+from mdi_exit.orders import order_of
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.simulation import SimulatedNetwork, SimulatedNode
 from mdi_exit.source_state import SourceConfig, SourceState
@@ -69,6 +71,7 @@ class Chaos(SimulatedNetwork):
         self.window = window
         self.recorded: Counter[str] = Counter()
         self._incarnations = count(100)
+        self._orders = count(1)
         self._samples = iter([InputOffered(str(number), None, 3000) for number in range(items)])
         self.draw = lambda: next(self._samples, InputEnded())
         config = SourceConfig(run=7, threshold=0.7, max_attempts=40, max_pending=40)
@@ -100,6 +103,12 @@ class Chaos(SimulatedNetwork):
         self.refusing.discard(name)
         self.down.discard(name)
         self.at(self.now + 0.06, name, TransportUp(), self.nodes[name])
+
+    def order(self, words: str) -> None:
+        """Every node that is there hears it."""
+        order = order_of("desk", next(self._orders), words.split())
+        for name in self.nodes:
+            self.at(self.now + 0.001, name, OrderReceived(order))
 
     def _give(self, name: str, event: Event) -> None:
         if name in self.refusing and not isinstance(event, OWN_EVENTS):
@@ -138,6 +147,9 @@ class Chaos(SimulatedNetwork):
                 self.reconnect(name)
             else:
                 self.start(name, span)
+        self.run(self.now + 0.1)
+        for words in ("resume", "adapt none", "rate max", *(f"undrain {name}" for name in agents)):
+            self.order(words)
 
     def finish(self, within_s: float = 400.0) -> None:
         self.run(self.now + within_s, while_=lambda: not self.source.done)
@@ -154,7 +166,7 @@ ACTIONS = st.lists(
     st.tuples(
         st.floats(0.01, 1.5),
         st.sampled_from(
-            ["kill", "start", "lose", "reconnect", "source lost", "source back", "noise", "will", "threshold"]
+            ["kill", "start", "lose", "reconnect", "source lost", "source back", "noise", "will", "threshold", "order"]
         ),
         st.integers(0, 3),
         st.floats(0.0, 0.3),
@@ -196,6 +208,16 @@ def test_each_admitted_item_is_recorded_once_through_any_faults(seed, spans, sou
                 net.loss, net.twice, net.failing = share, 2 * share, share / 2
             case "will":
                 net.at(net.now, "source", StatusReceived(Status(name, 3, online=False)))
+            case "order":
+                orders = (
+                    "pause",
+                    "resume",
+                    "threshold 0.6 force",
+                    "rate 40/s",
+                    "adapt rate",
+                    "policy offloading never",
+                )
+                net.order((*orders, f"drain {name}", f"undrain {name}", f"drain {name}")[round(share * 30) % 9])
             case "threshold":
                 net.at(net.now, "source", SetAdmission(threshold=0.4 + 2 * share))
     net.calm(agents)

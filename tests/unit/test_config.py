@@ -101,7 +101,10 @@ def test_a_wrong_flag_ends_in_one_plain_line(argv: list[str], line: str, capsys:
     [
         ("[agent]\nsizes = 3", "[agent]: expected known settings, got sizes; did you mean size?"),
         ("[agnt]\nsize = 3", "got agnt; did you mean agent?"),
-        ("size = 3", "expected the tables [agent], [source], [demo], got size"),
+        (
+            "size = 3",
+            "the tables [agent], [source], [demo], [control], [top], [plot], [announce], [serve], got size",
+        ),
         ("[agent]\nsize = true", "[agent] size: expected SIZE, got true"),
         ("[agent]\nsize = [3]", "[agent] size: expected one value (SIZE), got a TOML list"),
         ("[agent]\nsize = 3.5", "[agent] size: expected a whole number from 1 to 9, got '3.5'"),
@@ -227,7 +230,7 @@ def test_the_agent_needs_layers_and_has_the_documented_defaults() -> None:
         resolve_agent([], {})
     settings = resolve_agent(["--layers", "4-8"], {}).settings
     assert settings.layers == LayerSpan(4, 9)
-    assert str(settings.broker) == "mqtt://127.0.0.1:1883"
+    assert str(settings.broker) == "auto"
     assert settings.name.endswith("-4-8")
     assert settings.neighbours is None
     assert (settings.threads, settings.window, settings.telemetry_period, settings.keepalive) == (1, 16, 0.5, 5.0)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
 
-from mdi_exit.demo.picture import Phase, draw, phases_of
 from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.plot.timeline import Phase, draw, orders_of, phases_of
 from mdi_exit.snapshot import NodeSnapshot, Snapshot
 
 
@@ -29,6 +30,17 @@ def test_phases_are_read_from_the_timeline() -> None:
     assert phases_of(timeline()) == (Phase("calm", 0.0, 5.0), Phase("load", 5.0, 9.5))
     assert phases_of(timeline(phase=False)) == ()
     assert phases_of([]) == ()
+
+
+def test_obeyed_orders_are_read_from_the_timeline_and_marked(tmp_path: Path) -> None:
+    run = timeline()
+    plain = tmp_path / "plain.png"
+    draw(run, plain, "a run")
+    notices = ("desk: threshold 0.7", "pi joined", "desk: drain x refused: no", "pi: something else")
+    run[4] = dataclasses.replace(run[4], notices=notices)
+    assert orders_of(run) == ((2.0, "threshold 0.7"),)
+    draw(run, tmp_path / "marked.png", "a run")
+    assert plain.read_bytes() != (tmp_path / "marked.png").read_bytes()
 
 
 @pytest.mark.parametrize("truth", [True, False])

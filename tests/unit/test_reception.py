@@ -139,8 +139,9 @@ def test_images_are_read_upright_without_transparency_and_in_a_few_formats_only(
     clear = io.BytesIO()
     Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(clear, "PNG")
     assert (decode_image(clear.getvalue()) == 255).all()
-    with pytest.raises(ValueError, match="expected a file of JPEG"):
-        decode_image(picture("EPS"))
+    for other in ("EPS", "PPM"):
+        with pytest.raises(ValueError, match="expected a file of JPEG"):
+            decode_image(picture(other))
     with pytest.raises(ValueError, match="more than 700"):
         decode_image(picture("PNG"), largest=700)
     with pytest.raises(ValueError, match="expected a file of JPEG"):

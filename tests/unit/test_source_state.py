@@ -15,6 +15,7 @@ from mdi_exit.events import (
     GiveUp,
     InputEnded,
     InputOffered,
+    InputSkipped,
     ModelKnown,
     Notice,
     Record,
@@ -204,6 +205,26 @@ def test_without_a_rate_draws_are_bounded_and_follow_the_queue() -> None:
     assert state._turns.draws == drawn
     offer(state, 0.3, "x")
     assert state._turns.draws <= 16
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"), [({}, 5), ({"rate_per_s": 2.0}, 0), ({"adapt": "rate"}, 0)], ids=["max", "paced", "adaptive"]
+)
+def test_what_a_live_input_passed_over_was_refused_only_if_nothing_but_the_queue_paces(config, refused) -> None:
+    state = bare(span="0-8", **config)
+    state.handle(0.5, InputSkipped(3))
+    assert state.refused == state.offered == (0 if not state._started else refused and 3)
+    state.handle(1.0, Tick())
+    before = state.refused
+    state.handle(1.1, InputSkipped(5))
+    assert state.refused - before == refused
+    state.stopped = True
+    state.handle(1.1, InputSkipped(50))
+    state.stopped = False
+    state.handle(1.2, InputEnded())
+    state.handle(1.3, InputSkipped(7))
+    assert state.refused - before == refused
+    state.validate()
 
 
 def test_an_arrival_at_a_full_queue_is_refused_and_counted() -> None:

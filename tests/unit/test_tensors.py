@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -38,6 +38,8 @@ def test_float32_keeps_every_bit() -> None:
 
 
 @given(x=ANY_FLOATS)
+@example(x=np.array([3.4000002e38], np.float32))
+@example(x=np.array([np.finfo(np.float32).max, 1.0], np.float32))
 def test_any_floats_come_back_finite_within_the_stated_error(x: np.ndarray) -> None:
     for codec in ("float16", "int8"):
         back = decode_tensor(codec, x.shape, encode_tensor(codec, x)).astype(np.float64)

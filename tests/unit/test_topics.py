@@ -22,6 +22,7 @@ def test_every_topic_that_is_made_is_parsed_back(node: str, sender: str, first: 
     assert TOPICS.parse(TOPICS.layers(span, node)) == Route(kinds.LAYERS, node, span=str(span))
     assert TOPICS.parse(TOPICS.results(node)) == Route(kinds.RESULTS, node)
     assert TOPICS.parse(TOPICS.telemetry(node)) == Route(kinds.TELEMETRY, node)
+    assert TOPICS.parse(TOPICS.frames(node)) == Route(kinds.FRAMES, node)
     assert TOPICS.parse(TOPICS.agents(node)) == Route(kinds.AGENTS, node)
     assert TOPICS.parse(TOPICS.links(node, sender)) == Route(kinds.LINKS, node, sender)
     assert TOPICS.parse(TOPICS.requests(node)) == Route(kinds.REQUESTS, node)
@@ -102,5 +103,5 @@ def test_a_name_that_cannot_stand_in_a_topic_is_a_users_mistake(name: str) -> No
 def test_qos_and_retain_are_as_the_table_says() -> None:
     lossy = {kind.message for kind in vars(kinds).values() if isinstance(kind, kinds.TopicKind) and kind.qos == 0}
     kept = {kind.message for kind in vars(kinds).values() if isinstance(kind, kinds.TopicKind) and kind.retain}
-    assert lossy == {"Features", "Telemetry", "Link"}
-    assert kept == {"Status", "Control", "Manifest", "Chunk"}
+    assert lossy == {"Features", "Telemetry", "Link", "JSON", "Frame"}
+    assert kept == {"Status", "Control", "Manifest", "Chunk", "on|offline"}

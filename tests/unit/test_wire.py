@@ -71,6 +71,10 @@ MESSAGES: dict[str, tuple[wire.Message, bytes]] = {
         ),
         b"",
     ),
+    "frame": (
+        wire.Frame(7, "source", zlib.crc32(BODY), "shipped/12", 3, 0.9375, 1, 0.0625, ("source", "nano-1"), 3),
+        BODY,
+    ),
     "order": (wire.Order("desk", 1, "threshold", "0.7"), b""),
     "request": (wire.Request("desk", "a-1", "uint8", zlib.crc32(BODY), (4, 4), 0.5), BODY),
     "reply": (wire.Reply("desk", "a-1", 9, "Ankle boot", 0.75, 2, ("source", "nano-1"), 0.125), b""),

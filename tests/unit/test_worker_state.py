@@ -234,7 +234,7 @@ def loaded(draws: Draws) -> WorkerState:
     """A node that runs one task and has three more on offer for layer 2."""
     state = node("0-5", output_limit=9)
     meet(state, "a", "0-5", window=9)
-    state._offload = draws
+    state.standing.policy = draws
     for item in range(1, 5):
         state.handle(1.0, received(item, item, 0))
     for seq in range(3):
@@ -316,7 +316,7 @@ def test_later_layers_may_starve_no_slot_of_earlier_ones() -> None:
 def test_a_leaving_node_hands_on_what_others_can_run() -> None:
     state = node("0-5", output_limit=9)
     meet(state, "a", "0-5", window=9, load=100)
-    state._offload = Draws()
+    state.standing.policy = Draws()
     for item in range(1, 4):
         state.handle(1.0, received(item, item, 0))
     state.handle(1.0, done(current(state)))

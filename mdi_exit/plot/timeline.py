@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.orders import ORDERS
 from mdi_exit.snapshot import NodeSnapshot, Snapshot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["Phase", "draw", "phases_of"]
+__all__ = ["STYLE", "Phase", "draw", "fill", "orders_of", "phases_of"]
 
 # Okabe and Ito's palette: told apart with every common kind of colour blindness.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#595959",
 )  # fmt: skip
 _NODE_STYLES = [(BLUE, "-"), (RED, "-"), (GREEN, "-"), (PURPLE, "-"), (ORANGE, "-"), (SKY, "-"), (GREY, "--")]
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.edgecolor": "#8A8F98",
@@ -33,6 +35,8 @@ _STYLE: Any = {
 }
 _BANDS = ("#FFFFFF", "#EFF1F4")
 _LONGEST_LABEL = 20
+_LONGEST_ORDER = 24
+_ORDER = re.compile(rf"[A-Za-z0-9_-]{{1,40}}: (?P<words>(?:{'|'.join(ORDERS)})\b.*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,14 @@ def phases_of(timeline: Sequence[Snapshot]) -> tuple[Phase, ...]:
     return tuple(phase for phase in found if phase.name and phase.stop_s > phase.start_s)
 
 
+def orders_of(timeline: Sequence[Snapshot]) -> tuple[tuple[float, str], ...]:
+    """The orders that were obeyed, and when, in seconds since the start."""
+    told = [
+        (one.elapsed_s, match["words"]) for one in timeline for notice in one.notices if (match := _ORDER.match(notice))
+    ]
+    return tuple((at_s, words) for at_s, words in told if " refused: " not in words)
+
+
 def draw(timeline: Sequence[Snapshot], out: Path, title: str, phases: Sequence[Phase] = ()) -> None:
     """Write a PNG. Without ``phases`` those of the timeline are marked.
 
@@ -68,27 +80,34 @@ def draw(timeline: Sequence[Snapshot], out: Path, title: str, phases: Sequence[P
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError("picture", "matplotlib (pip install 'mdi-exit[plot]')", "a Python without it") from None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 10.5), dpi=130)
         FigureCanvasAgg(figure)
-        _fill(figure, timeline, title, phases or phases_of(timeline))
+        fill(figure, timeline, title, phases or phases_of(timeline))
         try:
             figure.savefig(out, format="png")
         except OSError as error:
             raise MdiExitError(f"picture: could not write {out}: {error.strerror}") from None
 
 
-def _fill(figure: Figure, timeline: Sequence[Snapshot], title: str, phases: Sequence[Phase]) -> None:
+def fill(figure: Figure | SubFigure, timeline: Sequence[Snapshot], title: str, phases: Sequence[Phase]) -> None:
+    """Five panels over the same seconds, with a title."""
+    orders = orders_of(timeline)
     panels = figure.subplots(5, 1, sharex=True, height_ratios=(1.35, 0.8, 1.2, 0.8, 0.8))
     figure.subplots_adjust(left=0.085, right=0.83, top=0.9, bottom=0.055, hspace=0.2)
     figure.text(0.03, 0.972, title, fontsize=14, fontweight="bold", va="center")
     figure.text(0.03, 0.949, _subtitle(timeline), fontsize=9.5, color="#555", va="center")
-    for panel, fill in zip(panels, (_rates, _threshold, _queues, _accuracy, _latency), strict=True):
-        fill(panel, timeline)
+    for panel, draw_panel in zip(panels, (_rates, _threshold, _queues, _accuracy, _latency), strict=True):
+        draw_panel(panel, timeline)
         panel.grid(axis="y", color="#D8DCE2", linewidth=0.7)
         panel.set_axisbelow(True)
         panel.margins(x=0)
         _mark(panel, phases)
+        for at_s, _ in orders:
+            panel.axvline(at_s, color=RED, linewidth=0.8, linestyle=(0, (1, 2)))
+    for at_s, words in orders:
+        panels[0].text(at_s, 0.97, f" {words[:_LONGEST_ORDER]}", transform=panels[0].get_xaxis_transform(), rotation=90,
+                       ha="right", va="top", fontsize=7, color=RED)  # fmt: skip
     _name(panels[0], phases)
     panels[-1].set_xlim(timeline[0].elapsed_s, timeline[-1].elapsed_s)
     panels[-1].set_xlabel("seconds since the start")

@@ -46,10 +46,12 @@ class Clients:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.asked: dict[tuple[str, str], tuple[float, float | None]] = {}
+        self.numbers: Counter[str] = Counter()
         self.rng = Random(bench.rng.random())
 
     def ask(self, when: float, client: str, deadline_s: float | None = None) -> None:
-        number = str(sum(name == client for name, _ in self.asked))
+        number = str(self.numbers[client])
+        self.numbers[client] += 1
         self.asked[client, number] = when, deadline_s
         self.bench.net.at(when, "source", RequestReceived(client, number, None, 2000, deadline_s))
 
@@ -101,18 +103,18 @@ def within_a_fifth(counts: list[int]) -> bool:
     return all(abs(count - mean) <= 0.2 * mean for count in counts)
 
 
-@pytest.mark.parametrize("deadline_s", [None, 3.0, 8.0])
+@pytest.mark.parametrize("deadline_s", [None, 3.0])
 def test_fifty_clients_at_twice_the_capacity_are_served_alike(deadline_s: float | None) -> None:
     bench = bench_of(own_input=False)
     clients = Clients(bench)
     capacity, names = 2 / WORK_S, [f"c{number}" for number in range(50)]
     for name in names:
-        clients.regular(name, 2 * capacity / 50, 1.0, 91.0, deadline_s)
+        clients.regular(name, 2 * capacity / 50, 1.0, 61.0, deadline_s)
     bench.net.run(400.0, while_=lambda: len(bench.net.replies) < len(clients.asked))
     answers = clients.answers()
     labels = [answers[name]["label"] for name in names]
     assert within_a_fifth(labels), sorted(labels)
-    assert sum(labels) >= 0.9 * 90 * capacity, "the nodes were kept busy with what was worth it"
+    assert sum(labels) >= 0.9 * 60 * capacity, "the nodes were kept busy with what was worth it"
     assert sum(answers.total() for answers in answers.values()) == len(clients.asked)
     if deadline_s is not None:
         late = sum(answers[name]["deadline"] for name in names)
@@ -126,8 +128,8 @@ def test_clients_in_a_hurry_get_their_share_among_patient_ones() -> None:
     clients = Clients(bench)
     capacity, names = 2 / WORK_S, [f"c{number}" for number in range(10)]
     for number, name in enumerate(names):
-        clients.poisson(name, 2 * capacity / 10, 1.0, 91.0, 4.0 if number % 2 else None)
-    bench.net.run(91.0)
+        clients.poisson(name, 2 * capacity / 10, 1.0, 61.0, 4.0 if number % 2 else None)
+    bench.net.run(61.0)
     labels = Counter(command.reply.client for _, command in bench.net.replies if not command.reply.error)
     assert within_a_fifth([labels[name] for name in names]), labels
 
@@ -136,14 +138,14 @@ def test_one_greedy_client_takes_nothing_from_modest_ones() -> None:
     bench = bench_of(own_input=False)
     clients = Clients(bench)
     capacity = 2 / WORK_S
-    clients.poisson("greedy", 8 * capacity, 1.0, 31.0)
+    clients.poisson("greedy", 8 * capacity, 1.0, 21.0)
     for number in range(4):
-        clients.poisson(f"modest{number}", 0.1 * capacity, 1.0, 31.0)
+        clients.poisson(f"modest{number}", 0.1 * capacity, 1.0, 21.0)
     bench.net.run(100.0, while_=lambda: len(bench.net.replies) < len(clients.asked))
     answers = clients.answers()
     for number in range(4):
         assert set(answers[f"modest{number}"]) == {"label"}, "below its share, a client is never refused"
-    assert answers["greedy"]["label"] >= 0.5 * 30 * capacity, "what others leave is its own"
+    assert answers["greedy"]["label"] >= 0.5 * 20 * capacity, "what others leave is its own"
     assert answers["greedy"]["refused"] > answers["greedy"]["label"]
 
 
@@ -153,14 +155,14 @@ def test_the_own_input_is_one_party_among_the_clients(own: dict[str, object]) ->
     clients = Clients(bench)
     capacity = 2 / WORK_S
     for name in ("x", "y", "z"):
-        clients.poisson(name, capacity, 0.0, 70.0)
+        clients.poisson(name, capacity, 0.0, 40.0)
     bench.net.run(10.0)
     before = Counter(record.sample.partition("/")[0] if "/" in record.sample else "" for record in bench.net.records)
-    bench.net.run(70.0)
+    bench.net.run(40.0)
     served = Counter(record.sample.partition("/")[0] if "/" in record.sample else "" for record in bench.net.records)
     served.subtract(before)
     assert within_a_fifth([served[name] for name in ("", "x", "y", "z")]), served
-    assert served.total() >= 0.9 * 60 * capacity
+    assert served.total() >= 0.9 * 30 * capacity
 
 
 def test_a_slow_camera_does_not_hold_up_the_clients() -> None:
@@ -176,10 +178,10 @@ def test_own_arrivals_below_their_share_are_not_refused_for_the_clients_sake() -
     bench = bench_of(rate_per_s=4.0)
     clients = Clients(bench)
     for name in ("x", "y"):
-        clients.poisson(name, 40.0, 0.0, 60.0)
-    bench.net.run(60.0)
+        clients.poisson(name, 40.0, 0.0, 30.0)
+    bench.net.run(30.0)
     own = [record for record in bench.net.records if "/" not in record.sample]
-    assert len(own) >= 0.9 * 4 * 60
+    assert len(own) >= 0.9 * 4 * 30
     assert bench.source._own_refused == 0
 
 
@@ -223,6 +225,7 @@ class Desk:
         self.offered = 0
         self.replies: dict[tuple[str, str], list[SendReply]] = defaultdict(list)
         self.asked: set[tuple[str, str]] = set()
+        self.deadlines: dict[tuple[str, str], float | None] = {}
         self.untaken: list[SendReply] = []
         self.preparing: list[int] = []
         self.running: list[RunSegment] = []
@@ -236,6 +239,10 @@ class Desk:
             match command:
                 case SendReply(reply):
                     assert self.state.worker.connected
+                    limit_s = self.deadlines.get((reply.client, reply.id))
+                    assert reply.label is None or limit_s is None or reply.latency_s < limit_s, (
+                        "no label when it is late"
+                    )
                     if self.rng.random() < 0.1:
                         self.untaken.append(command)
                     else:
@@ -254,9 +261,13 @@ class Desk:
         kind = rng.random()
         if kind < 0.4:
             client, identity = rng.choice("abc"), rng.choice(("", *map(str, range(40))))
+            deadline_s = rng.choice((None, None, 0.01, 0.5, 3000.0))
             if identity:
                 self.asked.add((client, identity))
-            deadline_s = rng.choice((None, None, 0.01, 0.5, 3000.0))
+                if (
+                    self.limits.remembered_per_client >= 1000
+                ):  # else a forgotten one is a new request, with its own deadline
+                    self.deadlines.setdefault((client, identity), deadline_s)
             self.give(
                 RequestReceived(client, identity, object(), rng.choice((10, 100)), deadline_s, rng.random() < 0.5)
             )

@@ -1,9 +1,8 @@
-"""Where items come from: the shipped images, a data set, a folder of images."""
+"""Inputs with an end: the shipped images, a data set, a folder of images; and what an image becomes."""
 
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +17,21 @@ from PIL import Image, ImageOps
 from mdi_exit.data import DATASETS, Dataset, load, shipped
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.model.manifest import InputSpec, Manifest
+from source.input_kinds import KINDS
 
-__all__ = ["Input", "Sample", "open_input", "preprocess"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Entry",
+    "Input",
+    "Pixels",
+    "Sample",
+    "checked_channels",
+    "entries_of",
+    "preprocess",
+    "read_image",
+    "truth_of",
+    "truths_by_folder",
+]
 
 Pixels = NDArray[np.uint8]
 
@@ -40,7 +52,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class Entry:
     """A sample not read yet."""
 
     id: str
@@ -55,7 +67,7 @@ class Input:
     and counted in ``skipped``. Raises ``MdiExitError`` when no file of a round can be read.
     """
 
-    def __init__(self, name: str, entries: Sequence[_Entry], *, cycle: bool, limit: int | None) -> None:
+    def __init__(self, name: str, entries: Sequence[Entry], *, cycle: bool, limit: int | None) -> None:
         self.name = name
         self.skipped = 0
         self._entries = entries
@@ -84,7 +96,7 @@ class Input:
                 return
             number += 1
 
-    def _read(self, entry: _Entry, unreadable: set[str]) -> Pixels | None:
+    def _read(self, entry: Entry, unreadable: set[str]) -> Pixels | None:
         try:
             return entry.read()
         except Exception as error:  # noqa: BLE001 - decoders of broken files raise anything, even SyntaxError
@@ -95,33 +107,25 @@ class Input:
             return None
 
 
-def open_input(
-    spec: str,
-    manifest: Manifest,
-    *,
-    limit: int | None = None,
-    cycle: bool = False,
-    shuffle_seed: int | None = None,
-    data_dir: Path | None = None,
-) -> Input:
-    """``shipped``, a data set's name (its test split), either with ``:N`` for the first N, or a folder of images.
-
-    ``limit``: samples in all; ``shuffle_seed``: a random order, the same in each round. A folder is read in the order
-    of its file names, sub-folders included; one named after a label of the model gives its images that truth.
-    Raises ``UsageError``.
-    """
+def checked_channels(manifest: Manifest) -> None:
+    """Raises ``UsageError`` for a model that does not take images."""
     channels = manifest.input.shape[0]
     if channels not in (1, 3):
         raise UsageError("model input", "1 or 3 channels, to be made of images", channels)
+
+
+def entries_of(spec: str, manifest: Manifest, data_dir: Path | None) -> tuple[str, list[Entry]]:
+    """Name and entries of ``shipped``, a data set (its test split), either with ``:N`` for the first N, or a folder.
+
+    A folder is read in the order of its file names, sub-folders included; one named after a label of the model gives its
+    images that truth. Raises ``UsageError``.
+    """
     name, colon, count = spec.partition(":")
-    if name == "shipped" or name in DATASETS:
-        first = _first(spec, count) if colon else None
-        entries = _of_dataset(shipped() if name == "shipped" else load(name, "test", data_dir), manifest.labels)[:first]
-    else:
-        name, entries = spec, _of_folder(spec, manifest.labels)
-    if shuffle_seed is not None:
-        random.Random(shuffle_seed).shuffle(entries)
-    return Input(name, entries, cycle=cycle, limit=limit)
+    if name != "shipped" and name not in DATASETS:
+        return spec, _of_folder(spec, manifest.labels)
+    first = _first(spec, count) if colon else None
+    dataset = shipped() if name == "shipped" else load(name, "test", data_dir)
+    return name, _of_dataset(dataset, manifest.labels)[:first]
 
 
 def preprocess(pixels: Pixels, spec: InputSpec) -> NDArray[np.float32]:
@@ -159,10 +163,10 @@ def _first(spec: str, count: str) -> int:
 # --- data sets
 
 
-def _of_dataset(dataset: Dataset, labels: Sequence[str]) -> list[_Entry]:
+def _of_dataset(dataset: Dataset, labels: Sequence[str]) -> list[Entry]:
     class_of = _truths(dataset, labels)
     return [
-        _Entry(f"{dataset.name}/{position}", partial(_row, dataset.images_NHWC, index), class_of.get(label))
+        Entry(f"{dataset.name}/{position}", partial(_row, dataset.images_NHWC, index), class_of.get(label))
         for index, (position, label) in enumerate(zip(dataset.ids_N.tolist(), dataset.labels_N.tolist(), strict=True))
     ]
 
@@ -176,7 +180,7 @@ def _truths(dataset: Dataset, labels: Sequence[str]) -> dict[int, int]:
     """The model's class for each class of the data set; by name, since a model may know others, or another order."""
     if not labels:
         return {number: number for number in range(len(dataset.classes))}
-    known = _by_folded_name(labels)
+    known = truths_by_folder(labels)
     class_of = {
         number: known[folded] for number, name in enumerate(dataset.classes) if (folded := _folded(name)) in known
     }
@@ -190,8 +194,8 @@ def _folded(name: str) -> str:
     return "".join(char for char in name.casefold() if char.isalnum())
 
 
-def _by_folded_name(labels: Sequence[str]) -> dict[str, int]:
-    """Classes by folded name; names that fold to the same are left out."""
+def truths_by_folder(labels: Sequence[str]) -> dict[str, int]:
+    """Classes by the folded name of a folder that means them; names that fold to the same are left out."""
     folded = [_folded(label) for label in labels]
     return {name: number for number, name in enumerate(folded) if name and folded.count(name) == 1}
 
@@ -199,11 +203,14 @@ def _by_folded_name(labels: Sequence[str]) -> dict[str, int]:
 # --- folders
 
 
-def _of_folder(spec: str, labels: Sequence[str]) -> list[_Entry]:
+def _of_folder(spec: str, labels: Sequence[str]) -> list[Entry]:
     folder = Path(spec).expanduser()
-    expected = f"shipped, {', '.join(DATASETS)}, or a folder of images"
     if not folder.is_dir():
-        raise UsageError("input", expected, repr(spec) + (", which is a file" if folder.exists() else ""))
+        raise UsageError(
+            "input",
+            "one of " + ", ".join(kind.form for kind in KINDS),
+            repr(spec) + (", which is a file" if folder.exists() else ""),
+        )
     try:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     except OSError as error:
@@ -211,22 +218,22 @@ def _of_folder(spec: str, labels: Sequence[str]) -> list[_Entry]:
     if not paths:
         wanted = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UsageError("input", f"a folder with images ({wanted})", f"{spec}, which has none")
-    known = _by_folded_name(labels)
+    known = truths_by_folder(labels)
     names = [path.relative_to(folder) for path in paths]
     return [
-        _Entry(name.as_posix(), partial(_read_image, path), _truth_of(name, known))
+        Entry(name.as_posix(), partial(read_image, path), truth_of(name, known))
         for name, path in zip(names, paths, strict=True)
     ]
 
 
-def _truth_of(name: Path, known: dict[str, int]) -> int | None:
+def truth_of(name: Path, known: dict[str, int]) -> int | None:
     """The innermost folder named after a label decides."""
     return next((known[folded] for part in reversed(name.parts[:-1]) if (folded := _folded(part)) in known), None)
 
 
-def _read_image(path: Path) -> Pixels:
+def read_image(file: Path) -> Pixels:
     """H×W of a grey file, H×W×3 of any other: turned upright, the first frame, transparent parts on white."""
-    with Image.open(path) as image:
+    with Image.open(file) as image:
         if image.width * image.height > _LARGEST_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels, more than {_LARGEST_PIXELS:,}")
         upright = ImageOps.exif_transpose(image)

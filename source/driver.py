@@ -1,0 +1,320 @@
+"""The source's driver: its input, others' requests, the results, and the model that it serves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Final
+
+from mdi_exit import topics as kinds
+from mdi_exit.broker_stats import BrokerStats
+from mdi_exit.driver import NodeDriver
+from mdi_exit.errors import WireError
+from mdi_exit.events import (
+    Command,
+    DrawInput,
+    Event,
+    InputEnded,
+    InputOffered,
+    InputSkipped,
+    ModelKnown,
+    Notice,
+    PrepareRequest,
+    Record,
+    ResultsReceived,
+    SendControl,
+    SendReply,
+    StatusReceived,
+    TelemetryReceived,
+    Tick,
+)
+from mdi_exit.exchange import LocalModel, ModelHost
+from mdi_exit.executor import Executor
+from mdi_exit.model.artifact import Artifact
+from mdi_exit.model.compose import Composer
+from mdi_exit.source_state import SourceState
+from mdi_exit.topics import Route, Topics
+from mdi_exit.transport import Transport
+from mdi_exit.vitals import Vitals
+from mdi_exit.wire import Message, Results, encode
+from source.energy import EnergyLedger
+from source.inputs import Input, LiveInput, Sample, preprocess
+from source.pictures import Pictures
+from source.reception import Reception
+from source.results import Summary, SummaryBuilder
+from source.sinks import Sink
+from source.timeline import Timeline
+
+__all__ = ["SourceDriver"]
+
+_PREFETCH: Final = 64
+_PREFETCH_AT_ONCE: Final = 8
+_UNSERVED: Final = ("waiting for source", "loading segments")
+
+
+class SourceDriver(NodeDriver):
+    """A node driver with an input, results, a model to serve, and others' requests. ``samples`` None: only these."""
+
+    def __init__(
+        self,
+        state: SourceState,
+        topics: Topics,
+        executor: Executor,
+        artifact: Artifact,
+        *,
+        codec: str,
+        samples: Input | LiveInput | None,
+        vitals: Vitals | None = None,
+    ) -> None:
+        super().__init__(state, state.worker, topics, executor, codec=codec, vitals=vitals)
+        self.source = state
+        self.broker_stats = BrokerStats()
+        self.hears_broker = True
+        self.more_samples.append(self.broker_stats.samples)
+        self._artifact = artifact
+        self.summary = SummaryBuilder()
+        self.timeline = Timeline(state)
+        self.sinks: list[Sink] = []
+        self.pictures: Pictures | None = None
+        self.energy = EnergyLedger()
+        self.started_at: float | None = None
+        self.last_result_at = 0.0
+        self.bytes_by_node: dict[str, int] = {}
+        self.started = asyncio.Event()
+        self.answered = asyncio.Event()
+        self.done = asyncio.Event()
+        composer = Composer(artifact)
+        span = state.worker.config.span
+        self._host = ModelHost(self, composer, state.config.run)
+        self._local = LocalModel(self, composer, span) if span is not None else None
+        self._reception = Reception(self, artifact.manifest)
+        self._own_input = samples is not None
+        self._live = samples if isinstance(samples, LiveInput) else None
+        self._samples = samples if isinstance(samples, Input) else None
+        self._wanted = asyncio.Semaphore(0)
+        self._ready: asyncio.Queue[InputOffered | InputEnded] = asyncio.Queue(_PREFETCH)
+
+    def subscriptions(self) -> list[tuple[str, int]]:
+        return [
+            *super().subscriptions(),
+            (self.topics.results("+"), kinds.RESULTS.qos),
+            (self.topics.requests("+"), kinds.REQUESTS.qos),
+        ]
+
+    async def start(self, transport: Transport) -> None:
+        if self._live is not None:
+            self.spawn("draw", self._draw_live(self._live))
+        elif self._samples is not None:
+            self.spawn("prefetch", self._prefetch(iter(self._samples)))
+            self.spawn("draw", self._draw())
+        self.use_model(self._artifact.manifest)
+        await super().start(transport)
+        self._host.republish()
+        if self.hears_broker:
+            await transport.subscribe(*kinds.SYS_STATS)
+
+    def on_connected(self) -> None:
+        super().on_connected()
+        if self._claimed:
+            self._host.republish()
+
+    def on_disconnected(self, reason: str) -> None:
+        self.broker_stats.clear()
+        super().on_disconnected(reason)
+
+    def on_message(self, topic: str, payload: bytes, retained: bool) -> None:
+        if topic.startswith(kinds.SYS_PREFIX):
+            self.broker_stats.received(topic, payload)
+        else:
+            super().on_message(topic, payload, retained)
+
+    # --- input
+
+    async def _prefetch(self, samples: Iterator[Sample]) -> None:
+        """Read samples ahead, in a thread, so that slow files do not hold up the loop."""
+        ended = False
+        while not ended:
+            batch = await asyncio.to_thread(self._read_some, samples)
+            ended = not batch
+            for event in batch or [InputEnded()]:
+                await self._ready.put(event)
+
+    def _read_some(self, samples: Iterator[Sample]) -> list[InputOffered | InputEnded]:
+        read: list[InputOffered | InputEnded] = []
+        for sample in samples:
+            read.append(self._offer_of(sample))
+            if len(read) >= _PREFETCH_AT_ONCE:
+                break
+        return read
+
+    def _offer_of(self, sample: Sample) -> InputOffered:
+        """A sample of whichever input, made ready in a thread."""
+        x = preprocess(sample.pixels, self._artifact.manifest.input)
+        if self.pictures is not None:
+            self.pictures.offer(sample.id, sample.pixels)
+        return InputOffered(sample.id, x, x.nbytes, sample.truth)
+
+    async def _draw(self) -> None:
+        while True:
+            await self._wanted.acquire()
+            event = await self._ready.get()
+            self.feed(event)
+            if isinstance(event, InputEnded):
+                return
+
+    async def _draw_live(self, samples: LiveInput) -> None:
+        """Nothing is read ahead: what is drawn is the newest that there is. What came before the first draw counts for
+        nothing.
+        """
+        await self.started.wait()
+        samples.newly_skipped()
+        while True:
+            await self._wanted.acquire()
+            sample = await samples.next()
+            self._tell_skipped(samples)
+            if sample is None:
+                self.feed(InputEnded())
+                return
+            self.feed(await asyncio.to_thread(self._offer_of, sample))
+
+    def _tell_skipped(self, samples: LiveInput) -> None:
+        if (count := samples.newly_skipped()) > 0:
+            self.feed(InputSkipped(count))
+
+    # --- events and commands
+
+    def feed(self, event: Event) -> None:
+        super().feed(event)
+        if isinstance(event, StatusReceived | ModelKnown):
+            spans = self.worker.members.announced_spans()
+            own = [self._local.span] if self._local is not None else []
+            self._host.spans_changed([*spans, *own])
+            if self._local is not None:
+                self._local.spans_changed([*spans, *own])
+        elif isinstance(event, TelemetryReceived) and (board := event.telemetry.board) is not None:
+            self.energy.seen(self._loop.time(), event.telemetry.node, event.telemetry.incarnation, board)
+        elif isinstance(event, Tick):
+            self._host.look_after(self._loop.time(), unserved=self._unserved())
+            if self._live is not None:
+                self._tell_skipped(self._live)
+        if not self._own_input and self.source.started:
+            self._begin()
+        if not self.source.pending:
+            self.answered.set()
+        if self.source.done:
+            self.done.set()
+
+    def _begin(self) -> None:
+        """The first item is asked for, or could be."""
+        if self.started_at is None:
+            self.started_at = self._loop.time()
+            self._see_own_energy()
+            self.energy.begin(self.started_at)
+            self.started.set()
+
+    def took_foreign(self, route: Route, payload: bytes, *, retained: bool) -> bool:
+        if route.kind is not kinds.REQUESTS:
+            return False
+        self._reception.received(route.node, payload, retained=retained)
+        return True
+
+    def close(self) -> None:
+        super().close()
+        self._reception.close()
+
+    def _unserved(self) -> bool:
+        """Is there a node of this model's layers that does not take tasks yet?"""
+        layers = len(self._host.manifest.layers)
+        return any(
+            peer.alive and peer.status.state in _UNSERVED and peer.span is not None and peer.span.stop <= layers
+            for peer in self.worker.members
+        )
+
+    def other_message(self, route: Route, message: Message, body: memoryview) -> None:
+        if isinstance(message, Results):
+            self._check_results(message)
+            unknown = self.source.unknown
+            self.feed(ResultsReceived(route.node, message))
+            if self.source.unknown > unknown:
+                raise WireError("item", f"expected results of items under way, got others from {route.node}")
+        else:
+            super().other_message(route, message, body)
+
+    def _check_results(self, message: Results) -> None:
+        manifest = self._host.manifest
+        if message.run != self.source.config.run:
+            raise WireError("run", f"expected results of run {self.source.config.run}, got {message.run}")
+        for row in message.rows:
+            known = row.label is None or not manifest.labels or row.label < len(manifest.labels)
+            if not known or row.exit >= len(manifest.exits):
+                raise WireError("result", f"expected a label and an exit of the model, got {row.label} at {row.exit}")
+
+    def carry_out(self, command: Command) -> None:
+        match command:
+            case DrawInput():
+                self._begin()
+                self._wanted.release()
+            case PrepareRequest():
+                self._begin()
+                self._reception.prepare(command)
+            case SendReply():
+                self._reception.send(command)
+            case Record():
+                self._record(command)
+            case SendControl(control):
+                self.publish(kinds.CONTROL, self.topics.control, encode(control))
+            case _:
+                super().carry_out(command)
+
+    def _record(self, record: Record) -> None:
+        self.last_result_at = self._loop.time()
+        self.summary.add(record)
+        self.timeline.add(record)
+        for sink in self.sinks:
+            sink.write(record, self._artifact.manifest.labels)
+        if self.pictures is not None:
+            self._show(self.pictures, record)
+
+    def _show(self, pictures: Pictures, record: Record) -> None:
+        found = pictures.frame(self._loop.time(), record, run=self.source.config.run, node=self.name)
+        if found is not None:
+            frame, picture = found
+            self.publish(kinds.FRAMES, self.topics.frames(self.name), encode(frame, picture))
+
+    def _see_own_energy(self) -> None:
+        self.energy.seen(self.vitals.read_at, self.name, self.worker.config.incarnation, self.vitals.board)
+
+    def notice(self, notice: Notice) -> None:
+        super().notice(notice)
+        if notice.kind != "state":
+            self.timeline.notice(notice.text)
+
+    @property
+    def elapsed_s(self) -> float:
+        return self._loop.time() - self.started_at if self.started_at is not None else 0.0
+
+    def finished(self, emulated: str | None) -> Summary:
+        """The run's totals."""
+        state = self.source
+        sent = {self.name: self.sent_bytes}
+        for peer in self.worker.members:
+            if peer.telemetry is not None:
+                sent[peer.name] = peer.telemetry.sent_bytes
+        self._see_own_energy()
+        energy = self.energy.spent(max(self.last_result_at, self.started_at or 0.0))
+        worked = {self.name} if self.worker.totals.executed else set()
+        worked |= {p.name for p in self.worker.members if p.telemetry and p.telemetry.counters.get("executed")}
+        busy_s = max(self.last_result_at - self.started_at, 0.0) if self.started_at is not None else 0.0
+        return self.summary.finish(
+            admitted=state.admitted,
+            pending=len(state.pending),
+            refused=state.refused,
+            duplicates=state.duplicates,
+            retried=state.retried,
+            elapsed_s=busy_s,
+            bytes_sent=sent,
+            threshold=state.threshold,
+            emulated=emulated,
+            energy=energy,
+            worked=worked,
+        )

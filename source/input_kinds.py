@@ -1,0 +1,115 @@
+"""What may stand after ``--input``: every form on one screen, and how a text is told to be one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from mdi_exit.data import DATASETS
+from mdi_exit.errors import UsageError
+from mdi_exit.topics import user_pattern
+
+__all__ = [
+    "CAMERA",
+    "FOLDER",
+    "KINDS",
+    "REQUESTS",
+    "SET",
+    "STREAM",
+    "TOPIC",
+    "VIDEO",
+    "WATCH",
+    "InputKind",
+    "ParsedInput",
+    "parse_input",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class InputKind:
+    """One row of the table. ``live``: it has no end, and does not wait for a slow system."""
+
+    form: str
+    meaning: str
+    live: bool
+
+
+# fmt: off
+SET    = InputKind(f"shipped|{'|'.join(DATASETS)}[:N]", "a data set, or its first N images",          live=False)
+FOLDER = InputKind("DIR",                               "a folder of images",                         live=False)
+VIDEO  = InputKind("FILE.mp4",                          "a video file",                               live=False)
+CAMERA = InputKind("camera[:N|:DEVICE]",                "a webcam",                                   live=True)
+STREAM = InputKind("rtsp://...",                        "a network camera (also rtsps, http, https)", live=True)
+WATCH  = InputKind("watch:DIR",                         "images that appear in a folder",             live=True)
+TOPIC  = InputKind("mqtt:TOPIC",                        "images published on the broker",             live=True)
+REQUESTS = InputKind("requests",                        "only what other programs ask for",           live=False)
+# fmt: on
+
+KINDS: Final = (SET, FOLDER, VIDEO, CAMERA, STREAM, WATCH, TOPIC, REQUESTS)
+
+_STREAM_SCHEMES: Final = frozenset({"rtsp", "rtsps", "http", "https"})
+_VIDEO_SUFFIXES: Final = frozenset(
+    {".264", ".265", ".avi", ".flv", ".h264", ".h265", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+     ".ogv", ".ts", ".webm", ".wmv"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedInput:
+    """A text taken apart. ``target``: device, URL, folder, file, pattern, or the text itself; ``text``: as it was given."""
+
+    kind: InputKind
+    target: str = field(repr=False)
+    text: str = field(repr=False)
+
+    def __str__(self) -> str:
+        """As it may be shown: a camera's user and password are left out."""
+        if self.kind is not STREAM:
+            return self.text
+        url = urlsplit(self.text)
+        return url._replace(netloc=url.netloc.rpartition("@")[2], query="").geturl()
+
+    @property
+    def needs_video(self) -> bool:
+        """It takes the extra ``video``."""
+        return self.kind in (VIDEO, CAMERA, STREAM)
+
+
+def parse_input(text: str) -> ParsedInput:
+    """The form that ``text`` has; whether what it names is there is found out on opening. Raises ``UsageError``."""
+    stripped = text.strip()
+    head, colon, rest = stripped.partition(":")
+    if not stripped:
+        raise UsageError("", ", ".join(kind.form for kind in KINDS), repr(text))
+    if head == "shipped" or head in DATASETS:
+        return ParsedInput(SET, stripped, stripped)
+    if stripped == "requests":
+        return ParsedInput(REQUESTS, "", stripped)
+    if head == "camera":
+        if colon and not rest:
+            raise UsageError("", "camera, camera:N or camera:DEVICE", repr(text))
+        return ParsedInput(CAMERA, rest or "0", stripped)
+    if head in _STREAM_SCHEMES and rest.startswith("//"):
+        return ParsedInput(STREAM, _stream(stripped), stripped)
+    if head == "watch" and colon:
+        if not rest:
+            raise UsageError("", "watch:DIR", repr(text))
+        return ParsedInput(WATCH, rest, stripped)
+    if head == "mqtt" and colon:
+        return ParsedInput(TOPIC, user_pattern(rest), stripped)
+    if Path(stripped).suffix.lower() in _VIDEO_SUFFIXES and not Path(stripped).expanduser().is_dir():
+        return ParsedInput(VIDEO, stripped, stripped)
+    return ParsedInput(FOLDER, stripped, stripped)
+
+
+def _stream(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        good = bool(url.hostname) and url.port != 0
+    except ValueError:
+        good = False
+    if not good:  # not repeated: it may hold a password
+        raise UsageError("", "rtsp://HOST[:PORT]/PATH", f"a {text.partition(':')[0]} URL without a host, or a bad port")
+    return text
