@@ -1,4 +1,4 @@
-"""``python -m broker.credentials``: passwords made once for each role, and what Mosquitto needs to know them.
+"""``python -m broker.credentials``: passwords made once for each user of the access list, and what Mosquitto needs of them.
 
 ``make`` fills a folder (Compose's volume) and changes nothing that is there already::
 
@@ -8,7 +8,8 @@
     broker/mosquitto_sub       how the broker's health check signs in
     ROLE/password              for the container that plays the role, readable by its user only
 
-``show ROLE`` prints a password, ``renew ROLE`` replaces it. Passwords are per role, not per board.
+``show ROLE`` prints a password, ``renew ROLE`` replaces it. Roles are the users of the access list, and Grafana's
+administrator.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ import base64
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from mdi_exit.errors import MdiExitError, StartError, UsageError
 
-__all__ = ["HEALTH", "ROLES", "USERS", "hashed", "main", "make", "matches", "renew", "show"]
+__all__ = ["HEALTH", "hashed", "main", "make", "matches", "renew", "show", "users_of"]
 
 HEALTH: Final = "health"
-USERS: Final = ("agent", "source", "client", "observer", "operator", "gateway", "homeassistant", HEALTH)
-"""Whom the broker knows; ``broker/acl`` says what each may do."""
-ROLES: Final = (*USERS, "grafana")
+GRAFANA: Final = "grafana"
 
 _BROKER: Final = 1883  # the user that the image of Mosquitto runs as, by number
-_OWNERS: Final = {"agent": 10001, "source": 10002, "gateway": 10003, "grafana": 472}
+_OWNERS: Final = {"agent": 10001, "source": 10002, "gateway": 10003, GRAFANA: 472}
+_NEEDED: Final = ("agent", "source", "gateway", HEALTH)
 _ITERATIONS: Final = 101  # of mosquitto_passwd; a password of 192 random bits needs no slow hash
 _SALT_BYTES: Final = 12
 _PASSWORD_BYTES: Final = 24
@@ -56,18 +57,29 @@ def matches(password: str, line: str) -> bool:
     return hmac.compare_digest(hashed(password, salt), line)
 
 
+def users_of(rules: str) -> tuple[str, ...]:
+    """The users that an access list names. Raises ``UsageError`` for names that are unfit, or without whom nothing works."""
+    users = tuple(dict.fromkeys(re.findall(r"^user +(.*?) *$", rules, re.MULTILINE)))
+    if unfit := [user for user in users if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", user) or user == GRAFANA]:
+        raise UsageError("--acl", f"users of letters, digits, - or _, none of them {GRAFANA}", ", ".join(unfit))
+    if missing := [user for user in _NEEDED if user not in users]:
+        raise UsageError("--acl", f"the users {', '.join(_NEEDED)}", f"none named {', '.join(missing)}")
+    return users
+
+
 def make(folder: Path, acl: Path) -> list[str]:
     """Fill ``folder`` with what it lacks and copy ``acl`` into it; the roles that got a password. Raises ``MdiExitError``."""
     try:
         rules = acl.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UsageError("--acl", "a readable access list", f"{acl}: {_reason(error)}") from None
+    users = users_of(rules)
     try:
         _folder(folder / "master", 0o700)
-        new = [role for role in ROLES if not (folder / "master" / role).exists()]
+        new = [role for role in (*users, GRAFANA) if not (folder / "master" / role).exists()]
         for role in new:
             _write(folder / "master" / role, secrets.token_hex(_PASSWORD_BYTES) + "\n")
-        _spread(folder, {role: show(folder, role) for role in ROLES}, rules)
+        _spread(folder, {role: show(folder, role) for role in (*users, GRAFANA)}, users, rules)
     except OSError as error:
         raise StartError(f"credentials in {folder}: {_reason(error)}") from None
     return new
@@ -76,7 +88,10 @@ def make(folder: Path, acl: Path) -> list[str]:
 def show(folder: Path, role: str) -> str:
     """The password of ``role``. Raises ``MdiExitError``."""
     try:
-        return (folder / "master" / _checked(role)).read_text(encoding="utf-8").strip()
+        known = sorted({path.name for path in (folder / "master").iterdir()} - {"password_file"})
+        if role not in known:
+            raise UsageError("role", f"one of {', '.join(known)}", repr(role))
+        return (folder / "master" / role).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise StartError(f"password of {role}: {_reason(error)}: {folder / 'master'}") from None
 
@@ -88,7 +103,7 @@ def renew(folder: Path, role: str, acl: Path) -> None:
     make(folder, acl)
 
 
-def _spread(folder: Path, passwords: Mapping[str, str], rules: str) -> None:
+def _spread(folder: Path, passwords: Mapping[str, str], users: Sequence[str], rules: str) -> None:
     """Give everybody the files of their own."""
     told = folder / "master" / "password_file"
     known = dict(line.split(":", 1) for line in told.read_text().splitlines()) if told.exists() else {}
@@ -96,7 +111,7 @@ def _spread(folder: Path, passwords: Mapping[str, str], rules: str) -> None:
         user: line
         if matches(passwords[user], line := known.get(user, ""))
         else hashed(passwords[user], secrets.token_bytes(_SALT_BYTES))
-        for user in USERS
+        for user in users
     }
     password_file = "".join(f"{user}:{line}\n" for user, line in lines.items())
     _write(told, password_file)
@@ -128,12 +143,6 @@ def _write(path: Path, text: str, owner: int | None = None) -> None:
     part.replace(path)
 
 
-def _checked(role: str) -> str:
-    if role not in ROLES:
-        raise UsageError("role", f"one of {', '.join(ROLES)}", repr(role))
-    return role
-
-
 def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
@@ -145,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks = parser.add_subparsers(dest="task", required=True)
     tasks.add_parser("make", help="make what is missing")
     for task, text in (("show", "print a password"), ("renew", "replace a password")):
-        tasks.add_parser(task, help=text).add_argument("role", help=", ".join(ROLES))
+        tasks.add_parser(task, help=text).add_argument("role", help=f"a user of the broker, or {GRAFANA}")
     return parser
 
 

@@ -229,11 +229,21 @@ def _forget(folder: Path, cgroup: str) -> None:
     mounts = re.findall(rf"^\S+ ({re.escape(str(folder))}\S*) ", Path("/proc/mounts").read_text(), re.MULTILINE)
     for mount in reversed(mounts):
         run("umount", "--lazy", mount, check=False)
-    for root in Path("/sys/fs/cgroup").iterdir():
-        left = root / cgroup.strip("/")
-        for path in (*sorted(left.rglob("*/"), reverse=True), left) if left.is_dir() else ():
+    deadline = time.monotonic() + 10.0
+    while _groups_left(cgroup) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _groups_left(cgroup: str) -> bool:
+    """End what runs in the engine's control groups, which outlives the engine, and remove those that are empty."""
+    found = [path for root in Path("/sys/fs/cgroup").iterdir() if (path := root / cgroup.strip("/")).is_dir()]
+    for top in found:
+        for path in (*sorted(top.rglob("*/"), reverse=True), top):
             with contextlib.suppress(OSError):
+                for number in (path / "cgroup.procs").read_text().split():
+                    os.kill(int(number), signal.SIGKILL)
                 path.rmdir()
+    return any(top.is_dir() for top in found)
 
 
 # --- what the engine needs

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live import environment, run_program
+from live import Program, System, environment, run_program
 
 from broker.credentials import HEALTH, hashed, make, show
 from broker.embedded import find_mosquitto
 from mdi_exit import topics
+from mdi_exit.client import Client
+from mdi_exit.data import shipped
 from mdi_exit.transport.mqtt import MqttTransport
 
 ROOT = Path(__file__).parents[2]
@@ -193,3 +195,39 @@ def test_a_source_and_agents_work_with_the_passwords_of_their_roles(guarded: Gua
         for agent in agents:
             agent.kill()
             agent.wait(10)
+
+
+@pytest.fixture
+def standing(guarded: Guarded, tmp_path: Path) -> Iterator[Program]:
+    """A source with all layers that does not end."""
+    folder = tmp_path / "nodes"
+    folder.mkdir()
+    system = System(guarded.url, folder)
+    secret = str(guarded.credentials / "source" / "password")
+    flags = ("--layers", "0-8", "--rate", "5/s", "--repeat", "--username", "source", "--password-file", secret)
+    source = system.source(*flags)
+    source.until_says("all layers are held")
+    yield source
+    system.close()
+
+
+async def test_a_client_is_answered(guarded: Guarded, standing: Program) -> None:
+    password = show(guarded.credentials, "client")
+    images = shipped()
+    async with Client(guarded.url, deployment="test", username="client", password=password) as client:
+        answer = await client.infer(images.images_NHWC[0], deadline_s=20)
+    assert answer.name == images.classes[int(images.labels_N[0])]
+
+
+def test_an_operator_is_obeyed_and_an_observer_only_sees(guarded: Guarded, standing: Program, tmp_path: Path) -> None:
+    def control(user: str, *order: str) -> int:
+        secret = tmp_path / user
+        secret.write_text(show(guarded.credentials, user))
+        who = ("--broker", guarded.url, "--deployment", "test", "--username", user, "--password-file", secret)
+        return run_program("mdi_exit.cli", "control", *who, "--timeout", "2s", *order).returncode
+
+    assert control("observer", "status") == 0
+    assert control("observer", "threshold", "0.65") != 0
+    assert standing.metric("mdi_exit_threshold{") == 0.8
+    assert control("operator", "threshold", "0.65") == 0
+    assert standing.metric("mdi_exit_threshold{") == 0.65

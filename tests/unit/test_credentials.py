@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from broker import credentials
-from broker.credentials import ROLES, USERS, hashed, make, matches, renew, show
+from broker.credentials import hashed, make, matches, renew, show, users_of
 from mdi_exit.errors import StartError, UsageError
 
 ACL = Path(__file__).parents[2] / "broker" / "acl"
+ROLES = (*users_of(ACL.read_text()), "grafana")
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -82,10 +83,37 @@ def test_files_are_readable_by_one_user_only(tmp_path: Path, monkeypatch: pytest
     }  # fmt: skip
 
 
-def test_every_user_has_rules_and_every_rule_a_user() -> None:
-    lines = ACL.read_text().splitlines()
-    assert sorted(line.split()[1] for line in lines if line.startswith("user ")) == sorted(USERS)
-    assert "topic" not in ACL.read_text().split("\nuser ")[0].split("\n"), "nothing for those without a name"
+def test_nothing_is_allowed_to_those_without_a_name() -> None:
+    first = next(line for line in ACL.read_text().splitlines() if line and not line.startswith("#"))
+    assert first == "user agent"
+
+
+def test_a_user_of_ones_own_gets_a_password(tmp_path: Path) -> None:
+    make(tmp_path / "kept", ACL)
+    before = contents(tmp_path / "kept")
+    acl = tmp_path / "acl"
+    acl.write_text(ACL.read_text() + "\nuser camera\ntopic write cams/#\n")
+    assert make(tmp_path / "kept", acl) == ["camera"]
+    after = contents(tmp_path / "kept")
+    assert after["broker/password_file"].startswith(before["broker/password_file"])
+    line = after["broker/password_file"].splitlines()[-1]
+    assert (line.split(":")[0], matches(show(tmp_path / "kept", "camera"), line.split(":")[1])) == ("camera", True)
+
+
+@pytest.mark.parametrize(
+    ("rules", "got"),
+    [
+        ("user agent\n", "got none named source, gateway, health"),
+        ("user a/b\n", "got a/b"),
+        ("user grafana\n", "got grafana"),
+    ],
+)
+def test_an_access_list_that_cannot_work_is_refused(tmp_path: Path, rules: str, got: str) -> None:
+    acl = tmp_path / "acl"
+    acl.write_text(rules)
+    with pytest.raises(UsageError, match=got):
+        make(tmp_path / "kept", acl)
+    assert not (tmp_path / "kept").exists()
 
 
 @pytest.mark.parametrize("line", ["", "$7$101$", "$7$101$???$x", "x"])
