@@ -176,6 +176,8 @@ async def test_the_lines_for_the_network_hold_with_password_and_tls(
     production: str, tmp_path: Path, recorder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificate(tmp_path)
+    shutil.copy(Path(broker.__file__).parent / "acl", tmp_path)
+    topic = "mdi/default/layers/4-8/nano-2"  # where the list lets a board speak and hear
     config = re.sub(r"^#(?=\w)", "", production, flags=re.MULTILINE).replace("anonymous true", "anonymous false")
     config = config.replace("8883 0.0.0.0", f"{free_port()} 127.0.0.1")
     config = config.replace("/etc/mosquitto/certs", str(tmp_path)).replace("/etc/mosquitto", str(tmp_path))
@@ -184,10 +186,10 @@ async def test_the_lines_for_the_network_hold_with_password_and_tls(
         url = f"mqtts://localhost:{ports[1]}"
         handler, payloads = recorder(), [bytes([number]) * 1_000_000 for number in range(12)]
         async with MqttTransport(url, client_id="a", handler=handler, username="agent", password="secret") as client:  # noqa: S106
-            await client.subscribe("a", 1)
+            await client.subscribe(topic, 1)
             await handler.until(lambda: handler.connects == 1)
             for payload in payloads:
-                assert client.publish("a", payload, qos=1)
+                assert client.publish(topic, payload, qos=1)
             await handler.until(lambda: len(handler.messages) == len(payloads))
         assert handler.payloads == payloads
         for address in (url, f"mqtt://127.0.0.1:{ports[0]}"):
