@@ -8,9 +8,8 @@ from random import Random
 from typing import Any
 
 from edge_agent.config import AgentSettings
-from mdi_exit import __version__
 from mdi_exit import topics as kinds
-from mdi_exit.driver import NodeDriver, new_incarnation
+from mdi_exit.driver import NodeDriver
 from mdi_exit.energy import power_of
 from mdi_exit.engine import make_engine
 from mdi_exit.engine.profile import parse_profile
@@ -23,7 +22,6 @@ from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport
 from mdi_exit.vitals import Vitals
 from mdi_exit.wire import Chunk, Control, Manifest, Message, Status
-from mdi_exit.worker_config import WorkerConfig
 from mdi_exit.worker_state import WorkerState
 
 __all__ = ["AgentDriver", "serve"]
@@ -96,18 +94,7 @@ async def serve(settings: AgentSettings) -> int:
     profile = parse_profile(settings.profile) if settings.profile else None
     model = str(settings.model) if settings.model else None
     engine = make_engine(settings.engine, threads=settings.threads, model=model)
-    config = WorkerConfig(
-        name=settings.name,
-        incarnation=new_incarnation(),
-        span=settings.layers,
-        neighbours=None if settings.neighbours is None else frozenset(settings.neighbours),
-        window=settings.window,
-        telemetry_period_s=settings.telemetry_period,
-        dead_after_s=max(2.5, 5 * settings.telemetry_period),
-        engine=engine.description,
-        emulated=profile.name if profile else "",
-        version=__version__,
-    )
+    config = settings.worker(settings.name, settings.layers, engine.description, profile.name if profile else "")
     worker = WorkerState(config, Random(config.incarnation))
     vitals = Vitals(power=power_of(settings.device, settings.profile), emulated=profile is not None)
     driver = AgentDriver(worker, worker, Topics(settings.deployment), Executor(engine, profile), vitals=vitals)

@@ -106,7 +106,7 @@ def setting(
 ) -> Any:
     """Declare a field of a settings dataclass (``kw_only=True``).
 
-    ``default`` may be ``REQUIRED``; ``derive`` computes a default from the values resolved so far. ``parse`` being
+    ``default`` may be ``REQUIRED``; ``derive`` computes a default from the values of those without one. ``parse`` being
     ``values.switch`` makes ``--flag`` and ``--no-flag``; ``bare`` is what a flag means that no value follows. A ``secret``
     is never a flag nor in the TOML file: it comes from its variable or from the file named by ``--KEY-file``, and is never
     printed.
@@ -120,9 +120,12 @@ def setting(
 
 
 def settings_of(cls: type[Any]) -> tuple[Setting, ...]:
-    """The declared settings of a dataclass, in order."""
+    """The declared settings of a dataclass, in order; those that it inherits come last, as what is less its own."""
+    inherited = {
+        field.name for base in cls.__bases__ if dataclasses.is_dataclass(base) for field in dataclasses.fields(base)
+    }
     found = []
-    for field in dataclasses.fields(cls):
+    for field in sorted(dataclasses.fields(cls), key=lambda field: field.name in inherited):
         declared = dict(field.metadata[_METADATA_KEY])
         declared["flag"] = declared["flag"] or "--" + field.name.replace("_", "-")
         declared["metavar"] = declared["metavar"] or (
@@ -162,7 +165,7 @@ def resolve(
 
     resolved: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for one in declared:
+    for one in sorted(declared, key=lambda one: one.derive is not None):
         layers = (_from_flag(one, given), _from_environment(one, env), table.get(one.key))
         found = next((layer for layer in layers if layer is not None), None)
         resolved[one.key], origins[one.key] = _value(one, found, resolved)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
@@ -77,7 +76,7 @@ from mdi_exit.wire import (
 )
 from mdi_exit.worker_state import WorkerState
 
-__all__ = ["NodeDriver", "Sample", "State", "new_incarnation"]
+__all__ = ["NodeDriver", "Sample", "State"]
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +87,6 @@ _STATUS_S: Final = 0.25
 _LIFE_S: Final = 2.0
 _LEAST_WAIT_S: Final = 0.0005
 _BRIEF_IN_A_ROW: Final = 8
-
-
-def new_incarnation() -> int:
-    """The number of this start."""
-    return time.time_ns() // 1000
 
 
 class State(Protocol):

@@ -7,36 +7,20 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator
-from typing import Protocol
 
-from mdi_exit import values
 from mdi_exit.driver import NodeDriver
 from mdi_exit.metrics import serve_metrics
+from mdi_exit.settings import NodeSettings
 from mdi_exit.transport import Handler, Will
 from mdi_exit.transport.mqtt import MAX_PENDING_BYTES, MqttTransport
 
-__all__ = ["Connection", "joined", "stop_requested", "transport_of"]
+__all__ = ["joined", "stop_requested", "transport_of"]
 
 log = logging.getLogger(__name__)
 
 
-class Connection(Protocol):
-    """The settings that reaching a broker takes; both programs' settings have them."""
-
-    @property
-    def broker(self) -> values.BrokerAddress: ...
-    @property
-    def metrics(self) -> values.HostPort | None: ...
-    @property
-    def keepalive(self) -> float: ...
-    @property
-    def username(self) -> str | None: ...
-    @property
-    def password(self) -> str | None: ...
-
-
 def transport_of(
-    settings: Connection,
+    settings: NodeSettings,
     client_id: str,
     handler: Handler,
     will: Will | None = None,
@@ -60,7 +44,7 @@ def transport_of(
 
 
 @contextlib.asynccontextmanager
-async def joined(driver: NodeDriver, settings: Connection) -> AsyncIterator[MqttTransport]:
+async def joined(driver: NodeDriver, settings: NodeSettings) -> AsyncIterator[MqttTransport]:
     """A transport for ``driver``, and its metrics if wanted, for as long as the context lasts."""
     client_id = f"{driver.topics.deployment}-{driver.name}-{driver.worker.config.incarnation}"
     transport = transport_of(settings, client_id, driver, driver.will())

@@ -13,8 +13,6 @@ from typing import IO, Any, Final
 
 from rich.console import Console
 
-from mdi_exit import __version__
-from mdi_exit.driver import new_incarnation
 from mdi_exit.energy import power_of
 from mdi_exit.engine import make_engine
 from mdi_exit.engine.profile import parse_profile
@@ -32,7 +30,6 @@ from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.topics import Topics
 from mdi_exit.transport import Transport
 from mdi_exit.vitals import Vitals
-from mdi_exit.worker_config import WorkerConfig
 from source.beside import beside
 from source.config import SourceSettings
 from source.driver import SourceDriver
@@ -112,18 +109,7 @@ def _opened(path: Path) -> IO[str]:
 
 
 def _state(settings: SourceSettings, engine: str, emulated: str) -> SourceState:
-    worker = WorkerConfig(
-        name=settings.name,
-        incarnation=new_incarnation(),
-        span=settings.layers,
-        neighbours=None if settings.neighbours is None else frozenset(settings.neighbours),
-        window=settings.window,
-        telemetry_period_s=settings.telemetry_period,
-        dead_after_s=max(2.5, 5 * settings.telemetry_period),
-        engine=engine,
-        emulated=emulated,
-        version=__version__,
-    )
+    worker = settings.worker(settings.name, settings.layers, engine, emulated)
     first = settings.schedule.phases[0].rate_per_s if settings.schedule else settings.rate
     config = SourceConfig(
         run=time.time_ns() // 1000,

@@ -8,10 +8,8 @@ from pathlib import Path
 
 from mdi_exit import values
 from mdi_exit.config import REQUIRED, Resolved, resolve, setting
-from mdi_exit.energy import DEVICES
-from mdi_exit.engine import ENGINES
 from mdi_exit.errors import UsageError
-from mdi_exit.logs import FORMATS, LEVELS
+from mdi_exit.settings import NodeSettings
 from mdi_exit.span import LayerSpan
 from mdi_exit.tensors import CODECS
 from mdi_exit.topics import user_topic
@@ -44,8 +42,8 @@ def _show_per_second(value: float | None) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceSettings:
-    """One source. Times are seconds, ``rate`` items a second (None: as fast as admission allows).
+class SourceSettings(NodeSettings):
+    """One source. ``rate`` is items a second (None: as fast as admission allows).
 
     ``layers`` None: the source runs no layers; ``duration`` and ``limit`` None: until the input ends.
     """
@@ -123,54 +121,17 @@ class SourceSettings:
         32, help="requests of one client that may wait; further ones are refused", parse=values.integer(1, 100_000),
         metavar="N",
     )  # fmt: skip
-    broker: values.BrokerAddress = setting(
-        values.BROKER_AUTO, help="mqtt[s]://HOST:PORT; auto: on this machine, else found by mDNS",
-        parse=values.broker_address, metavar="URL",
-    )  # fmt: skip
     name: str = setting("source", help="unique in the deployment", parse=values.name)
-    deployment: str = setting("default", help="keeps systems on one broker apart", parse=values.name, metavar="NAME")
-    neighbours: tuple[str, ...] | None = setting(
-        None, help="the only nodes to send to: NAME,NAME", parse=values.names, metavar="NAMES"
-    )
-    metrics: values.HostPort | None = setting(
-        values.HostPort("127.0.0.1", 0), help="where to serve metrics; port 0: a free one; off: not at all",
-        parse=values.host_port_or_off, metavar="HOST:PORT", show=values.show_off,
-    )  # fmt: skip
     broker_stats: str = setting(
         "mosquitto", help="whose $SYS topics to export; none: for a broker that takes offence at the subscription",
         choices=("mosquitto", "none"),
     )  # fmt: skip
-    device: str | None = setting(
-        None, help="the board, for an estimate of its energy where no sensor is; default: that of --profile",
-        choices=tuple(DEVICES),
-    )  # fmt: skip
-    profile: str | None = setting(
-        None, help="stretch compute to a named device (emulation)", parse=values.device, metavar="DEVICE"
-    )
-    engine: str = setting("onnxruntime", help="what runs a segment", choices=ENGINES)
-    threads: int = setting(1, help="compute threads of the engine", parse=values.integer(1, 256), metavar="N")
-    window: int = setting(
-        16, help="tasks that a sender may have waiting here for each entry layer", parse=values.integer(1, 4096),
-        metavar="N",
-    )  # fmt: skip
-    telemetry_period: float = setting(
-        0.5, help="time between load reports", parse=values.duration, metavar="TIME", show=values.show_seconds
-    )
-    keepalive: float = setting(
-        5.0, help="silence after which the broker declares us dead", parse=values.duration, metavar="TIME",
-        show=values.show_seconds,
-    )  # fmt: skip
     data_dir: Path = setting(
         Path("data"), help="where data sets are looked for and stored", parse=values.path, metavar="DIR"
     )
-    username: str | None = setting(None, help="user at the broker", parse=values.text)
-    password: str | None = setting(None, help="file with the password at the broker", parse=values.text, secret=True)
-    log_format: str = setting("plain", help="lines for people or JSON", choices=FORMATS)
-    log_level: str = setting("info", help="what to log", choices=LEVELS)
 
     def __post_init__(self) -> None:
-        if self.password is not None and self.username is None:
-            raise UsageError("--username", "a user to go with the password", "none")
+        NodeSettings.__post_init__(self)
         if self.input.kind is REQUESTS:
             self._no_input_of_its_own()
         if self.adapt == "threshold" and self.min_threshold > self.exit_threshold:

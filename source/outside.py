@@ -10,7 +10,8 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-from mdi_exit.program import Connection, transport_of
+from mdi_exit.program import transport_of
+from mdi_exit.settings import NodeSettings
 from mdi_exit.transport import Transport, Will, topic_matches
 from mdi_exit.transport.mqtt import MqttTransport
 
@@ -67,7 +68,7 @@ class OutsideLine:
 
 @contextlib.asynccontextmanager
 async def opened_line(
-    line: OutsideLine, first: MqttTransport, settings: Connection, client_id: str, will: Will | None
+    line: OutsideLine, first: MqttTransport, settings: NodeSettings, client_id: str, will: Will | None
 ) -> AsyncIterator[OutsideLine]:
     """The connection, to the broker of the ``first``, for as long as the context lasts."""
     transport = transport_of(settings, client_id, line, will, room_bytes=_ROOM_BYTES, beside=first)

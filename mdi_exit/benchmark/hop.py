@@ -22,7 +22,7 @@ import psutil
 
 from broker.embedded import free_port
 from mdi_exit.benchmark.relays import RelayResult, percentile
-from mdi_exit.driver import NodeDriver, new_incarnation
+from mdi_exit.driver import NodeDriver
 from mdi_exit.engine import make_engine
 from mdi_exit.errors import MdiExitError
 from mdi_exit.events import (
@@ -43,6 +43,7 @@ from mdi_exit.metrics import serve_metrics
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.policy.steps import QueueBands
+from mdi_exit.settings import new_incarnation
 from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.span import LayerSpan
 from mdi_exit.topics import Route, Topics

@@ -11,6 +11,7 @@ from typing import Any
 
 from mdi_exit import values
 from mdi_exit.config import setting
+from mdi_exit.settings import BrokerSettings
 
 __all__ = ["ControlSettings", "TopSettings"]
 
@@ -26,21 +27,10 @@ def _client(resolved: Mapping[str, Any]) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "-", user)[:40] or "desk"
 
 
-_BROKER: Any = {
-    "help": "mqtt[s]://HOST:PORT; auto: on this machine, else found by mDNS",
-    "parse": values.broker_address,
-    "metavar": "URL",
-}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ControlSettings:
+class ControlSettings(BrokerSettings):
     """One order. ``timeout``: seconds to wait for the broker, and then for the answer."""
 
-    broker: values.BrokerAddress = setting(values.BROKER_AUTO, **_BROKER)
-    deployment: str = setting("default", help="whose system", parse=values.name, metavar="NAME")
-    username: str | None = setting(None, help="user at the broker", parse=values.text)
-    password: str | None = setting(None, help="file with the password at the broker", parse=values.text, secret=True)
     client: str = setting(
         "", help="who gives the order, for the log (default: the user)", parse=values.name, metavar="NAME",
         derive=_client,
@@ -51,13 +41,9 @@ class ControlSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TopSettings:
+class TopSettings(BrokerSettings):
     """One view. ``picture``: instead of a terminal, once it has something to show."""
 
-    broker: values.BrokerAddress = setting(values.BROKER_AUTO, **_BROKER)
-    deployment: str = setting("default", help="whose system", parse=values.name, metavar="NAME")
-    username: str | None = setting(None, help="user at the broker", parse=values.text)
-    password: str | None = setting(None, help="file with the password at the broker", parse=values.text, secret=True)
     client: str = setting(
         "", help="who gives orders, for the log (default: the user)", parse=values.name, metavar="NAME", derive=_client
     )
