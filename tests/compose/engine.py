@@ -249,10 +249,19 @@ def _groups_left(cgroup: str) -> bool:
 # --- what the engine needs
 
 
+def _archive() -> str:
+    """Where this machine has Debian's packages from. Lists that were never fetched are not named, so fetch them then."""
+    for _ in range(2):
+        sources = run("apt-get", "indextargets", "--format", "$(REPO_URI) $(COMPONENT)", "Created-By: Packages")
+        if found := re.search(r"^(\S+/debian/?) main$", sources, re.MULTILINE):
+            return found[1]
+        run("apt-get", "update", "-qq")
+    raise AssertionError(f"expected Debian's archive among the sources of apt, got: {sources}")
+
+
 def _unpack_newer(folder: Path) -> None:
     """Compose, buildx and Prometheus 3, out of a newer suite of the archive that this machine uses. Nothing is installed."""
-    sources = run("apt-get", "indextargets", "--format", "$(REPO_URI) $(COMPONENT)", "Created-By: Packages")
-    uri = next(line.split()[0] for line in sources.splitlines() if re.fullmatch(r"\S+/debian/? main", line))
+    uri = _archive()
     apt = folder / "apt"
     (apt / "lists" / "partial").mkdir(parents=True)
     (apt / "sources").write_text(f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {uri} {NEWER} main\n")
