@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # what boards do is told to their broker and to nobody else
 import onnxruntime
 
 from mdi_exit.engine.base import Array, SegmentOutput
