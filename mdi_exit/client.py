@@ -15,7 +15,6 @@ import itertools
 import logging
 import secrets
 import ssl
-import zlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass
 from os import PathLike
@@ -38,7 +37,7 @@ from mdi_exit.errors import (
 )
 from mdi_exit.topics import CONTROL, REPLIES, REQUESTS, Topics, checked_name
 from mdi_exit.transport.mqtt import MqttTransport
-from mdi_exit.wire import MAX_REQUEST_BYTES, Control, Reply, Request, decode, encode
+from mdi_exit.wire import MAX_REQUEST_BYTES, Control, Reply, Request, crc32, decode, encode
 
 __all__ = ["Answer", "Client"]
 
@@ -168,7 +167,7 @@ class Client:
         deadline_at = None if deadline_s is None else loop.time() + deadline_s
         identity = next(self._ids)
         kind, shape, payload = await _payload(identity, image)
-        request = Request(self.name, identity, kind, zlib.crc32(payload), shape, deadline_s)
+        request = Request(self.name, identity, kind, crc32(payload), shape, deadline_s)
         waiting = _Waiting(request, payload, deadline_at, loop.create_future())
         timer = None
         if deadline_at is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import zlib
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from functools import lru_cache
@@ -71,6 +70,7 @@ from mdi_exit.wire import (
     SourceReport,
     Status,
     Telemetry,
+    crc32,
     decode,
     encode,
 )
@@ -468,7 +468,7 @@ class NodeDriver:
             next_layer=task.next_layer,
             codec=codec,
             shape=shape,
-            crc=zlib.crc32(body),
+            crc=crc32(body),
             path=task.path,
             deadline_s=None if task.deadline_at is None else task.deadline_at - self._loop.time(),
             best=task.best,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -22,7 +21,7 @@ from mdi_exit.segments import SegmentKey, needed_segments
 from mdi_exit.span import LayerSpan
 from mdi_exit.topics import Route
 from mdi_exit.transport import Transport
-from mdi_exit.wire import Chunk, SegmentFile, encode
+from mdi_exit.wire import Chunk, SegmentFile, crc32, encode
 from mdi_exit.wire import Manifest as ManifestMessage
 
 if TYPE_CHECKING:  # composing needs onnx, which an agent does not load
@@ -105,7 +104,7 @@ class ModelHost:
         count = self._offered[key].chunks
         for index in range(count):
             body = graph[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
-            frame = encode(Chunk(model, key.file, index, count, zlib.crc32(body)), body)
+            frame = encode(Chunk(model, key.file, index, count, crc32(body)), body)
             self.driver.publish(kinds.CHUNK, self.driver.topics.chunk(model, key.file, index), frame)
 
     def _publish_manifest(self) -> None:
@@ -114,7 +113,7 @@ class ModelHost:
             run=self.run,
             source=self.driver.name,
             model=self.manifest.plan.digest,
-            crc=zlib.crc32(raw),
+            crc=crc32(raw),
             segments=tuple(self._offered[key] for key in sorted(self._offered)),
         )
         self.driver.publish(kinds.MANIFEST, self.driver.topics.manifest, encode(message, raw))

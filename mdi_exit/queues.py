@@ -76,6 +76,8 @@ class _Side:
 
     def latest_first(self) -> list[int]:
         """Layers for which something waits, the latest first."""
+        if not self.length:  # most often, and asked several times an event
+            return []
         return sorted((layer for layer, queue in self.by_layer.items() if queue), reverse=True)
 
     def __iter__(self) -> Iterator[Held]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Final
 
@@ -81,6 +82,7 @@ CODECS: Final[dict[str, Codec]] = {
 }
 
 
+@lru_cache(1024)
 def encoded_size(codec: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor of ``shape``. Raises ``WireError`` for an unknown codec or an impossible shape."""
     known = CODECS.get(codec)

@@ -8,13 +8,17 @@ message names code. This module sees bytes only; tensors are made of them one fl
 
 from __future__ import annotations
 
-import zlib
 from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta, Struct
 
 from mdi_exit.errors import WireError
+
+try:  # the same checksum, nine times as fast at 128 KB, where there is a wheel of it
+    from isal.isal_zlib import crc32
+except ImportError:
+    from zlib import crc32
 
 __all__ = [
     "MAX_HEADER_BYTES",
@@ -44,6 +48,7 @@ __all__ = [
     "SourceReport",
     "Status",
     "Telemetry",
+    "crc32",
     "decode",
     "encode",
 ]
@@ -408,7 +413,7 @@ _decoder = msgspec.msgpack.Decoder(Message)
 
 
 def encode(message: Message, payload: bytes | bytearray | memoryview = b"") -> bytes:
-    """One frame. A message with a ``crc`` field must already carry ``zlib.crc32(payload)``."""
+    """One frame. A message with a ``crc`` field must already carry ``crc32(payload)``."""
     header = _encoder.encode(message)
     if len(header) > MAX_HEADER_BYTES:
         raise WireError("header-size", f"expected at most {MAX_HEADER_BYTES} header bytes, got {len(header)}")
@@ -436,8 +441,8 @@ def decode(frame: bytes) -> tuple[Message, memoryview]:
         raise WireError("header", str(error)) from None
     payload = view[stop:]
     expected = getattr(message, "crc", None)
-    if expected is not None and zlib.crc32(payload) != expected:
-        raise WireError("crc", f"expected CRC-32 {expected:08x} of the payload, got {zlib.crc32(payload):08x}")
+    if expected is not None and crc32(payload) != expected:
+        raise WireError("crc", f"expected CRC-32 {expected:08x} of the payload, got {crc32(payload):08x}")
     if expected is None and payload:
         raise WireError("payload-size", f"expected no payload, got {len(payload)} bytes")
     return message, payload

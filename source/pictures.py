@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import threading
-import zlib
 from collections import OrderedDict
 from typing import Final
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mdi_exit.events import Record
-from mdi_exit.wire import Frame
+from mdi_exit.wire import Frame, crc32
 
 __all__ = ["Pictures"]
 
@@ -60,7 +59,7 @@ class Pictures:
             Frame(
                 run=run,
                 node=node,
-                crc=zlib.crc32(picture),
+                crc=crc32(picture),
                 sample=record.sample[:400],
                 label=label,
                 score=row.score,

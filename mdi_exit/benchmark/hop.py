@@ -55,6 +55,7 @@ __all__ = ["hop", "throughput", "write_artifact"]
 
 _LAYERS: Final = 3
 _START_S: Final = 30.0
+_ITEM_S: Final = 0.1
 _SCRAPER: Final = """
 import sys, time, urllib.request
 period_s, addresses = float(sys.argv[1]), sys.argv[2:]
@@ -78,7 +79,8 @@ class _BenchSource(NodeDriver):
         super().__init__(state, state.worker, Topics(deployment), executor)
         self.source = state
         self.latencies_s: list[float] = []
-        self.changed = asyncio.Event()
+        self.reached = asyncio.Event()
+        self._count = 0
         self.x = np.zeros(artifact.manifest.input.shape, np.float32)
         composer, span = Composer(artifact), state.worker.config.span
         self._host = ModelHost(self, composer, state.config.run)
@@ -105,7 +107,10 @@ class _BenchSource(NodeDriver):
                 if row.label is None:
                     self.fail(MdiExitError(f"benchmark: {row.error}"))
                 self.latencies_s.append(latency_s)
-                self.changed.set()
+                if (
+                    len(self.latencies_s) == self._count
+                ):  # not at each item: a waiter's turn would count as the system's
+                    self.reached.set()
             case SendControl(control):
                 self.publish_control(encode(control))
             case _:
@@ -123,15 +128,17 @@ class _BenchSource(NodeDriver):
             super().other_message(route, message, body)
 
     async def completed(self, count: int) -> None:
-        """Wait until so many items are done."""
-        while len(self.latencies_s) < count:
-            self.changed.clear()
-            waiting = asyncio.ensure_future(self.changed.wait())
-            both: list[asyncio.Future[Any]] = [waiting, self.fatal]
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED, timeout=_START_S)
-            if self.fatal.done() or not waiting.done():
-                waiting.cancel()
-                raise self.fatal.result() if self.fatal.done() else MdiExitError("benchmark: no result in time")
+        """Wait until so many items are done. Raises ``MdiExitError`` if that takes too long."""
+        self._count = count
+        self.reached.clear()
+        if len(self.latencies_s) >= count:
+            return
+        waiting = asyncio.ensure_future(self.reached.wait())
+        both: list[asyncio.Future[Any]] = [waiting, self.fatal]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED, timeout=_START_S + count * _ITEM_S)
+        if self.fatal.done() or not waiting.done():
+            waiting.cancel()
+            raise self.fatal.result() if self.fatal.done() else MdiExitError("benchmark: no result in time")
 
 
 @asynccontextmanager

@@ -133,6 +133,8 @@ class Stream:
     def _readable(self) -> None:
         try:
             self._read()
+            if self._out and not self._is_blocked:
+                self._flush()  # answers to what was read, without another turn of the loop
         except Exception as error:  # noqa: BLE001 - whatever a dying socket or a broken peer does ends the connection only
             self._lose(error)
 
