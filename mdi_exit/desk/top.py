@@ -20,10 +20,11 @@ from mdi_exit.desk.parts import printable
 from mdi_exit.desk.plain import everything
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.observer import Observer
+from mdi_exit.reports import FULL_PERIOD_S
 
 __all__ = ["main"]
 
-_SECOND_REPORT_S: Final = 1.2  # rates need two
+_SECOND_REPORT_S: Final = 2 * FULL_PERIOD_S + 0.6  # rates need two, and not every report is a full one
 _PICTURE_S: Final = 12.0  # sparklines need some past
 _PICTURE_SIZE: Final = (100, 30)
 

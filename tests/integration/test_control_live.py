@@ -118,3 +118,5 @@ def test_the_view_is_printed_once_where_there_is_no_terminal(system: System) -> 
     for part in ("test · adapts: none · ", "where items stopped", "flows", "threshold 0.80 (floor 0.50)"):
         assert part in shown.stdout
     assert [line.split()[:3] for line in shown.stdout.splitlines() if line.startswith("a ")] == [["a", "ready", "4-8"]]
+    (flow,) = [line.split() for line in shown.stdout.splitlines() if line.split()[:2] == ["source", "a"]]
+    assert float(flow[2]) > 0, "a rate needs two full reports"
