@@ -194,7 +194,8 @@ class Summary:
         ]
         if self.latency_s:
             values = (self.latency_s.p50, self.latency_s.p90, self.latency_s.p99)
-            shown = " / ".join(f"{value * 1000:.0f}" for value in values) + " ms"
+            digits = 1 if self.latency_s.p50 < 0.01 else 0
+            shown = " / ".join(f"{value * 1000:.{digits}f}" for value in values) + " ms"
             rows.append(("latency", shown, "from admission to result: half, 90 % and 99 % are faster"))
         total = sum(self.exits.values())
         for number, count in sorted(self.exits.items()):
