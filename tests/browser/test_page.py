@@ -59,7 +59,7 @@ async def test_it_outlives_its_gateway(page: Any, site: Site, faults: list[str])
     site.start()
     await true(page, "document.querySelector('#link-word').textContent === 'Live'")
     await grows(page, kept)
-    assert all("ERR_CONNECTION_REFUSED" in fault or "ERR_INCOMPLETE" in fault for fault in faults), faults
+    assert all("net::ERR_" in fault for fault in faults), faults  # of a connection that breaks, however it does
     faults.clear()
 
 
