@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from mdi_exit.requests import Request
 from mdi_exit.wire import ResultRow
 
-__all__ = ["Forecast", "Pending", "RetryTimer", "final_error", "named_layers", "quantiles"]
+__all__ = ["Forecast", "Pending", "RetryTimer", "final_error", "named_layers", "percentile", "quantiles"]
 
 _RECENT: Final = 32
 _MISSED_SHARE: Final = 0.02
@@ -92,13 +92,18 @@ class Forecast:
         self.caution = max(self.caution - _CAUTION_STEP * _MISSED_SHARE / 10, 0.0)
 
 
-def quantiles(values: Iterable[float]) -> tuple[float, float, float] | None:
-    """p50, p90 and p99: the smallest value that so many do not exceed."""
+def percentile(values: Iterable[float], share: float) -> float:
+    """The smallest of ``values``, of which there must be some, that at least ``share`` (0 to 1) of them do not exceed."""
     ordered = sorted(values)
-    if not ordered:
+    rank = math.ceil(round(share * len(ordered), 6))  # 0.07 of 100 is 7.000000000000001
+    return ordered[max(rank, 1) - 1]
+
+
+def quantiles(values: Collection[float]) -> tuple[float, float, float] | None:
+    """p50, p90 and p99; None of nothing."""
+    if not values:
         return None
-    p50, p90, p99 = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.9, 0.99))
-    return p50, p90, p99
+    return percentile(values, 0.5), percentile(values, 0.9), percentile(values, 0.99)
 
 
 def final_error(row: ResultRow, error: str) -> ResultRow:

@@ -6,7 +6,7 @@ import json
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -14,19 +14,18 @@ from mdi_exit.errors import UsageError
 
 __all__ = ["NodeSnapshot", "Rate", "Snapshot", "read_timeline"]
 
-_RATE_S: Final = 2.0
-
 
 @dataclass(slots=True)
 class Rate:
-    """A counter's growth per second over the last two seconds."""
+    """A counter's growth per second over the last ``window_s`` seconds."""
 
+    window_s: float = 2.0
     seen: deque[tuple[float, int]] = field(default_factory=deque)
 
     def update(self, now: float, total: int) -> float:
         """The rate, with ``total`` read at ``now``."""
         self.seen.append((now, total))
-        while len(self.seen) > 2 and now - self.seen[0][0] > _RATE_S:
+        while len(self.seen) > 2 and now - self.seen[0][0] > self.window_s:
             self.seen.popleft()
         (then, before) = self.seen[0]
         return (total - before) / (now - then) if now > then else 0.0

@@ -49,7 +49,6 @@ class Totals:
     received: int = 0
     injected: int = 0
     executed: int = 0
-    batches: int = 0
     exited: int = 0
     refused: int = 0
     failed: int = 0
@@ -64,7 +63,6 @@ class Totals:
     def ran(self, entry: int, count: int, seconds: float) -> None:
         """One run of the segment that starts at layer ``entry``, of ``count`` tasks."""
         self.executed += count
-        self.batches += 1
         self.compute_s += seconds
         if entry not in self.run_s:
             self.run_s[entry] = Histogram(RUN_BUCKETS_S)

@@ -79,7 +79,6 @@ class SourceDriver(NodeDriver):
         self.energy = EnergyLedger()
         self.started_at: float | None = None
         self.last_result_at = 0.0
-        self.bytes_by_node: dict[str, int] = {}
         self.started = asyncio.Event()
         self.answered = asyncio.Event()
         self.done = asyncio.Event()

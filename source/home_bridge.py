@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Final
 
 from mdi_exit.events import Record
 from mdi_exit.membership import Peer
+from mdi_exit.snapshot import Rate
 from mdi_exit.source_state import SourceState
 from mdi_exit.topics import Topics
 from mdi_exit.transport import Will
@@ -61,7 +61,7 @@ class HomeAssistant:
         self._described: dict[str, bytes] = {}
         self._told: dict[str, bytes] = {}
         self._told_at = 0.0
-        self._counts: deque[tuple[float, int]] = deque()
+        self._completed = Rate(window_s=_RATE_S)
         self._woken = asyncio.Event()
         line.when_up(self._afresh)
         for topic in dict.fromkeys((f"{prefix}/status", f"{DEFAULT_PREFIX}/status")):
@@ -119,21 +119,12 @@ class HomeAssistant:
             nodes=(own, *(_peer(peer) for peer in peers)),
             model=self._model,
             labels=self._labels,
-            rate_per_s=self._rate(now),
+            rate_per_s=self._completed.update(now, state.completed),
             threshold=state.threshold,
             accuracy=state.right / state.judged if state.judged else None,
             latency_p50_s=median(state.latencies_s) if state.latencies_s else None,
             last=self._last,
         )
-
-    def _rate(self, now: float) -> float:
-        """Completed items a second over the last ten."""
-        self._counts.append((now, self._state.completed))
-        while len(self._counts) > 2 and now - self._counts[0][0] > _RATE_S:
-            self._counts.popleft()
-        (then, before), elapsed_s = self._counts[0], now - self._counts[0][0]
-        del then
-        return (self._state.completed - before) / elapsed_s if elapsed_s > 0 else 0.0
 
     def _afresh(self) -> None:
         self._described.clear()

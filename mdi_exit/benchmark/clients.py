@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdi_exit.benchmark.relays import percentile
 from mdi_exit.client import Client
 from mdi_exit.data import shipped
 from mdi_exit.errors import MdiExitError, RequestError
+from mdi_exit.items import percentile
 
 __all__ = ["ClientLoad", "ClientRow", "measure_clients"]
 

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 
 from broker.embedded import free_port
-from mdi_exit.benchmark.relays import RelayResult, percentile
+from mdi_exit.benchmark.relays import RelayResult
 from mdi_exit.driver import NodeDriver
 from mdi_exit.engine import make_engine
 from mdi_exit.errors import MdiExitError
@@ -39,6 +39,7 @@ from mdi_exit.events import (
 )
 from mdi_exit.exchange import LocalModel, ModelHost
 from mdi_exit.executor import Executor
+from mdi_exit.items import percentile
 from mdi_exit.metrics import serve_metrics
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer

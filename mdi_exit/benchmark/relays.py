@@ -23,10 +23,11 @@ import aiomqtt
 
 from broker.embedded import dies_with_parent
 from mdi_exit.errors import MdiExitError, StartError
+from mdi_exit.items import percentile
 from mdi_exit.transport.mqtt import MqttTransport
 from mdi_exit.values import broker_address
 
-__all__ = ["RelayResult", "aiomqtt_relay", "percentile", "tcp_relay", "transport_relay"]
+__all__ = ["RelayResult", "aiomqtt_relay", "tcp_relay", "transport_relay"]
 
 _NODELAY: Final = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
 _READY: Final = b"ready"
@@ -52,12 +53,6 @@ class RelayResult:
     round_trip_p50_s: float
     round_trip_p90_s: float
     round_trip_p99_s: float
-
-
-def percentile(values: list[float], share: float) -> float:
-    """The smallest of ``values`` that at least ``share`` (0 to 1) of them do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(max(-(-int(share * len(ordered) * 1000) // 1000) - 1, 0), len(ordered) - 1)]
 
 
 async def aiomqtt_relay(

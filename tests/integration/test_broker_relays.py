@@ -7,7 +7,8 @@ from typing import Any
 import psutil
 import pytest
 
-from mdi_exit.benchmark.relays import RelayResult, aiomqtt_relay, percentile, tcp_relay, transport_relay
+from mdi_exit.benchmark.relays import RelayResult, aiomqtt_relay, tcp_relay, transport_relay
+from mdi_exit.items import percentile
 
 LOAD = {"window": 8, "messages": 60, "round_trips": 10}
 
