@@ -204,6 +204,8 @@ class Listener:
     def close(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        # The callbacks know this object: left in place, a cycle would keep the client's sockets until some later collection.
+        self._client.on_message = self._client.on_subscribe = None
 
     def __enter__(self) -> Listener:
         return self
