@@ -104,12 +104,16 @@ class Task(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one task's segment gave: class and score if a head ran, and the features unless the network ended."""
+    """What one task's segment gave: class and score if a head ran, and the features unless the network ended.
+
+    ``exit_state``: what the exits to come need to know of those before (``mdi_exit.confidence``).
+    """
 
     label: int | None
     score: float
     payload: object
     size_bytes: int
+    exit_state: tuple[float, ...] = ()
 
 
 # --- events of every node

@@ -11,8 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from mdi_exit.engine import Engine
-from mdi_exit.engine.base import Array, labels_and_scores
+from mdi_exit.confidence import Judgement, State, judge
+from mdi_exit.engine import Engine, SegmentOutput
+from mdi_exit.engine.base import Array
 from mdi_exit.engine.profile import DeviceProfile
 from mdi_exit.errors import MdiExitError
 from mdi_exit.events import Outcome, RunSegment, SegmentDone, SegmentFailed
@@ -101,20 +102,40 @@ class Executor:
             tensors = [tensor_of(task.payload) for task in command.tasks]
             x = np.stack(tensors) if len(tensors) > 1 else tensors[0][None]
             output = self.engine.run(command.key, x)
-            labels: list[int | None] = [None] * len(x)
-            scores = [0.0] * len(x)
-            if output.logits_NK is not None:
-                found, scores = labels_and_scores(output.logits_NK)
-                labels = [*found]
+            outcomes = self._outcomes(command, output)
         except (MdiExitError, ValueError, TypeError, MemoryError) as error:
             return SegmentFailed(command.batch, (str(error) or type(error).__name__).splitlines()[0])
-        outcomes = []
-        for index in range(len(x)):
-            features = None if output.features is None else output.features[index]
-            size = 0 if features is None else features.nbytes
-            outcomes.append(Outcome(labels[index], scores[index], features, size))
         if self.profile and self._manifest:
             left_s = self.profile.seconds(self._manifest, command.key, len(x)) - (time.perf_counter() - begin)
             if left_s > 0:
                 time.sleep(left_s)
-        return SegmentDone(command.batch, time.perf_counter() - begin, tuple(outcomes))
+        return SegmentDone(command.batch, time.perf_counter() - begin, outcomes)
+
+    def _outcomes(self, command: RunSegment, output: SegmentOutput) -> tuple[Outcome, ...]:
+        """What a batch gave, sample by sample."""
+        states = [task.exit_state for task in command.tasks]
+        labels: list[int | None] = [None] * len(states)
+        scores = [0.0] * len(states)
+        if output.logits_NK is not None:
+            judged = self._judged(command.key, output.logits_NK, states, output.gate_N1)
+            labels, scores, states = [*judged.labels], judged.scores, judged.states
+        features = [None] * len(states) if output.features is None else [*output.features]
+        return tuple(
+            Outcome(label, score, x, 0 if x is None else x.nbytes, state)
+            for label, score, x, state in zip(labels, scores, features, states, strict=True)
+        )
+
+    def _judged(self, key: SegmentKey, logits_NK: Array, states: list[State], gate_N1: Array | None) -> Judgement:
+        exits = self._manifest.exits if self._manifest else ()
+        spec = next((spec for spec in exits if spec.layer == key.stop - 1), None)
+        if self._manifest is None or spec is None or spec is exits[-1]:  # a last exit's score decides nothing
+            temperature = spec.temperature if spec else 1.0
+            return judge("max-probability", logits_NK, states=states, exits=1, temperature=temperature)
+        return judge(
+            self._manifest.calibration.measure,
+            logits_NK,
+            states=states,
+            exits=len(exits),
+            temperature=spec.temperature,
+            gate_N1=gate_N1,
+        )

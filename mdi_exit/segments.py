@@ -34,22 +34,42 @@ class ModelPlan:
 
     ``exit_layers``: layers that end in an exit, rising; the last layer is always one.
     ``feature_bytes``: for each layer, bytes of the float32 tensor that enters it.
+    ``exit_thresholds``: calibrated, one for each exit (None, or none at all: the knob's own value), in force when the knob
+    stands at ``calibrated_at``. ``inclusive``: a score equal to the threshold is enough (JEI-DNN's gates).
     """
 
     digest: str
     layer_count: int
     exit_layers: tuple[int, ...]
     feature_bytes: tuple[int, ...]
+    exit_thresholds: tuple[float | None, ...] = ()
+    calibrated_at: float | None = None
+    inclusive: bool = False
 
     def __post_init__(self) -> None:
         if self.layer_count < 1 or len(self.feature_bytes) != self.layer_count:
             raise ValueError(f"expected feature_bytes for {self.layer_count} layers, got {len(self.feature_bytes)}")
         if tuple(sorted(set(self.exit_layers))) != self.exit_layers or self.exit_layers[-1:] != (self.layer_count - 1,):
             raise ValueError(f"expected rising exit layers that end at {self.layer_count - 1}, got {self.exit_layers}")
+        if self.exit_thresholds and len(self.exit_thresholds) != len(self.exit_layers):
+            raise ValueError(f"expected {len(self.exit_layers)} exit thresholds, got {len(self.exit_thresholds)}")
 
     def exit_index(self, layer: int) -> int:
         """The exit number (0…K-1) at the end of ``layer``."""
         return self.exit_layers.index(layer)
+
+    def threshold_at(self, exit_number: int, knob: float) -> float:
+        """The threshold of an exit when the one knob T of all exits stands at ``knob``, both in [0, 1].
+
+        A calibrated exit's goes in a straight line from 0 at T = 0 to its own at ``calibrated_at`` and on to 1 at T = 1.
+        """
+        own = self.exit_thresholds[exit_number] if self.exit_thresholds else None
+        at = self.calibrated_at
+        if own is None or at is None:
+            return knob
+        if knob >= at:
+            return own + (1.0 - own) * (knob - at) / (1.0 - at) if at < 1.0 else 1.0
+        return own * knob / at
 
     def segment(self, entry: int, span: LayerSpan, *, early_exits: bool) -> SegmentKey:
         """The segment that a node of ``span`` runs for a task that enters at ``entry``.

@@ -380,7 +380,8 @@ class WorkerState:
         if outcome.label is not None and key.stop - 1 in plan.exit_layers:
             here = Best(plan.exit_index(key.stop - 1), outcome.label, outcome.score)
             best = here if best is None or here.score >= best.score else best
-            if should_exit(outcome.score, self.threshold, last=running.last):
+            threshold = plan.threshold_at(here.exit, self.threshold)
+            if should_exit(outcome.score, threshold, last=running.last, inclusive=plan.inclusive):
                 self._free_output(running)
                 self.totals.exited += 1
                 self.totals.exits[here.exit] += 1
@@ -388,7 +389,13 @@ class WorkerState:
                 self._row(ResultRow(task.item, task.attempt, task.path, here.exit, here.label, here.score, times=times))
                 return
         follower = replace(
-            task, next_layer=key.stop, payload=outcome.payload, size_bytes=outcome.size_bytes, best=best, since=now
+            task,
+            next_layer=key.stop,
+            payload=outcome.payload,
+            size_bytes=outcome.size_bytes,
+            best=best,
+            exit_state=outcome.exit_state,
+            since=now,
         )
         self._place(Held(follower, Origin.PRODUCED))
 

@@ -46,7 +46,7 @@ class OnnxEngine:
         (source,) = session.get_inputs()
         names = [output.name for output in session.get_outputs()]
         expected = {"logits"} if key.head and "features" not in names else {"features", *(["logits"] * key.head)}
-        if source.name != "x" or set(names) != expected:
+        if source.name != "x" or (set(names) - {"gate"} if key.head else set(names)) != expected:
             raise EngineError(f"{key.file}: expected outputs {sorted(expected)} of x, got {names} of {source.name}")
         self._sessions[key] = session, names, tuple(source.shape[1:])
 
@@ -61,7 +61,7 @@ class OnnxEngine:
             outputs = dict(zip(names, session.run(names, {"x": x}), strict=True))
         except Exception as error:  # noqa: BLE001 - as above
             raise EngineError(f"{key.file}: {_first_line(error)}") from None
-        return SegmentOutput(outputs.get("features"), outputs.get("logits"))
+        return SegmentOutput(outputs.get("features"), outputs.get("logits"), outputs.get("gate"))
 
 
 def _first_line(error: Exception) -> str:

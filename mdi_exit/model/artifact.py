@@ -58,7 +58,11 @@ class Artifact:
     def files(self) -> list[GraphFile]:
         manifest = self.manifest
         graphs = [*(layer.graph for layer in manifest.layers), *(spec.graph for spec in manifest.exits)]
-        return graphs if manifest.weights is None else [*graphs, manifest.weights]
+        graphs += [spec.gate for spec in manifest.exits if spec.gate is not None]
+        for layer in manifest.layers:
+            if layer.bottleneck is not None:
+                graphs += [layer.bottleneck.encoder, layer.bottleneck.decoder]
+        return [*graphs, *manifest.files, *([manifest.weights] if manifest.weights else [])]
 
     def read(self, graph: GraphFile) -> bytes:
         """The bytes of one file, checked against the manifest. Raises ``ArtifactError``."""

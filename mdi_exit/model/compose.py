@@ -5,7 +5,8 @@ ONNX Runtime computes every output of a graph whatever is fetched, so a segment 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
@@ -14,11 +15,12 @@ from mdi_exit.errors import ArtifactError
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.segments import SegmentKey
 
-__all__ = ["FEATURES", "INPUT", "LOGITS", "Composer", "checked_graph"]
+__all__ = ["FEATURES", "GATE", "INPUT", "LOGITS", "Composer", "checked_graph"]
 
 INPUT = "x"
 FEATURES = "features"
 LOGITS = "logits"
+GATE = "gate"
 _OPERATOR_SETS = frozenset({"", "ai.onnx"})
 
 
@@ -78,22 +80,24 @@ class Composer:
         self._made: dict[SegmentKey, bytes] = {}
 
     def segment(self, key: SegmentKey) -> bytes:
-        """The ONNX graph of a segment: input ``x``; outputs ``features`` (unless the network ends) and ``logits``."""
+        """The ONNX graph of a segment: input ``x``; outputs ``features`` (unless the network ends), ``logits``, ``gate``."""
         if key not in self._made:
             self._made[key] = self._compose(key).SerializeToString(deterministic=True)
         return self._made[key]
 
     def _compose(self, key: SegmentKey) -> ModelProto:
+        """Layers in a row, the autoencoders of the cuts inside and at both ends with them, then head and gate."""
         manifest = self.artifact.manifest
-        parts = [self._layer(i) for i in range(key.entry, key.stop)]
-        model = _renamed(parts[0], f"l{key.entry}_", INPUT, _between(key.entry + 1))
-        for index, part in enumerate(parts[1:], key.entry + 1):
-            following = _renamed(part, f"l{index}_", f"in{index}", _between(index + 1))
-            model = onnx.compose.merge_models(model, following, io_map=[(_between(index), f"in{index}")])
-        end = _between(key.stop)
+        parts = [*self._half(key.entry, "decoder"), self._layer(key.entry)]
+        for layer in range(key.entry + 1, key.stop):
+            parts += [*self._half(layer, "encoder"), *self._half(layer, "decoder"), self._layer(layer)]
+        model, end = _chained(None, parts, "l", INPUT)
         if key.head:
             model = self._with_head(model, key, end)
         if key.stop < len(manifest.layers):
+            if encoder := self._half(key.stop, "encoder"):
+                keep = [output.name for output in model.graph.output if output.name != end]
+                model, end = _chained(model, encoder, "code", end, keep)
             _rename_output(model, end, FEATURES)
         model.graph.name = key.file
         onnx.checker.check_model(model)
@@ -104,6 +108,16 @@ class Composer:
         what = f"{self.artifact.folder}: layer {layer}"
         return checked_graph(self.artifact.read(spec.graph), what, spec.in_shape, spec.out_shape)
 
+    def _half(self, layer: int, half: Literal["encoder", "decoder"]) -> list[ModelProto]:
+        """The encoder or decoder of the cut before ``layer``, if it has one."""
+        spec = self.artifact.manifest.layers[layer] if layer else None
+        if spec is None or spec.bottleneck is None:
+            return []
+        code, what = spec.bottleneck, f"{self.artifact.folder}: {half} before layer {layer}"
+        if half == "encoder":
+            return [checked_graph(self.artifact.read(code.encoder), what, spec.in_shape, code.shape)]
+        return [checked_graph(self.artifact.read(code.decoder), what, code.shape, spec.in_shape)]
+
     def _with_head(self, model: ModelProto, key: SegmentKey, end: str) -> ModelProto:
         manifest = self.artifact.manifest
         last = key.stop - 1
@@ -113,11 +127,34 @@ class Composer:
         raw = checked_graph(self.artifact.read(spec.graph), what, manifest.layers[last].out_shape, out_shape)
         head = _renamed(raw, "head_", "head_in", LOGITS)
         keep = [LOGITS] if key.stop == len(manifest.layers) else [end, LOGITS]
-        return onnx.compose.merge_models(model, head, io_map=[(end, "head_in")], outputs=keep)
+        model = onnx.compose.merge_models(model, head, io_map=[(end, "head_in")], outputs=keep)
+        if spec.gate is None:
+            return model
+        shape = tuple(dim.dim_value for dim in head.graph.output[0].type.tensor_type.shape.dim[1:])
+        raw = checked_graph(self.artifact.read(spec.gate), f"{what}: gate", shape, (1,))
+        gate = _renamed(raw, "gate_", "gate_in", GATE)
+        return onnx.compose.merge_models(model, gate, io_map=[(LOGITS, "gate_in")], outputs=[*keep, GATE])
 
 
-def _between(layer: int) -> str:
-    return f"into_{layer}"
+def _chained(
+    model: ModelProto | None, parts: Sequence[ModelProto], prefix: str, begin: str, keep: Sequence[str] = ()
+) -> tuple[ModelProto, str]:
+    """``parts`` one after the other, behind the output ``begin`` of ``model`` if there is one; and the last output's name.
+
+    ``keep``: outputs of ``model`` that stay.
+    """
+    end = begin
+    for index, part in enumerate(parts):
+        source, target = (INPUT if model is None else f"{prefix}_in{index}"), f"{prefix}_out{index}"
+        following = _renamed(part, f"{prefix}{index}_", source, target)
+        if model is None:
+            model = following
+        else:
+            model = onnx.compose.merge_models(model, following, io_map=[(end, source)], outputs=[target, *keep])
+        end = target
+    if model is None:
+        raise ValueError("expected at least one graph, got none")
+    return model, end
 
 
 def _renamed(model: ModelProto, prefix: str, source: str, target: str) -> ModelProto:

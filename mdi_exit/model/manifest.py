@@ -11,16 +11,34 @@ from msgspec import Meta, Struct
 from mdi_exit.errors import ArtifactError
 from mdi_exit.segments import ModelPlan
 
-__all__ = ["FORMAT_VERSION", "ExitSpec", "GraphFile", "InputSpec", "LayerSpec", "Manifest", "parse_manifest"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Bottleneck",
+    "Calibration",
+    "DataRecord",
+    "ExitSpec",
+    "GraphFile",
+    "InputSpec",
+    "LayerSpec",
+    "Manifest",
+    "Measure",
+    "Promise",
+    "parse_manifest",
+]
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 Shape = tuple[Annotated[int, Meta(ge=1, le=2**24)], ...]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,80}$")]
+Measure = Literal["max-probability", "margin", "entropy", "patience", "gate"]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=0)]
+
+# Defaults are left out of the file, so that a field added later changes no older artifact's digest.
 
 
-class GraphFile(Struct, frozen=True, kw_only=True):
+class GraphFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One file of the artifact: its name, size and SHA-256."""
 
     file: FileName
@@ -28,28 +46,56 @@ class GraphFile(Struct, frozen=True, kw_only=True):
     sha256: Sha256
 
 
-class LayerSpec(Struct, frozen=True, kw_only=True):
-    """A layer: shapes without batch, multiply-accumulates of one sample, parameters."""
+class Bottleneck(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A learned autoencoder on a cut: ``encoder`` ends the segment before it, ``decoder`` begins the one after it.
+
+    It is part of the model: every item passes it, also one that stays on its node, so that results do not depend on the
+    path. ``shape``: of the code, which is what crosses the cut.
+    """
+
+    encoder: GraphFile
+    decoder: GraphFile
+    shape: Shape
+    macs: Count
+    params: Count
+
+
+class LayerSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A layer: shapes without batch, multiply-accumulates of one sample, parameters.
+
+    ``codec`` and ``bottleneck``: of the tensor that enters it; codec None: the deployment's. ``seconds``: of one sample on
+    the machine that made the artifact, one thread of ONNX Runtime.
+    """
 
     graph: GraphFile
     in_shape: Shape
     out_shape: Shape
-    macs: Annotated[int, Meta(ge=0)]
-    params: Annotated[int, Meta(ge=0)]
+    macs: Count
+    params: Count
+    name: Annotated[str, Meta(max_length=120)] = ""
+    seconds: Annotated[float, Meta(ge=0)] | None = None
+    codec: Annotated[str, Meta(max_length=20)] | None = None
+    bottleneck: Bottleneck | None = None
 
 
-class ExitSpec(Struct, frozen=True, kw_only=True):
-    """The exit at the end of ``layer``; ``threshold``: calibrated (None: the deployment's); ``accuracy``: on test data."""
+class ExitSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The exit at the end of ``layer``; ``accuracy``: on test data.
 
-    layer: Annotated[int, Meta(ge=0)]
+    ``temperature``: by which logits are divided before the softmax. ``threshold``: calibrated, see ``Calibration``.
+    ``gate``: a graph from logits, N×K, to the gate's value in [0, 1], N×1 (JEI-DNN).
+    """
+
+    layer: Count
     graph: GraphFile
-    macs: Annotated[int, Meta(ge=0)]
-    params: Annotated[int, Meta(ge=0)]
-    threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
-    accuracy: Annotated[float, Meta(ge=0, le=1)] | None = None
+    macs: Count
+    params: Count
+    threshold: Share | None = None
+    accuracy: Share | None = None
+    temperature: Annotated[float, Meta(gt=0)] = 1.0
+    gate: GraphFile | None = None
 
 
-class InputSpec(Struct, frozen=True, kw_only=True):
+class InputSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What enters layer 0: float32 ``shape`` (C, H, W), made of pixels as (value/255 - mean) / std, per channel."""
 
     kind: Literal["image"]
@@ -58,8 +104,51 @@ class InputSpec(Struct, frozen=True, kw_only=True):
     std: tuple[Annotated[float, Meta(gt=0)], ...]
 
 
-class Manifest(Struct, frozen=True, kw_only=True):
-    """``digest`` is the SHA-256 of the manifest without it, hence of all files. ``network`` rebuilds it in torch."""
+class DataRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Which samples trained, calibrated and tested the artifact: ``spec`` and ``seed`` give the same split again.
+
+    ``sha256``: of the samples and the split, so that other data under the same name is noticed.
+    """
+
+    spec: str
+    seed: int
+    train: Count
+    calibration: Count
+    test: Count
+    sha256: Sha256
+
+
+class Promise(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """With probability ``confidence`` over the draw of ``samples``, early exits at or above the calibrated thresholds turn
+    at most ``max_accuracy_loss`` of all right answers of the last exit into wrong ones; ``observed_loss``: on the samples.
+    """
+
+    max_accuracy_loss: Share
+    confidence: Share
+    samples: Count
+    observed_loss: Share
+
+
+class Calibration(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What confidence is, and where it was found to be enough.
+
+    ``threshold``: the T at which each exit's own ``threshold`` is in force (one knob moves them all; see
+    ``ModelPlan.threshold_at``). ``promise`` None: chosen for ``target_macs`` a sample, with no promise.
+    """
+
+    measure: Measure = "max-probability"
+    threshold: Share | None = None
+    promise: Promise | None = None
+    target_macs: Annotated[float, Meta(ge=0)] | None = None
+    mean_macs: Annotated[float, Meta(ge=0)] | None = None
+    data: DataRecord | None = None
+
+
+class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``digest`` is the SHA-256 of the manifest without it, hence of all files. ``network`` rebuilds it in torch.
+
+    ``files``: what ``network`` refers to, beside the weights.
+    """
 
     format: int
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,80}$")]
@@ -67,8 +156,11 @@ class Manifest(Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...]
     layers: Annotated[tuple[LayerSpec, ...], Meta(min_length=1, max_length=4096)]
     exits: Annotated[tuple[ExitSpec, ...], Meta(min_length=1)]
+    calibration: Calibration = Calibration()
+    data: DataRecord | None = None
     network: dict[str, Any] = {}
     weights: GraphFile | None = None
+    files: tuple[GraphFile, ...] = ()
     training: dict[str, Any] = {}
     digest: str = ""
 
@@ -79,12 +171,16 @@ class Manifest(Struct, frozen=True, kw_only=True):
             digest=self.digest[:32],
             layer_count=len(self.layers),
             exit_layers=tuple(spec.layer for spec in self.exits),
-            feature_bytes=tuple(4 * _size(spec.in_shape) for spec in self.layers),
+            feature_bytes=tuple(4 * _size(self.in_shape(layer)) for layer in range(len(self.layers))),
+            exit_thresholds=tuple(spec.threshold for spec in self.exits),
+            calibrated_at=self.calibration.threshold,
+            inclusive=self.calibration.measure == "gate",
         )
 
     def in_shape(self, layer: int) -> tuple[int, ...]:
-        """Shape, without batch, of what enters ``layer``."""
-        return self.layers[layer].in_shape
+        """Shape, without batch, of what crosses the cut before ``layer``."""
+        spec = self.layers[layer]
+        return spec.in_shape if spec.bottleneck is None else spec.bottleneck.shape
 
     def computed_digest(self) -> str:
         bare = msgspec.structs.replace(self, digest="")
@@ -123,5 +219,13 @@ def _check(manifest: Manifest, where: str) -> None:
         if layer.in_shape != shape:
             raise ArtifactError(f"{where}: shape entering layer {index}", str(shape), layer.in_shape)
         shape = layer.out_shape
+    if manifest.layers[0].bottleneck is not None:
+        raise ArtifactError(f"{where}: bottleneck", "one on a cut between two layers", "one before layer 0")
+    if (thresholds := {spec.threshold is None for spec in manifest.exits[:-1]}) - {
+        manifest.calibration.threshold is None
+    }:
+        raise ArtifactError(f"{where}: thresholds", "one for each early exit and one for the knob, or none", thresholds)
+    if manifest.calibration.measure == "gate" and any(spec.gate is None for spec in manifest.exits[:-1]):
+        raise ArtifactError(f"{where}: gates", "one for each early exit", "none for some")
     if not len(manifest.input.mean) == len(manifest.input.std) == manifest.input.shape[0]:
         raise ArtifactError(f"{where}: input mean and std", f"{manifest.input.shape[0]} values each", "others")

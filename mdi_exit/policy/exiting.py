@@ -5,9 +5,12 @@ from __future__ import annotations
 __all__ = ["early_exits_wanted", "should_exit"]
 
 
-def should_exit(score: float, threshold: float, *, last: bool) -> bool:
-    """True at the last exit, or when ``score`` is strictly above ``threshold`` (both in [0, 1])."""
-    return last or score > threshold
+def should_exit(score: float, threshold: float, *, last: bool, inclusive: bool = False) -> bool:
+    """True at the last exit, or when ``score`` is strictly above ``threshold`` (both in [0, 1]).
+
+    ``inclusive``: equal is enough, as for JEI-DNN's gates (arXiv 2310.09163); at threshold 1 nothing exits early even so.
+    """
+    return last or score > threshold or (inclusive and score == threshold < 1.0)
 
 
 def early_exits_wanted(threshold: float) -> bool:

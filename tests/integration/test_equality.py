@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from live import System
 
-from mdi_exit.engine.base import labels_and_scores
+from mdi_exit.confidence import probabilities
 from mdi_exit.engine.onnx import OnnxEngine
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact
 from mdi_exit.model.compose import Composer
@@ -60,9 +60,9 @@ def reference() -> Reference:
         key = plan.segment(entry, whole, early_exits=True)
         engine.load(key, composer.segment(key))
         outputs = [engine.run(key, features[at : at + 1]) for at in range(len(features))]
-        found = labels_and_scores(np.concatenate([output.logits_NK for output in outputs]))
-        labels.append(found[0])
-        scores.append(found[1])
+        p_NK = probabilities(np.concatenate([output.logits_NK for output in outputs]))
+        labels.append(p_NK.argmax(axis=1))
+        scores.append(p_NK.max(axis=1))
         entry = key.stop
         if entry < plan.layer_count:
             features = np.concatenate([output.features for output in outputs])

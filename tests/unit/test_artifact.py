@@ -73,9 +73,9 @@ def _set(*path: Any) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (_set("format", 2), "expected version 1, got 2"),
+        (_set("format", 1), "expected version 2, got 1"),
         (_set("format", "1"), "format"),
-        (_set("format", 1.0), "format"),
+        (_set("format", 2.0), "format"),
         (lambda plain: plain.pop("format"), "format"),
         (lambda plain: plain.pop("layers"), "layers"),
         (_set("layers", []), "layers"),
@@ -107,7 +107,7 @@ def test_a_manifest_with_one_thing_wrong_says_which(
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"[]", b"null", b"1", b'"x"', b"{", b"\xff\xfe", b"[" * 100_000, b'{"format":1}', b'{"format":' + b"9" * 400]
+    "raw", [b"", b"[]", b"null", b"1", b'"x"', b"{", b"\xff\xfe", b"[" * 100_000, b'{"format":2}', b'{"format":' + b"9" * 400]
 )  # fmt: skip
 def test_bytes_that_are_no_manifest_are_one_line(raw: bytes) -> None:
     one_line(lambda: parse_manifest(raw, "here"))
