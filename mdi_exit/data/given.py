@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mdi_exit.arrays import read_arrays
 from mdi_exit.data.pixels import Pixels, fitted, pixels_of
 from mdi_exit.data.sets import Dataset
 from mdi_exit.errors import UsageError
@@ -91,12 +90,7 @@ def from_npz(place: Path) -> Parts:
     a test part, ``classes`` (names) if there are any. Nothing is unpickled. Raises ``UsageError``.
     """
     path = place.expanduser()
-    try:
-        with path.open("rb") as stream:
-            arrays = _arrays(path, stream)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = "pickled objects" if "pickle" in str(error) else str(error).splitlines()[0]
-        raise UsageError(f"data file {path}", "a readable .npz file of plain arrays", reason) from None
+    arrays = read_arrays(path, "data file")
     train = _part(path, arrays, "")
     if train is None:
         expected = "x or images, y or labels (with or without _train)"
@@ -113,14 +107,6 @@ def from_npz(place: Path) -> Parts:
         for images, labels_N in (train, *([test] if test else []))
     ]
     return made[0], made[1] if test else None
-
-
-def _arrays(path: Path, stream: BinaryIO) -> dict[str, NDArray[np.generic]]:
-    file = np.load(stream, allow_pickle=False)
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise UsageError(f"data file {path}", "an .npz file", "a single array")
-    with file:
-        return {name: file[name] for name in file.files}
 
 
 def _part(
