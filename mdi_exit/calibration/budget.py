@@ -32,7 +32,7 @@ class _Search:
         self._rows_N = np.arange(len(trace))
         quantiles = np.linspace(0.0, 1.0, _CANDIDATES)
         self.candidates = [
-            np.unique([0.0, 1.0, *np.quantile(trace.scores_NS[:, e].astype(np.float64), quantiles).clip(0.0, 1.0)])
+            np.unique([0.0, 1.0, *np.quantile(trace.scores_NS[:, e], quantiles).clip(0.0, 1.0)])
             for e in range(trace.exits - 1)
         ]
 

@@ -80,9 +80,10 @@ def _costs(axis: Axes, unseen: Outcomes, found: Calibrated) -> None:
         axis.plot(curve.macs_P / 1e6, 100 * curve.accuracy_P, color=colour, linewidth=1.5, label=measure)
         lowest = min(lowest, float(curve.accuracy_P.min()))
     trace = unseen.trace(found.manifest.calibration.measure, found.temperatures)
+    alone_S = np.cumsum(trace.layer_macs_L)[trace.exit_layers_S] + trace.head_macs_S
     accuracy_S = trace.right_NS.mean(axis=0)
     axis.plot(
-        np.cumsum(trace.layer_macs_L)[trace.exit_layers_S] / 1e6, 100 * accuracy_S, "x", color="#595959", markersize=5,
+        alone_S / 1e6, 100 * accuracy_S, "x", color="#595959", markersize=5,
         label="all items at one exit", zorder=1,
     )  # fmt: skip
     score = trace.score(found.thresholds)
