@@ -66,7 +66,7 @@ from mdi_exit.orders import (
 from mdi_exit.policy.steps import next_interval_s, next_threshold, smoothed
 from mdi_exit.requests import OWN, RequestDesk
 from mdi_exit.segments import ModelPlan
-from mdi_exit.source_config import SourceConfig
+from mdi_exit.source_config import SourceConfig, floor_reached
 from mdi_exit.span import LayerSpan, missing_layers
 from mdi_exit.standing import heard
 from mdi_exit.wire import Control, Happening, Order, ResultRow, SourceReport
@@ -171,6 +171,8 @@ class SourceState:
             case ModelKnown(plan):
                 self.plan = plan
                 self._work(now, event)
+                if promised := self.config.promised:
+                    self._out.append(Notice("promise", promised.at_start(self.threshold, self.floor)))
                 self._command(now)
             case TransportUp():
                 self._work(now, event)
@@ -640,10 +642,13 @@ class SourceState:
     def _set_threshold(self, now: float, threshold: float) -> None:
         if threshold == self.threshold:
             return
-        at_floor = threshold <= self.floor < self.threshold
+        at_floor, promised = threshold <= self.floor < self.threshold, self.config.promised
+        crossed = promised.crossed(self.threshold, threshold) if promised else ""
         self.threshold = threshold
         if at_floor and self.adapt == "threshold":
-            self._out.append(Notice("floor", f"the threshold is at its floor {threshold:g}: further load is refused"))
+            self._out.append(Notice("floor", floor_reached(threshold, promised)))
+        if crossed:
+            self._out.append(Notice("promise", crossed))
         self._command(now)
 
     def _command(self, now: float) -> None:

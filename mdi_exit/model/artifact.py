@@ -14,9 +14,9 @@ from typing import Final
 import msgspec
 
 from mdi_exit.errors import ArtifactError, UsageError
-from mdi_exit.model.manifest import GraphFile, Manifest, parse_manifest
+from mdi_exit.model.manifest import Calibration, GraphFile, Manifest, parse_manifest
 
-__all__ = ["DEFAULT_MODEL", "Artifact", "rewritten", "sealed", "shipped_models"]
+__all__ = ["DEFAULT_MODEL", "Artifact", "calibration_of", "rewritten", "sealed", "shipped_models"]
 
 MANIFEST_FILE: Final = "model.json"
 DEFAULT_MODEL: Final = "fashion-mnist-mobilenetv2"
@@ -31,6 +31,21 @@ def shipped_models() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in _assets().glob(f"*/{MANIFEST_FILE}")))
 
 
+def _folder(name_or_path: str | Path) -> Path:
+    folder = Path(name_or_path)
+    shipped = not folder.is_dir() and str(name_or_path) in shipped_models()
+    return _assets() / str(name_or_path) if shipped else folder
+
+
+def calibration_of(name_or_path: str | Path) -> Calibration | None:
+    """What an artifact's calibration says, its files unread; None for one that cannot be opened, which says so itself."""
+    path = _folder(name_or_path) / MANIFEST_FILE
+    try:
+        return parse_manifest(path.read_bytes(), str(path)).calibration
+    except (OSError, ArtifactError):
+        return None
+
+
 class Artifact:
     """An opened artifact: ``folder`` and the checked ``manifest``."""
 
@@ -42,9 +57,7 @@ class Artifact:
     @classmethod
     def open(cls, name_or_path: str | Path) -> Artifact:
         """An artifact in a folder, or one that comes with the package, by name. Raises ``ArtifactError``."""
-        folder = Path(name_or_path)
-        if not folder.is_dir() and str(name_or_path) in shipped_models():
-            folder = _assets() / str(name_or_path)
+        folder = _folder(name_or_path)
         path = folder / MANIFEST_FILE
         if not path.is_file():
             expected = f"a folder with {MANIFEST_FILE}, or one of {', '.join(shipped_models()) or 'none shipped'}"
