@@ -660,6 +660,7 @@ class SourceState:
             paused=self.stopped,
             offloading=self._offloading,
             log_level=self._log_level,
+            codec=self.config.codec,
         )
         if self.worker.connected:
             self._out.append(SendControl(control))
