@@ -177,6 +177,7 @@ class Steering(ItemKeeping):
             paused=self.stopped,
             offloading=self._offloading,
             log_level=self._log_level,
+            codec=self.config.codec,
         )
         if self.worker.connected:
             self._out.append(SendControl(control))
