@@ -32,18 +32,18 @@ from mdi_exit.exchange import LocalModel, ModelHost
 from mdi_exit.executor import Executor
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
+from mdi_exit.results import Summary, SummaryBuilder
+from mdi_exit.run_energy import EnergyLedger
 from mdi_exit.source_state import SourceState
+from mdi_exit.timeline import Timeline
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport
 from mdi_exit.vitals import Vitals
 from mdi_exit.wire import Message, Results, encode
-from source.energy import EnergyLedger
 from source.inputs import Input, LiveInput, Sample, preprocess
 from source.pictures import Pictures
 from source.reception import Reception
-from source.results import Summary, SummaryBuilder
 from source.sinks import Sink
-from source.timeline import Timeline
 
 __all__ = ["SourceDriver"]
 
