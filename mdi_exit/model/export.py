@@ -18,7 +18,7 @@ from mdi_exit.model.artifact import MANIFEST_FILE, Artifact
 from mdi_exit.model.manifest import FORMAT_VERSION, ExitSpec, GraphFile, InputSpec, LayerSpec, Manifest
 from mdi_exit.model.network import MultiExitNetwork
 
-__all__ = ["checked_folder", "export_artifact", "macs"]
+__all__ = ["checked_folder", "export_artifact", "macs", "onnx_bytes"]
 
 WEIGHTS_FILE = "weights.safetensors"
 _OPSET = 17
@@ -43,7 +43,7 @@ def macs(module: nn.Module, x: Tensor) -> int:
     return total
 
 
-def _onnx_bytes(module: nn.Module, x: Tensor) -> bytes:
+def onnx_bytes(module: nn.Module, x: Tensor) -> bytes:
     """The graph of one module in evaluation mode, batch dynamic, weights inside."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
@@ -103,7 +103,7 @@ def export_artifact(
             y = layer(x)
         layers.append(
             LayerSpec(
-                graph=_written(folder, f"layer-{index}.onnx", _onnx_bytes(layer, x)),
+                graph=_written(folder, f"layer-{index}.onnx", onnx_bytes(layer, x)),
                 in_shape=tuple(x.shape[1:]),
                 out_shape=tuple(y.shape[1:]),
                 macs=macs(layer, x),
@@ -116,7 +116,7 @@ def export_artifact(
             exits.append(
                 ExitSpec(
                     layer=index,
-                    graph=_written(folder, f"exit-{index}.onnx", _onnx_bytes(head, y)),
+                    graph=_written(folder, f"exit-{index}.onnx", onnx_bytes(head, y)),
                     macs=macs(head, y),
                     params=_params(head),
                     accuracy=accuracies[number] if accuracies else None,
