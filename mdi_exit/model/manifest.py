@@ -51,7 +51,7 @@ class Bottleneck(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A learned autoencoder on a cut: ``encoder`` ends the segment before it, ``decoder`` begins the one after it.
 
     It is part of the model: every item passes it, also one that stays on its node, so that results do not depend on the
-    path. ``shape``: of the code, which is what crosses the cut.
+    path. ``shape``: of the code, which is what crosses the cut. ``encoder_macs`` of ``macs`` are the encoder's.
     """
 
     encoder: GraphFile
@@ -59,6 +59,7 @@ class Bottleneck(Struct, frozen=True, kw_only=True, omit_defaults=True):
     shape: Shape
     macs: Count
     params: Count
+    encoder_macs: Count = 0
 
 
 class LayerSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
