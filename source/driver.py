@@ -62,11 +62,11 @@ class SourceDriver(NodeDriver):
         executor: Executor,
         artifact: Artifact,
         *,
-        codec: str,
         samples: Input | LiveInput | None,
         vitals: Vitals | None = None,
     ) -> None:
-        super().__init__(state, state.worker, topics, executor, codec=codec, vitals=vitals)
+        super().__init__(state, state.worker, topics, executor, vitals=vitals)
+        self.cuts.deploy(state.config.codec)
         self.source = state
         self.broker_stats = BrokerStats()
         self.hears_broker = True
@@ -151,7 +151,7 @@ class SourceDriver(NodeDriver):
         x = preprocess(sample.pixels, self._artifact.manifest.input)
         if self.pictures is not None:
             self.pictures.offer(sample.id, sample.pixels)
-        return InputOffered(sample.id, x, x.nbytes, sample.truth)
+        return InputOffered(sample.id, x, self.cuts.size_bytes(0, x.shape), sample.truth)
 
     async def _draw(self) -> None:
         while True:
