@@ -1,18 +1,26 @@
-"""Outcomes of an artifact on images, run once on ONNX Runtime: the trace of a scenario that names none."""
+"""The outcomes that a scenario takes its items from: recorded ones, or those of its artifact on the shipped images."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
-import numpy as np
-
-from mdi_exit.confidence import judge
 from mdi_exit.data.sets import shipped
-from mdi_exit.engine import make_engine
-from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import Artifact
-from mdi_exit.model.compose import Composer
+from mdi_exit.outcomes import outcomes
 from mdi_exit.simulation.scenario import Scenario
-from mdi_exit.simulation.trace import Trace
+from mdi_exit.trace import Trace
 
 __all__ = ["trace_of"]
+
+
+def trace_of(scenario: Scenario) -> Trace:
+    """Without a recorded trace the artifact runs once over the shipped images. Raises ``UsageError``."""
+    if scenario.trace is not None:
+        return scenario.trace
+    return _recorded(scenario.artifact or "", scenario.codec)
+
+
+@lru_cache(4)
+def _recorded(artifact: str, codec: str) -> Trace:
+    opened = Artifact.open(artifact)
+    return outcomes(opened, shipped(), codec=codec).trace(opened.manifest.calibration.measure)

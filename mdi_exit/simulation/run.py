@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
-from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.errors import MdiExitError
 from mdi_exit.events import GiveUp, InputEnded, InputOffered, Record, SetAdmission
 from mdi_exit.results import Summary, SummaryBuilder
 from mdi_exit.segments import SegmentKey
@@ -16,11 +16,11 @@ from mdi_exit.simulation.network import SimulatedNode
 from mdi_exit.simulation.record import trace_of
 from mdi_exit.simulation.scenario import Change, Node, Scenario
 from mdi_exit.simulation.star import StarNetwork, Wires
-from mdi_exit.simulation.trace import Trace
 from mdi_exit.snapshot import NodeSnapshot, Snapshot
 from mdi_exit.source_config import SourceConfig
 from mdi_exit.source_state import SourceState
 from mdi_exit.timeline import Timeline
+from mdi_exit.trace import Trace
 from mdi_exit.worker_config import WorkerConfig
 from mdi_exit.worker_state import WorkerState
 
@@ -76,7 +76,7 @@ class Cell:
     """One deployment of the scenario: its own source, nodes and media. ``number`` 0: the only one."""
 
     def __init__(self, scenario: Scenario, trace: Trace, wires: Wires, clock: Clock, number: int) -> None:
-        self.scenario, self.trace = scenario, trace
+        self.scenario = scenario
         self.prefix = f"c{number}-" if number else ""
         self.rng = Random(scenario.seed * 1_000_003 + number)
         self._order = Random(self.rng.random())
@@ -86,6 +86,11 @@ class Cell:
         self.records: list[Record] = []
         self.started_at: float | None = None
         self._incarnation = 0
+        self._rows = tuple(
+            tuple(zip(labels, scores, strict=True))
+            for labels, scores in zip(trace.labels_NS.tolist(), trace.scores_NS.tolist(), strict=True)
+        )
+        self._truth = trace.truth_N.tolist()
         self._samples = self._endless_samples()
         self.network = _CellNetwork(
             scenario.model.plan, exits=_from_payload, rng=self.rng, clock=clock, wires=wires, hears=self._hears(),
@@ -106,14 +111,11 @@ class Cell:
 
     def _source_config(self, run: int) -> SourceConfig:
         policy, arrivals = self.scenario.policy, self.scenario.arrivals
-        adapt = policy.adapt
-        if adapt not in ("none", "rate", "threshold"):
-            raise UsageError("adapt", "none, rate or threshold", adapt)
         return SourceConfig(
             run=run,
             own_input=self.draws,
             rate_per_s=arrivals.rate_at(0.0),
-            adapt=adapt,
+            adapt=policy.adapt,
             threshold=policy.threshold,
             floor=min(policy.floor, policy.threshold),
             max_queue=policy.max_queue,
@@ -169,15 +171,14 @@ class Cell:
     def _endless_samples(self) -> Iterator[int]:
         """All samples in a random order, again and again."""
         while True:
-            order = list(range(self.trace.samples))
+            order = list(range(len(self._rows)))
             self._order.shuffle(order)
             yield from order
 
     def _draw(self) -> InputOffered | InputEnded:
         sample = next(self._samples)
-        truth = self.trace.truth[sample]
         size = self.scenario.model.plan.feature_bytes[0]
-        return InputOffered(str(sample), self.trace.rows[sample], size, truth if truth >= 0 else None)
+        return InputOffered(str(sample), self._rows[sample], size, self._truth[sample])
 
     def _arrive(self, times: Iterator[float], _: None = None, __: None = None) -> None:
         """The next arrival is due after those before it: a recorded trace may be long."""
@@ -307,9 +308,7 @@ class Simulation:
             emulated="simulated" + (f" {', '.join(profiles)}" if profiles else ""),
         )
         handled = sum(cell.network.events for cell in self.cells)
-        return Simulated(
-            summary, tuple(self.snapshots), tuple(records), self.clock.events, handled, self.clock.now
-        )
+        return Simulated(summary, tuple(self.snapshots), tuple(records), self.clock.events, handled, self.clock.now)
 
 
 def _together(taken: list[Snapshot]) -> Snapshot:

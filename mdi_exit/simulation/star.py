@@ -76,9 +76,10 @@ class Wires:
         """From now on the node's link is this; what is on it keeps its pace."""
         before = self._stations.get(name)
         up, down = _pipe(link.up_bytes_per_s), _pipe(link.down_bytes_per_s)
-        for new, old in ((up, before and before.own_up), (down, before and before.own_down)):
-            if new is not None and old is not None:
-                new.free_at, new.busy_s = old.free_at, old.busy_s
+        if before is not None:
+            for new, old in ((up, before.own_up), (down, before.own_down)):
+                if new is not None and old is not None:
+                    new.free_at, new.busy_s = old.free_at, old.busy_s
         self._stations[name] = _Station(link, up, down, self.media[link.medium] if link.medium else None)
         self._ways.clear()
 
