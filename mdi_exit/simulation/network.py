@@ -175,10 +175,10 @@ class SimulatedNetwork:
         if node is not None and node.up and (start is None or start is node):
             self._give(name, event)
 
-    def _tick(self, name: str, node: SimulatedNode, _: None) -> None:
+    def _tick(self, name: str, node: SimulatedNode, when: float) -> None:
+        if when != node.tick_at or not node.up or self.nodes[name] is not node:
+            return  # overtaken by an earlier one, or of a start that is over
         node.tick_at = _NEVER
-        if not node.up or self.nodes[name] is not node:
-            return
         if node.wake_at > self.now:
             self._plan_tick(name, node)
         else:
@@ -188,7 +188,7 @@ class SimulatedNetwork:
         """A tick that comes too early waits for the right moment; one too late is overtaken by another."""
         if node.wake_at < node.tick_at:
             node.tick_at = node.wake_at
-            self.clock.call_at(node.wake_at, self._tick, name, node)
+            self.clock.call_at(node.wake_at, self._tick, name, node, node.wake_at)
 
     def _give(self, name: str, event: Event) -> None:
         node = self.nodes[name]
