@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from random import Random
@@ -43,6 +44,19 @@ class Simulated:
     virtual_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """A trace in plain numbers: by sample, (class, score) at each exit, and the right class."""
+
+    rows: tuple[tuple[tuple[int, float], ...], ...]
+    truth: tuple[int, ...]
+
+    @classmethod
+    def of(cls, trace: Trace) -> _Samples:
+        both = zip(trace.labels_NS.tolist(), trace.scores_NS.tolist(), strict=True)
+        return cls(tuple(tuple(zip(*row, strict=True)) for row in both), tuple(trace.truth_N.tolist()))
+
+
 class _Device:
     """Seconds of a batch of a segment, at the node's present speed (a factor on its first one)."""
 
@@ -75,8 +89,8 @@ class _CellNetwork(StarNetwork):
 class Cell:
     """One deployment of the scenario: its own source, nodes and media. ``number`` 0: the only one."""
 
-    def __init__(self, scenario: Scenario, trace: Trace, wires: Wires, clock: Clock, number: int) -> None:
-        self.scenario = scenario
+    def __init__(self, scenario: Scenario, samples: _Samples, wires: Wires, clock: Clock, number: int) -> None:
+        self.scenario, self._recorded = scenario, samples
         self.prefix = f"c{number}-" if number else ""
         self.rng = Random(scenario.seed * 1_000_003 + number)
         self._order = Random(self.rng.random())
@@ -86,11 +100,6 @@ class Cell:
         self.records: list[Record] = []
         self.started_at: float | None = None
         self._incarnation = 0
-        self._rows = tuple(
-            tuple(zip(labels, scores, strict=True))
-            for labels, scores in zip(trace.labels_NS.tolist(), trace.scores_NS.tolist(), strict=True)
-        )
-        self._truth = trace.truth_N.tolist()
         self._samples = self._endless_samples()
         self.network = _CellNetwork(
             scenario.model.plan, exits=_from_payload, rng=self.rng, clock=clock, wires=wires, hears=self._hears(),
@@ -171,14 +180,14 @@ class Cell:
     def _endless_samples(self) -> Iterator[int]:
         """All samples in a random order, again and again."""
         while True:
-            order = list(range(len(self._rows)))
+            order = list(range(len(self._recorded.truth)))
             self._order.shuffle(order)
             yield from order
 
     def _draw(self) -> InputOffered | InputEnded:
         sample = next(self._samples)
         size = self.scenario.model.plan.feature_bytes[0]
-        return InputOffered(str(sample), self._rows[sample], size, self._truth[sample])
+        return InputOffered(str(sample), self._recorded.rows[sample], size, self._recorded.truth[sample])
 
     def _arrive(self, times: Iterator[float], _: None = None, __: None = None) -> None:
         """The next arrival is due after those before it: a recorded trace may be long."""
@@ -237,14 +246,14 @@ class Simulation:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.clock = Clock()
-        trace = trace_of(scenario)
+        samples = _Samples.of(trace_of(scenario))
         broker = Wires.broker_pipe(scenario.broker)
         numbers = range(1, scenario.cells + 1) if scenario.cells > 1 else (0,)
         self.cells = []
         for number in numbers:
             prefix = f"c{number}-" if number else ""
             links = {prefix + node.name: node.link for node in scenario.nodes}
-            self.cells.append(Cell(scenario, trace, Wires(links, scenario.media, broker), self.clock, number))
+            self.cells.append(Cell(scenario, samples, Wires(links, scenario.media, broker), self.clock, number))
         self.snapshots: list[Snapshot] = []
 
     def run(self, progress: Callable[[float], None] = lambda _: None) -> Simulated:
@@ -252,6 +261,18 @@ class Simulation:
 
         Raises ``MdiExitError`` if the layers are not all held within a minute.
         """
+        collecting = gc.isenabled()
+        gc.disable()  # what a run makes has no cycles, and looking for them takes a tenth of the time
+        try:
+            self._begin()
+            self._snapshots(progress)
+            self._drain()
+        finally:
+            if collecting:
+                gc.enable()
+        return self._simulated()
+
+    def _begin(self) -> None:
         for cell in self.cells:
             cell.start()
         waiting = list(self.cells)
@@ -263,9 +284,6 @@ class Simulation:
         if waiting:
             missing = waiting[0].source.missing
             raise MdiExitError(f"start: expected all layers held within {_START_S:g} s, got none at layers {missing}")
-        self._snapshots(progress)
-        self._drain()
-        return self._simulated()
 
     def _snapshots(self, progress: Callable[[float], None]) -> None:
         start = max(cell.started_at or 0.0 for cell in self.cells)
