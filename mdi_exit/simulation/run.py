@@ -323,7 +323,7 @@ class Simulation:
             elapsed_s=max(cell.network.last_result_at - (cell.started_at or 0.0) for cell in self.cells),
             bytes_sent={name: sent for cell in self.cells for name, sent in cell.bytes_sent().items()},
             threshold=sum(source.threshold for source in sources) / len(sources),
-            emulated="simulated" + (f" {', '.join(profiles)}" if profiles else ""),
+            emulated=f"{', '.join(profiles) or 'stated speeds'} (simulated)",
         )
         handled = sum(cell.network.events for cell in self.cells)
         return Simulated(summary, tuple(self.snapshots), tuple(records), self.clock.events, handled, self.clock.now)
