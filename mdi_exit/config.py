@@ -46,6 +46,7 @@ SECTIONS = (
     "plot",
     "profile",
     "serve",
+    "simulate",
     "source",
     "top",
 )
