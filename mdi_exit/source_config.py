@@ -18,7 +18,7 @@ class SourceConfig:
     ``rate_per_s``: arrivals (None: as fast as admission allows); ``max_queue``: Q at which an arrival is refused;
     ``max_pending``: items admitted and not yet answered; ``period_s``: of the step rules; ``retry_share``: retries per
     admission at most. ``floor``: lowest threshold; below it items are refused instead, since a promised accuracy
-    outranks throughput. ``own_input`` False: the only items are requests of other programs.
+    outranks throughput. ``own_input`` False: the only items are requests of other programs. ``codec``: as in ``Control``.
     """
 
     run: int
@@ -39,3 +39,4 @@ class SourceConfig:
     threshold_steps: ThresholdSteps = ThresholdSteps()
     start_interval_s: float = 0.1
     requests: RequestLimits = RequestLimits()
+    codec: str = ""

@@ -7,9 +7,11 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-__all__ = ["decode_image", "pixels_of"]
+from mdi_exit.data.pixels import pixels_of
+
+__all__ = ["decode_image"]
 
 _SENT_PIXELS: Final = 25_000_000
 _SENT_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -26,19 +28,3 @@ def decode_image(data: bytes | memoryview, *, largest: int = _SENT_PIXELS) -> ND
     except Exception as error:  # noqa: BLE001 - decoders of broken files raise anything, even SyntaxError
         said = str(error).splitlines()[0] if str(error) and "BytesIO" not in str(error) else "something else"
         raise ValueError(f"image: expected a file of {', '.join(_SENT_FORMATS)}, got {said[:200]}") from None
-
-
-def pixels_of(image: Image.Image, largest: int) -> NDArray[np.uint8]:
-    """H×W of a grey image, H×W×3 of any other: turned upright, the first frame, transparent parts on white.
-
-    Raises ``ValueError`` for one of more than ``largest`` pixels, before they are read.
-    """
-    if image.width * image.height > largest:
-        raise ValueError(f"{image.width}x{image.height} pixels, more than {largest:,}")
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # 16 bits a pixel
-        return (np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8)
-    if upright.has_transparency_data:
-        layer = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return np.asarray(upright.convert("L" if upright.mode in {"1", "L"} else "RGB"), np.uint8)

@@ -1,5 +1,7 @@
-"""Data sets as plain arrays, read from local files."""
+"""Data sets as plain arrays, read from local files, and their split by seed."""
 
+from mdi_exit.data.pixels import inputs_of, preprocess
 from mdi_exit.data.sets import DATASETS, Dataset, load, shipped
+from mdi_exit.data.splits import SPECS, Splits, splits
 
-__all__ = ["DATASETS", "Dataset", "load", "shipped"]
+__all__ = ["DATASETS", "SPECS", "Dataset", "Splits", "inputs_of", "load", "preprocess", "shipped", "splits"]

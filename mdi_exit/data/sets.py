@@ -1,7 +1,8 @@
 """Image data sets: local files when present, torchvision's download otherwise.
 
-Nothing here unpickles: Fashion-MNIST is read from its gzipped IDX files, CIFAR from its binary version. (torchvision knows
-only CIFAR's pickled version; its download is used through torchvision itself, which checks the archive's digest first.)
+Nothing here unpickles: Fashion-MNIST is read from its gzipped IDX files, CIFAR from its binary version, SVHN from its
+MATLAB files. (torchvision knows only CIFAR's pickled version; its download is used through torchvision itself, which checks
+the archive's digest first.)
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ CIFAR10_CLASSES: Final = (
     "ship",
     "truck",
 )
+SVHN_CLASSES: Final = tuple("0123456789")
 SHIPPED: Final = "fashion-mnist-test-2000.npz"
 
 
@@ -150,6 +152,32 @@ def _cifar100(folders: list[Path], split: Split) -> Dataset | None:
     return _dataset("cifar100", images, labels, names)
 
 
+def _svhn(folders: list[Path], split: Split) -> Dataset | None:
+    """SVHN's cropped digits: X is 32×32×3×N, y is N×1 with 10 for the digit 0."""
+    path = _first(folders, (f"{split}_32x32.mat",))
+    if path is None:
+        return None
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise UsageError("data set svhn", "the extra 'offline' (pip install 'mdi-exit[offline]')", "none") from None
+    try:
+        content = loadmat(path, variable_names=("X", "y"))
+        images_HWCN, labels_N1 = content["X"], content["y"]
+    except Exception as error:  # noqa: BLE001 - the reader of broken files raises anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"data file {path}", "a MATLAB file with X and y", reason) from None
+    if images_HWCN.ndim != 4 or images_HWCN.shape[:3] != (32, 32, 3) or images_HWCN.dtype != np.uint8:
+        raise UsageError(f"data file {path}", "uint8 X of 32×32×3×N", f"{images_HWCN.dtype} {images_HWCN.shape}")
+    labels_N = labels_N1.reshape(-1).astype(np.int64)
+    if len(labels_N) != images_HWCN.shape[3] or (labels_N.size and labels_N.min() < 1):
+        raise UsageError(
+            f"data file {path}", f"{images_HWCN.shape[3]} labels from 1 to 10", f"{len(labels_N)}, or others"
+        )
+    labels_N[labels_N == len(SVHN_CLASSES)] = 0
+    return _dataset("svhn", np.ascontiguousarray(images_HWCN.transpose(3, 0, 1, 2)), labels_N, SVHN_CLASSES)
+
+
 _Reader = Callable[[list[Path], Split], "Dataset | None"]
 
 
@@ -168,6 +196,7 @@ DATASETS: Final[dict[str, _Source]] = {
     ),
     "cifar10": _Source(_cifar10, ("cifar10", "cifar-10-batches-bin"), "CIFAR10"),
     "cifar100": _Source(_cifar100, ("cifar100", "cifar-100-binary"), "CIFAR100"),
+    "svhn": _Source(_svhn, ("svhn",), "SVHN"),
 }
 
 
@@ -194,11 +223,15 @@ def _download(name: str, source: _Source, split: Split, root: Path) -> Dataset:
     from torchvision import datasets
 
     maker: Any = getattr(datasets, source.torchvision)
+    which: dict[str, Any] = {"split": split} if name == "svhn" else {"train": split == "train"}
     try:
-        made = maker(root=str(root), train=split == "train", download=True)
+        made = maker(root=str(root), download=True, **which)
     except Exception as error:  # noqa: BLE001 - whatever the network or the archive did wrong, the user's way on is one
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"data set {name}", f"{looked}, or a download", f"no files, and: {reason}") from None
+    if name == "svhn":  # N×C×H×W, without names of classes
+        images_NHWC = np.ascontiguousarray(np.asarray(made.data, np.uint8).transpose(0, 2, 3, 1))
+        return _dataset(name, images_NHWC, np.asarray(made.labels, np.int64), SVHN_CLASSES)
     images = np.asarray(made.data, np.uint8)
     images_NHWC = images if images.ndim == 4 else images[..., None]
     return _dataset(name, images_NHWC, np.asarray(made.targets, np.int64), tuple(made.classes))

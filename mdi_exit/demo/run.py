@@ -33,11 +33,11 @@ from mdi_exit.gateway.command import need_web
 from mdi_exit.gateway.config import GatewaySettings
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
+from mdi_exit.results import Summary
 from mdi_exit.snapshot import Snapshot, read_timeline
 from mdi_exit.span import LayerSpan
 from source.input_kinds import FOLDER, REQUESTS, SET, ParsedInput
 from source.inputs import open_input, preprocess
-from source.results import Summary
 
 __all__ = ["main"]
 

@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 
 from mdi_exit.errors import ArtifactError
 from mdi_exit.segments import ModelPlan
+from mdi_exit.tensors import CODECS
 
 __all__ = [
     "FORMAT_VERSION",
@@ -218,6 +219,10 @@ def _check(manifest: Manifest, where: str) -> None:
     for index, layer in enumerate(manifest.layers):
         if layer.in_shape != shape:
             raise ArtifactError(f"{where}: shape entering layer {index}", str(shape), layer.in_shape)
+        if layer.codec is not None and layer.codec not in CODECS:
+            raise ArtifactError(
+                f"{where}: codec of what enters layer {index}", f"one of {', '.join(CODECS)}", layer.codec
+            )
         shape = layer.out_shape
     if manifest.layers[0].bottleneck is not None:
         raise ArtifactError(f"{where}: bottleneck", "one on a cut between two layers", "one before layer 0")

@@ -10,14 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from mdi_exit.data import DATASETS, Dataset, load, shipped
+from mdi_exit.data.classes import class_map, folded, known_classes
+from mdi_exit.data.given import IMAGE_SUFFIXES
+from mdi_exit.data.pixels import Pixels, pixels_of, preprocess
 from mdi_exit.errors import MdiExitError, UsageError
-from mdi_exit.model.manifest import InputSpec, Manifest
-from source.images import pixels_of
+from mdi_exit.model.manifest import Manifest
 from source.input_kinds import KINDS
 
 __all__ = [
@@ -28,15 +28,12 @@ __all__ = [
     "Sample",
     "checked_channels",
     "entries_of",
+    "known_classes",
     "preprocess",
     "read_image",
     "truth_of",
-    "truths_by_folder",
 ]
 
-Pixels = NDArray[np.uint8]
-
-IMAGE_SUFFIXES: Final = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _LARGEST_PIXELS: Final = 64_000_000
 _NAMED_FAILURES: Final = 3
 
@@ -129,32 +126,6 @@ def entries_of(spec: str, manifest: Manifest, data_dir: Path | None) -> tuple[st
     return name, _of_dataset(dataset, manifest.labels)[:first]
 
 
-def preprocess(pixels: Pixels, spec: InputSpec) -> NDArray[np.float32]:
-    """What enters layer 0: float32 C×H×W, (value/255 - mean) / std.
-
-    Colour and grey are converted where the model wants the other; another size is resized (bilinear, antialiased), the
-    whole picture being kept whatever its proportions. Raises ``UsageError`` for pixels that are no image.
-    """
-    channels, height, width = spec.shape
-    x_HWC = pixels[..., None] if pixels.ndim == 2 else pixels
-    if x_HWC.ndim != 3 or x_HWC.shape[2] not in (1, 3) or x_HWC.dtype != np.uint8 or not x_HWC.size:
-        raise UsageError("image", "uint8 pixels, H×W, H×W×1 or H×W×3", f"{pixels.dtype} of shape {pixels.shape}")
-    if x_HWC.shape != (height, width, channels):
-        x_HWC = _fitted(x_HWC, spec)
-    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
-    x_HWC_f = (x_HWC.astype(np.float32) / np.float32(255)) - mean
-    return np.ascontiguousarray((x_HWC_f / std).transpose(2, 0, 1))
-
-
-def _fitted(x_HWC: Pixels, spec: InputSpec) -> Pixels:
-    channels, height, width = spec.shape
-    image = Image.fromarray(x_HWC[..., 0] if x_HWC.shape[2] == 1 else np.ascontiguousarray(x_HWC))
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image, np.uint8).reshape(height, width, channels)
-
-
 def _first(spec: str, count: str) -> int:
     if not (count.isascii() and count.isdecimal()) or int(count) == 0:
         raise UsageError("input", "NAME or NAME:N with N of at least 1", repr(spec))
@@ -179,26 +150,10 @@ def _row(images_NHWC: Pixels, index: int) -> Pixels:
 
 def _truths(dataset: Dataset, labels: Sequence[str]) -> dict[int, int]:
     """The model's class for each class of the data set; by name, since a model may know others, or another order."""
-    if not labels:
-        return {number: number for number in range(len(dataset.classes))}
-    known = truths_by_folder(labels)
-    class_of = {
-        number: known[folded] for number, name in enumerate(dataset.classes) if (folded := _folded(name)) in known
-    }
+    class_of = class_map(dataset.classes, labels)
     if not class_of:
         log.warning("input %s: none of its classes is one of the model's: accuracy will not be known", dataset.name)
     return class_of
-
-
-def _folded(name: str) -> str:
-    """``T-shirt/top`` cannot name a folder; ``t-shirt top`` and ``TShirt_Top`` can, and mean the same."""
-    return "".join(char for char in name.casefold() if char.isalnum())
-
-
-def truths_by_folder(labels: Sequence[str]) -> dict[str, int]:
-    """Classes by the folded name of a folder that means them; names that fold to the same are left out."""
-    folded = [_folded(label) for label in labels]
-    return {name: number for number, name in enumerate(folded) if name and folded.count(name) == 1}
 
 
 # --- folders
@@ -219,7 +174,7 @@ def _of_folder(spec: str, labels: Sequence[str]) -> list[Entry]:
     if not paths:
         wanted = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UsageError("input", f"a folder with images ({wanted})", f"{spec}, which has none")
-    known = truths_by_folder(labels)
+    known = known_classes(labels)
     names = [path.relative_to(folder) for path in paths]
     return [
         Entry(name.as_posix(), partial(read_image, path), truth_of(name, known))
@@ -229,7 +184,7 @@ def _of_folder(spec: str, labels: Sequence[str]) -> list[Entry]:
 
 def truth_of(name: Path, known: dict[str, int]) -> int | None:
     """The innermost folder named after a label decides."""
-    return next((known[folded] for part in reversed(name.parts[:-1]) if (folded := _folded(part)) in known), None)
+    return next((known[word] for part in reversed(name.parts[:-1]) if (word := folded(part)) in known), None)
 
 
 def read_image(file: Path) -> Pixels:

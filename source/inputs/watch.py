@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from mdi_exit.errors import UsageError
-from source.inputs.images import IMAGE_SUFFIXES, read_image, truth_of, truths_by_folder
+from source.inputs.images import IMAGE_SUFFIXES, known_classes, read_image, truth_of
 from source.inputs.live import Frame, LiveInput
 
 __all__ = ["Watcher", "watched"]
@@ -48,7 +48,7 @@ class Watcher:
 
     def __init__(self, folder: Path, labels: Sequence[str]) -> None:
         self._folder = folder
-        self._truths = truths_by_folder(labels)
+        self._truths = known_classes(labels)
         self._seen: dict[str, Look] = dict(self._found())
         self._growing: dict[str, tuple[Look, int]] = {}
         self._rounds: Counter[str] = Counter()

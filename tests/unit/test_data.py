@@ -65,7 +65,7 @@ def test_idx_files_are_read_plain_and_compressed_and_of_both_splits(tmp_path: Pa
 
 
 def test_unknown_data_sets_are_refused() -> None:
-    with pytest.raises(UsageError, match="one of fashion-mnist, cifar10, cifar100, got 'mnist'"):
+    with pytest.raises(UsageError, match="one of fashion-mnist, cifar10, cifar100, svhn, got 'mnist'"):
         load("mnist", "test")
 
 
@@ -208,3 +208,46 @@ def test_the_subset_command_makes_the_file_that_is_read(
         assert made["labels_N"].dtype == np.uint8
         assert np.array_equal(made["images_NHW"], shipped().images_NHWC[:3, ..., 0])
         assert np.array_equal(made["labels_N"], shipped().labels_N[:3])
+
+
+# --- SVHN
+
+
+def svhn_file(path: Path, split: str, labels: list[int], **changed: object) -> np.ndarray:
+    savemat = pytest.importorskip("scipy.io", reason="needs the extra 'offline'").savemat
+    images_NHWC = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+    content = {"X": images_NHWC.transpose(1, 2, 3, 0), "y": np.array(labels, np.uint8)[:, None]} | changed
+    savemat(path / f"{split}_32x32.mat", content)
+    return images_NHWC
+
+
+def test_svhn_has_its_ten_for_the_digit_nought(tmp_path: Path) -> None:
+    images = svhn_file(tmp_path, "train", [1, 10, 9])
+    dataset = load("svhn", "train", tmp_path)
+    assert [dataset.classes[label] for label in dataset.labels_N] == ["1", "0", "9"]
+    assert np.array_equal(dataset.images_NHWC, images)
+
+
+@pytest.mark.parametrize(
+    ("labels", "changed", "says"),
+    [
+        ([1, 11], {}, "labels below 10"),
+        ([0, 1], {}, "labels from 1 to 10"),
+        ([1, 2], {"y": np.ones((3, 1), np.uint8)}, "2 labels"),
+        ([1, 2], {"X": np.zeros((32, 32, 3, 2))}, "uint8 X"),
+        ([1, 2], {"X": np.zeros((3, 3), np.uint8)}, "uint8 X"),
+    ],
+)
+def test_svhn_files_that_do_not_fit_are_one_line(
+    tmp_path: Path, labels: list[int], changed: dict[str, object], says: str
+) -> None:
+    svhn_file(tmp_path, "test", labels, **changed)
+    assert says in refusal("svhn", tmp_path)
+
+
+def test_a_matlab_file_that_is_none_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("scipy.io", reason="needs the extra 'offline'")
+    (tmp_path / "test_32x32.mat").write_bytes(b"no matlab file at all" * 20)
+    assert "a MATLAB file" in refusal("svhn", tmp_path)
+    (tmp_path / "test_32x32.mat").write_bytes(b"")
+    assert "a MATLAB file" in refusal("svhn", tmp_path)

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.events import Record
-from source.energy import RunEnergy
+from mdi_exit.run_energy import RunEnergy
 
 __all__ = ["Latency", "ResultsWriter", "Summary", "SummaryBuilder", "result_line"]
 

@@ -1,0 +1,118 @@
+"""Training, calibration and test samples of a data set, fixed by a seed and told apart for good.
+
+============================  =======================================================================================
+data set                      split
+============================  =======================================================================================
+with a test part of its own   that is the test part; calibration samples are drawn from the rest by seed
+without one                   a fifth is drawn for testing first, then calibration samples
+``NAME/test``                 only the test part of NAME: half (or as asked) for calibration, the rest for testing, none
+                              for training. For a model that was trained on all of the training part
+============================  =======================================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdi_exit.data.given import Parts, from_folder, from_npz
+from mdi_exit.data.sets import DATASETS, Dataset, load, shipped
+from mdi_exit.errors import UsageError
+from mdi_exit.model.manifest import DataRecord
+
+__all__ = ["SPECS", "Splits", "splits"]
+
+SPECS: Final = (*DATASETS, "shipped", "NAME/test", "folder:PATH", "npz:FILE")
+_TEST_SHARE: Final = 5
+_CALIBRATION_SHARE: Final = 10
+_CALIBRATION_MOST: Final = 5000
+_TEST_ONLY: Final = "/test"
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Three parts without a sample in common; each keeps the order of the data set. ``train`` may be empty."""
+
+    train: Dataset
+    calibration: Dataset
+    test: Dataset
+    record: DataRecord
+
+
+def splits(
+    spec: str,
+    *,
+    seed: int = 0,
+    data_dir: Path | None = None,
+    calibration: int | None = None,
+    shape: tuple[int, int, int] | None = None,
+) -> Splits:
+    """The split of ``spec`` (see ``SPECS``) by ``seed``; the same arguments give the same samples again.
+
+    ``calibration``: how many samples (None: a tenth of those not for testing, at most 5,000). ``shape`` (C, H, W): for a
+    folder of images of many sizes, what they are made to be. Raises ``UsageError``.
+    """
+    if not 0 <= seed < 2**63:
+        raise UsageError("seed", "a number from 0 to 2⁶³ - 1", seed)
+    rng = np.random.default_rng(seed)
+    rest, test, most = _parts(spec, data_dir, shape, rng)
+    size = most if calibration is None else calibration
+    if not 0 < size < len(rest):
+        raise UsageError(f"calibration samples of {spec}", f"1 to {len(rest) - 1}", size)
+    order = rng.permutation(len(rest))
+    taken, left = rest.subset(np.sort(order[:size])), rest.subset(np.sort(order[size:]))
+    train, test = (left.subset(np.arange(0)), left) if test is None else (left, test)
+    record = DataRecord(
+        spec=spec,
+        seed=seed,
+        train=len(train),
+        calibration=len(taken),
+        test=len(test),
+        sha256=_digest((train, taken, test)),
+    )
+    return Splits(train, taken, test, record)
+
+
+def _parts(
+    spec: str, data_dir: Path | None, shape: tuple[int, int, int] | None, rng: np.random.Generator
+) -> tuple[Dataset, Dataset | None, int]:
+    """Samples to draw from, the test part (None: what the draw leaves), and how many to draw unless told."""
+    if spec.endswith(_TEST_ONLY) and (name := spec.removesuffix(_TEST_ONLY)) in DATASETS:
+        pool = load(name, "test", data_dir)
+        return pool, None, len(pool) // 2
+    whole, test = _read(spec, data_dir, shape)
+    if test is None:
+        order = rng.permutation(len(whole))
+        count = len(whole) // _TEST_SHARE
+        test, whole = whole.subset(np.sort(order[:count])), whole.subset(np.sort(order[count:]))
+    return whole, test, min(len(whole) // _CALIBRATION_SHARE, _CALIBRATION_MOST)
+
+
+def _read(spec: str, data_dir: Path | None, shape: tuple[int, int, int] | None) -> Parts:
+    kind, _, place = spec.partition(":")
+    if spec == "shipped":
+        return shipped(), None
+    if spec in DATASETS:
+        return load(spec, "train", data_dir), load(spec, "test", data_dir)
+    if kind == "folder" and place:
+        return from_folder(Path(place), shape)
+    if kind == "npz" and place:
+        return from_npz(Path(place))
+    raise UsageError("data", f"one of {', '.join(SPECS)}", repr(spec))
+
+
+def _digest(parts: Sequence[Dataset]) -> str:
+    """SHA-256 over the three parts: sizes, positions, labels, pixels and the names of the classes."""
+    digest = hashlib.sha256("\0".join(parts[0].classes).encode())
+    for part in parts:
+        digest.update(repr(part.images_NHWC.shape).encode())
+        arrays: tuple[NDArray[np.generic], ...] = (part.ids_N.astype("<i8"), part.labels_N.astype("<i8"))
+        for array in (*arrays, part.images_NHWC):
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
