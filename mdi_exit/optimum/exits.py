@@ -98,11 +98,11 @@ class ExitTable:
             hit = np.bincount(index, weights=right_NK[:, k].astype(np.float64), minlength=size).reshape(cells)
             if k < early:
                 reach.append(_spread(goes / samples, shape))
-                right += _spread(_taken(hit) / samples, shape)
+                right += _spread(_taken(hit), shape)
             else:
-                right += _spread(_stay(hit, early) / samples, shape)
+                right += _spread(_stay(hit, early), shape)
         self.reach_KG = np.stack([share.ravel() for share in reach])
-        self.accuracy_G = right.ravel()
+        self.accuracy_G = right.ravel() / samples
         grids = np.meshgrid(*self._levels, indexing="ij")
         on = [(grid < 1.0).ravel() for grid in grids]
         self.heads_KG = np.stack([*on, np.ones(self.accuracy_G.size, np.bool_)])

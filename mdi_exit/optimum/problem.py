@@ -51,6 +51,7 @@ class Medium:
     """Something with a limit that transfers share: an uplink, a downlink, the broker, a radio channel.
 
     A transfer takes of it once if its sender is in ``senders``, and once if its receiver is in ``receivers``.
+    ``overhead_bytes``: of each message, beside the tensor, or the airtime of a frame as bytes.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Medium:
     receivers: frozenset[str] = frozenset()
     bytes_per_s: float = math.inf
     messages_per_s: float = math.inf
+    overhead_bytes: float = 0.0
 
     def __post_init__(self) -> None:
         if self.bytes_per_s <= 0 or self.messages_per_s <= 0:

@@ -87,7 +87,7 @@ class Layout:
         uses: list[tuple[Row, float]] = []
         for medium in self.problem.media:
             if name in (medium.senders if kind == "send" else medium.receivers):
-                uses += [(("bytes", medium.name), size_bytes / medium.bytes_per_s)]
+                uses += [(("bytes", medium.name), (size_bytes + medium.overhead_bytes) / medium.bytes_per_s)]
                 uses += [(("messages", medium.name), 1.0 / medium.messages_per_s)]
         return tuple((row, use) for row, use in uses if row in self.limits)
 
