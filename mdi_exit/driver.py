@@ -55,7 +55,7 @@ from mdi_exit.logs import Throttle, set_level
 from mdi_exit.model.manifest import Manifest
 from mdi_exit.reports import Shortener
 from mdi_exit.segments import ModelPlan, SegmentKey
-from mdi_exit.tensors import check_payload, encode_tensor
+from mdi_exit.tensors import check_payload
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport, Will
 from mdi_exit.vitals import Vitals
@@ -100,7 +100,7 @@ class State(Protocol):
 class NodeDriver:
     """Drives ``state``, whose node is ``worker`` (the same object on an agent).
 
-    ``codec``: of the features that this node sends; ``more_samples``: of metrics that others add to the node's own.
+    ``more_samples``: of metrics that others add to the node's own.
     """
 
     def __init__(
@@ -110,10 +110,10 @@ class NodeDriver:
         topics: Topics,
         executor: Executor,
         *,
-        codec: str = "float32",
         vitals: Vitals | None = None,
     ) -> None:
-        self.state, self.worker, self.topics, self.executor, self.codec = state, worker, topics, executor, codec
+        self.state, self.worker, self.topics, self.executor = state, worker, topics, executor
+        self.cuts = executor.cuts
         self.manifest: Manifest | None = None
         self.plan: ModelPlan | None = None
         self.bad: Counter[str] = Counter()
@@ -143,6 +143,7 @@ class NodeDriver:
     def use_model(self, manifest: Manifest) -> None:
         """From now on this is the model in force."""
         self.manifest, self.plan = manifest, manifest.plan
+        self.cuts.use(manifest)
         self.feed(ModelKnown(self.plan))
 
     def will(self) -> Will:
@@ -345,6 +346,7 @@ class NodeDriver:
                 elif message.incarnation != self.worker.config.incarnation:
                     self._namesake(message, retained=retained)
             case Control():
+                self.cuts.deploy(message.codec)
                 self.feed(ControlReceived(message))
             case Order():
                 self._same_node(route, message.client)
@@ -384,14 +386,14 @@ class NodeDriver:
             raise WireError("shape", f"got {message.shape} for layer {message.next_layer}")
         if message.dtype != "float32":
             raise WireError("dtype", f"expected float32, got {message.dtype[:20]!r}")
-        check_payload(message.codec, message.shape, body)
+        plain = check_payload(message.codec, message.shape, body)
         deadline_s = message.deadline_s
         task = Task(
             run=message.run,
             item=message.item,
             attempt=message.attempt,
             next_layer=message.next_layer,
-            payload=Encoded(message.codec, message.shape, body),
+            payload=Encoded(message.codec, message.shape, body, plain),
             size_bytes=len(body),
             path=message.path,
             best=message.best,
@@ -455,7 +457,7 @@ class NodeDriver:
 
     def _send_task(self, command: SendTask) -> None:
         task = command.task
-        body, codec, shape = self._encoded(task.payload)
+        body, codec, shape = self._encoded(task)
         message = Features(
             run=task.run,
             sender=self.name,
@@ -478,12 +480,12 @@ class NodeDriver:
         if not self.publish(kinds.LAYERS, self.topics.layers(command.span, command.to), encode(message, body)):
             self._loop.call_soon(self.feed, SendFailed(command))
 
-    def _encoded(self, payload: object) -> tuple[bytes | memoryview, str, tuple[int, ...]]:
-        """A tensor for the wire; one that only passes through keeps its bytes."""
-        if isinstance(payload, Encoded):
-            return payload.payload, payload.codec, payload.shape
-        array = np.asarray(tensor_of(payload), np.float32)
-        return encode_tensor(self.codec, array), self.codec, array.shape
+    def _encoded(self, task: Task) -> tuple[bytes | memoryview, str, tuple[int, ...]]:
+        """A tensor for the wire, in the codec of its cut; one that only passes through keeps its bytes."""
+        if isinstance(task.payload, Encoded):
+            return task.payload.payload, task.payload.codec, task.payload.shape
+        array = np.asarray(tensor_of(task.payload), np.float32)
+        return *self.cuts.encode(task.next_layer, array), array.shape
 
     def publish(self, kind: kinds.TopicKind, topic: str, frame: bytes) -> bool:
         """Publish as the topic table says; False if the transport did not take it."""

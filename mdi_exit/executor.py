@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from mdi_exit.confidence import Judgement, State, judge
+from mdi_exit.cuts import CutCodecs
 from mdi_exit.engine import Engine, SegmentOutput
 from mdi_exit.engine.base import Array
 from mdi_exit.engine.profile import DeviceProfile
@@ -19,7 +20,7 @@ from mdi_exit.errors import MdiExitError
 from mdi_exit.events import Outcome, RunSegment, SegmentDone, SegmentFailed
 from mdi_exit.model.manifest import Manifest
 from mdi_exit.segments import SegmentKey
-from mdi_exit.tensors import decode_tensor
+from mdi_exit.tensors import decode_tensor, without_compression
 
 __all__ = ["Encoded", "Executor"]
 
@@ -29,14 +30,15 @@ _BRIEF_S: Final = 0.2e-3
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A received tensor, decoded only when it is run."""
+    """A received tensor, decoded only when it is run. ``plain``: its bytes without compression, which are checked then."""
 
     codec: str
     shape: tuple[int, ...]
     payload: memoryview
+    plain: memoryview
 
     def array(self) -> Array:
-        return decode_tensor(self.codec, self.shape, self.payload)
+        return decode_tensor(without_compression(self.codec), self.shape, self.plain)
 
 
 def tensor_of(payload: object) -> Array:
@@ -49,11 +51,15 @@ def tensor_of(payload: object) -> Array:
 
 
 class Executor:
-    """One engine, one thread. ``profile``: the device to whose stated times each run is stretched by waiting."""
+    """One engine, one thread. ``profile``: the device to whose stated times each run is stretched by waiting.
+
+    ``cuts``: says how many bytes what comes out would take on the wire.
+    """
 
     def __init__(self, engine: Engine, profile: DeviceProfile | None = None) -> None:
         self.engine = engine
         self.profile = profile
+        self.cuts = CutCodecs()
         self._manifest: Manifest | None = None
         self._warm_s: dict[SegmentKey, float] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -121,7 +127,7 @@ class Executor:
             labels, scores, states = [*judged.labels], judged.scores, judged.states
         features = [None] * len(states) if output.features is None else [*output.features]
         return tuple(
-            Outcome(label, score, x, 0 if x is None else x.nbytes, state)
+            Outcome(label, score, x, 0 if x is None else self.cuts.size_bytes(command.key.stop, x.shape), state)
             for label, score, x, state in zip(labels, scores, features, states, strict=True)
         )
 

@@ -49,7 +49,7 @@ class SourceConfig:
     ``max_pending``: items admitted and not yet answered; ``period_s``: of the step rules; ``retry_share``: retries per
     admission at most. ``floor``: lowest threshold; below it items are refused instead, since a promised accuracy
     outranks throughput. ``promised``: what that accuracy is, if the model says. ``own_input`` False: the only items are
-    requests of other programs.
+    requests of other programs. ``codec``: as in ``Control``.
     """
 
     run: int
@@ -71,3 +71,4 @@ class SourceConfig:
     threshold_steps: ThresholdSteps = ThresholdSteps()
     start_interval_s: float = 0.1
     requests: RequestLimits = RequestLimits()
+    codec: str = ""

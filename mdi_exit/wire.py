@@ -313,7 +313,8 @@ class Probe(Struct, frozen=True, array_like=True, tag="probe"):
 class Control(Struct, frozen=True, array_like=True, tag="control"):
     """The state that the source wants, written by the source only. ``model``: digest of the artifact.
 
-    ``offloading`` and ``log_level``: as ordered for all nodes; empty: nothing was ordered.
+    ``offloading`` and ``log_level``: as ordered for all nodes; empty: nothing was ordered. ``codec``: of features at cuts for
+    which the model's manifest has none; empty: float32.
     """
 
     run: UInt
@@ -325,6 +326,7 @@ class Control(Struct, frozen=True, array_like=True, tag="control"):
     paused: bool = False
     offloading: Annotated[str, Meta(max_length=40)] = ""
     log_level: Annotated[str, Meta(max_length=40)] = ""
+    codec: Annotated[str, Meta(max_length=20)] = ""
 
 
 class SegmentFile(Struct, frozen=True, array_like=True):

@@ -61,7 +61,7 @@ async def serve(settings: SourceSettings) -> int:
     executor = Executor(engine, profile)
     vitals = Vitals(power=power_of(settings.device, settings.profile), emulated=profile is not None)
     topics = Topics(settings.deployment)
-    driver = SourceDriver(state, topics, executor, artifact, codec=settings.codec, samples=samples, vitals=vitals)
+    driver = SourceDriver(state, topics, executor, artifact, samples=samples, vitals=vitals)
     driver.hears_broker = settings.broker_stats != "none"
     if settings.frames is not None:
         driver.pictures = Pictures(settings.frames)
@@ -134,6 +134,7 @@ def _state(settings: SourceSettings, engine: str, emulated: str, calibration: Ca
         max_queue=settings.max_queue,
         max_pending=settings.max_pending,
         requests=RequestLimits(per_client=settings.max_requests),
+        codec=settings.codec,
     )
     return SourceState(config, worker, Random(settings.seed))
 

@@ -92,7 +92,9 @@ class SourceSettings(NodeSettings):
         parse=values.fraction, metavar="T", derive=lambda known: _calibrated(known, "min_threshold"),
     )  # fmt: skip
     adapt: str = setting("none", help="what follows the load", choices=ADAPTATIONS)
-    codec: str = setting("float32", help="how features travel", choices=tuple(CODECS))
+    codec: str = setting(
+        "float32", help="how features travel, also between agents, unless the model says it of a cut", choices=CODECS
+    )
     results: Path | None = setting(
         None, help="one line per admitted item: JSON, or CSV by the suffix .csv; - is stdout", parse=values.path,
         metavar="FILE.jsonl",

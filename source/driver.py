@@ -32,18 +32,18 @@ from mdi_exit.exchange import LocalModel, ModelHost
 from mdi_exit.executor import Executor
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
+from mdi_exit.results import Summary, SummaryBuilder
+from mdi_exit.run_energy import EnergyLedger
 from mdi_exit.source_state import SourceState
+from mdi_exit.timeline import Timeline
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport
 from mdi_exit.vitals import Vitals
 from mdi_exit.wire import Message, Results, encode
-from source.energy import EnergyLedger
 from source.inputs import Input, LiveInput, Sample, preprocess
 from source.pictures import Pictures
 from source.reception import Reception
-from source.results import Summary, SummaryBuilder
 from source.sinks import Sink
-from source.timeline import Timeline
 
 __all__ = ["SourceDriver"]
 
@@ -62,11 +62,11 @@ class SourceDriver(NodeDriver):
         executor: Executor,
         artifact: Artifact,
         *,
-        codec: str,
         samples: Input | LiveInput | None,
         vitals: Vitals | None = None,
     ) -> None:
-        super().__init__(state, state.worker, topics, executor, codec=codec, vitals=vitals)
+        super().__init__(state, state.worker, topics, executor, vitals=vitals)
+        self.cuts.deploy(state.config.codec)
         self.source = state
         self.broker_stats = BrokerStats()
         self.hears_broker = True
@@ -151,7 +151,7 @@ class SourceDriver(NodeDriver):
         x = preprocess(sample.pixels, self._artifact.manifest.input)
         if self.pictures is not None:
             self.pictures.offer(sample.id, sample.pixels)
-        return InputOffered(sample.id, x, x.nbytes, sample.truth)
+        return InputOffered(sample.id, x, self.cuts.size_bytes(0, x.shape), sample.truth)
 
     async def _draw(self) -> None:
         while True:

@@ -148,7 +148,7 @@ class Reception:
         except (ValueError, MdiExitError, MemoryError) as error:
             self._driver.feed(RequestUnusable(command.ticket, str(error) or type(error).__name__))
         else:
-            self._driver.feed(RequestPrepared(command.ticket, x, x.nbytes))
+            self._driver.feed(RequestPrepared(command.ticket, x, self._driver.cuts.size_bytes(0, x.shape)))
 
     def send(self, command: SendReply) -> None:
         """Publish a reply; the core hears of one that the transport does not take."""

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from mdi_exit.errors import TransportError
 from mdi_exit.events import Record
-from source.results import ResultsWriter, result_line
+from mdi_exit.results import ResultsWriter, result_line
 
 __all__ = ["CSV_FIELDS", "CsvWriter", "Publisher", "Sink", "TopicSink", "results_file"]
 

@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 
 from mdi_exit.errors import ArtifactError
 from mdi_exit.segments import ModelPlan
+from mdi_exit.tensors import CODECS
 
 __all__ = [
     "FORMAT_VERSION",
@@ -50,7 +51,7 @@ class Bottleneck(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A learned autoencoder on a cut: ``encoder`` ends the segment before it, ``decoder`` begins the one after it.
 
     It is part of the model: every item passes it, also one that stays on its node, so that results do not depend on the
-    path. ``shape``: of the code, which is what crosses the cut.
+    path. ``shape``: of the code, which is what crosses the cut. ``encoder_macs`` of ``macs`` are the encoder's.
     """
 
     encoder: GraphFile
@@ -58,6 +59,7 @@ class Bottleneck(Struct, frozen=True, kw_only=True, omit_defaults=True):
     shape: Shape
     macs: Count
     params: Count
+    encoder_macs: Count = 0
 
 
 class LayerSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -176,6 +178,7 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def plan(self) -> ModelPlan:
         """What the core needs to know. The short digest is the one on the wire."""
+        heads = {spec.layer: (spec.macs, spec.graph.bytes) for spec in self.exits}
         return ModelPlan(
             digest=self.digest[:32],
             layer_count=len(self.layers),
@@ -184,6 +187,10 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
             exit_thresholds=tuple(spec.threshold for spec in self.exits),
             calibrated_at=self.calibration.threshold,
             inclusive=self.calibration.measure == "gate",
+            layer_macs=tuple(layer.macs + heads.get(index, (0, 0))[0] for index, layer in enumerate(self.layers)),
+            layer_bytes=tuple(  # twice: a segment is held with its head and without
+                2 * (layer.graph.bytes + heads.get(index, (0, 0))[1]) for index, layer in enumerate(self.layers)
+            ),
         )
 
     def in_shape(self, layer: int) -> tuple[int, ...]:
@@ -227,6 +234,10 @@ def _check(manifest: Manifest, where: str) -> None:
     for index, layer in enumerate(manifest.layers):
         if layer.in_shape != shape:
             raise ArtifactError(f"{where}: shape entering layer {index}", str(shape), layer.in_shape)
+        if layer.codec is not None and layer.codec not in CODECS:
+            raise ArtifactError(
+                f"{where}: codec of what enters layer {index}", f"one of {', '.join(CODECS)}", layer.codec
+            )
         shape = layer.out_shape
     if manifest.layers[0].bottleneck is not None:
         raise ArtifactError(f"{where}: bottleneck", "one on a cut between two layers", "one before layer 0")

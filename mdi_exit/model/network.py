@@ -11,6 +11,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops.misc import Conv2dNormActivation
 
 from mdi_exit.errors import ArtifactError
+from mdi_exit.model.heads import convolutional_head
 
 __all__ = ["MobileNetV2Config", "MultiExitNetwork", "mobilenetv2", "rebuilt"]
 
@@ -18,8 +19,11 @@ __all__ = ["MobileNetV2Config", "MultiExitNetwork", "mobilenetv2", "rebuilt"]
 class MultiExitNetwork(nn.Module):
     """Layers 0…L-1 in a row; ``exits`` maps a layer to the head at its end. The last layer always has one.
 
-    Layers take and give features (N×C×H×W here); heads give logits, N×K.
+    Layers take and give features (N×C×H×W here); heads give logits, N×K. ``channels_last``: whether the torch engine may run
+    it in that memory layout (traced layers are tied to the layout that they were traced in).
     """
+
+    channels_last = True
 
     def __init__(self, layers: Sequence[nn.Module], exits: Mapping[int, nn.Module]) -> None:
         super().__init__()
@@ -80,17 +84,6 @@ def _scaled(channels: int, width: float) -> int:
     return max(8, int(channels * width + 4) // 8 * 8)
 
 
-def _head(channels: int, classes: int) -> nn.Module:
-    """A small exit: pointwise convolution, pool, linear."""
-    inner = 2 * channels
-    return nn.Sequential(
-        Conv2dNormActivation(channels, inner, kernel_size=1, activation_layer=nn.ReLU6),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(inner, classes),
-    )
-
-
 def mobilenetv2(config: MobileNetV2Config) -> MultiExitNetwork:
     """A nine-layer multi-exit MobileNetV2 (arXiv 1801.04381) of torchvision's blocks."""
     channels = _scaled(_STEM_CHANNELS, config.width)
@@ -115,7 +108,9 @@ def mobilenetv2(config: MobileNetV2Config) -> MultiExitNetwork:
         nn.Dropout(0.2),
         nn.Linear(last, config.classes),
     )
-    heads = {layer: _head(widths[layer], config.classes) for layer in config.exits if layer != len(layers) - 1}
+    heads = {
+        layer: convolutional_head(widths[layer], config.classes) for layer in config.exits if layer != len(layers) - 1
+    }
     return MultiExitNetwork(layers, {**heads, len(layers) - 1: final})
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-import source.results
+import mdi_exit.results
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.events import Record
+from mdi_exit.results import ResultsWriter, Summary, SummaryBuilder
+from mdi_exit.run_energy import RunEnergy
 from mdi_exit.wire import ResultRow
-from source.energy import RunEnergy
-from source.results import ResultsWriter, Summary, SummaryBuilder
 
 NAMES = ("shirt", "bag")
 
@@ -88,7 +88,7 @@ def test_a_disk_that_fills_within_a_line_leaves_whole_lines(tmp_path: Path, monk
             file.write(line[:20])
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(source.results, "_write_all", half)
+        monkeypatch.setattr(mdi_exit.results, "_write_all", half)
         with pytest.raises(MdiExitError, match="No space left"):
             writer.write(record(2))
     assert [line["id"] for line in lines(path)] == ["img-1"]
@@ -136,7 +136,7 @@ def test_summary_of_nothing_has_no_invented_figures() -> None:
 
 
 def test_percentiles_beyond_the_exact_limit_are_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source.results, "_EXACT_LATENCIES", 500)
+    monkeypatch.setattr(mdi_exit.results, "_EXACT_LATENCIES", 500)
     made = SummaryBuilder()
     for number in range(5000):
         made.add(record(number, latency_s=number / 5000))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from mdi_exit.run_energy import EnergyLedger
 from mdi_exit.wire import Board
-from source.energy import EnergyLedger
 
 
 def _board(joules: float | None, *, measured: bool = False, host: str = "") -> Board:

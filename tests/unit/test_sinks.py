@@ -8,8 +8,8 @@ import pytest
 
 from mdi_exit.errors import TransportError, UsageError
 from mdi_exit.events import Record
+from mdi_exit.results import ResultsWriter, result_line
 from mdi_exit.wire import ResultRow
-from source.results import ResultsWriter, result_line
 from source.sinks import CSV_FIELDS, CsvWriter, TopicSink, results_file
 
 NAMES = ("shirt", 'bag, "large"')

@@ -81,7 +81,7 @@ MESSAGES: dict[str, tuple[wire.Message, bytes]] = {
     "status": (wire.Status("nano-1", 11, True, "agent", "ready", (4, 9), (4, 6), 16, "onnxruntime CPU"), b""),
     "ack": (wire.Ack(11, 12, 9, 0.004, {4: 8}, (5, 6), 3, 0.25, 2), b""),
     "probe": (wire.Probe(11, 2, 9), b""),
-    "control": (wire.Control(7, 11, "source", 0, "ab" * 16, 0.9), b""),
+    "control": (wire.Control(7, 11, "source", 0, "ab" * 16, 0.9, codec="int8"), b""),
     "manifest": (
         wire.Manifest(7, "source", "ab" * 16, zlib.crc32(BODY), (wire.SegmentFile(4, 6, True, 16, "cd" * 32, 1),)),
         BODY,

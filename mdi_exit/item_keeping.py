@@ -1,0 +1,397 @@
+"""The source's items from admission to their one result: what is drawn, kept, answered, tried again (Alg. 3's admission)."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter, deque
+from dataclasses import replace
+from random import Random
+from typing import Final
+
+from mdi_exit.admission import Admission, Room
+from mdi_exit.errors import IllegalEventError
+from mdi_exit.events import (
+    Command,
+    Drained,
+    DrawInput,
+    Event,
+    Inject,
+    InputOffered,
+    Record,
+    SendReport,
+    SendResults,
+    SendTelemetry,
+    Task,
+)
+from mdi_exit.histogram import ItemHistograms
+from mdi_exit.items import Forecast, Pending, RetryTimer, final_error, quantiles
+from mdi_exit.orders import OrderBook
+from mdi_exit.requests import OWN, RequestDesk
+from mdi_exit.segments import ModelPlan
+from mdi_exit.source_config import SourceConfig
+from mdi_exit.wire import Happening, ResultRow, SourceReport
+from mdi_exit.worker_config import WorkerConfig
+from mdi_exit.worker_state import WorkerState
+
+__all__ = ["LEAVING", "ItemKeeping"]
+
+_RETRY_TOKENS: Final = 20.0
+_IDLE_RETRIES_PER_S: Final = 2.0
+_HAPPENED_KEPT: Final = 16
+_TOLD_FOR_S: Final = 10.0
+LEAVING: Final = "the source is leaving"
+
+
+class ItemKeeping:
+    """The state of the source; ``Steering`` adds what it decides, ``SourceState`` what happens to it.
+
+    ``adapt``, ``floor``, ``rate_per_s`` and ``threshold`` begin as configured and follow orders; ``stopped``: paused.
+    """
+
+    def __init__(self, config: SourceConfig, worker: WorkerConfig, rng: Random) -> None:
+        self.config = config
+        self.worker = WorkerState(replace(worker, role="source"), rng)
+        self.plan: ModelPlan | None = None
+        self.rate_per_s = config.rate_per_s
+        self.interval_s = 1.0 / config.rate_per_s if config.rate_per_s else config.start_interval_s
+        self.threshold = config.threshold
+        self.floor = config.floor
+        self.adapt = config.adapt
+        self.admitted = self.completed = self.errors = 0
+        self.duplicates = self.retried = self.unknown = 0
+        self.right = self.judged = 0
+        self.exits: Counter[int] = Counter()
+        self.items = ItemHistograms()
+        self.noticed: Counter[str] = Counter()
+        self.missing: tuple[int, ...] | None = None
+        self._missing_since = 0.0
+        self._looked_at: tuple[int, tuple[int, ...], str] | None = None
+        self._held_by_none: tuple[int, ...] = ()
+        self._dead: frozenset[str] = frozenset()
+        self._astray = False  # whether an item may be held by one of the dead
+        self._told_missing: tuple[int, ...] | None = None
+        self.latencies_s: deque[float] = deque(maxlen=200)
+        self.forecast = Forecast()
+        self.pending: dict[int, Pending] = {}
+        self.retry_timer = RetryTimer(config.min_retry_s)
+        self.stopped = False
+        self.happened: deque[tuple[float, Happening]] = deque(maxlen=_HAPPENED_KEPT)
+        self._happenings = 0
+        self._book = OrderBook()
+        self._offloading = self._log_level = ""
+        self._rng = rng
+        self._ended = False
+        self._started = False
+        self.desk = RequestDesk(config.requests)
+        self._own_offered = self._own_refused = 0
+        self._turns = Admission(config, self.desk)
+        self._next_item = 1
+        self._arrival_at = 0.0
+        self._period_at = 0.0
+        self._queue = 0.0
+        self._epoch = 0
+        self._timers: list[tuple[float, int, int]] = []
+        self._waiting: deque[tuple[int, int]] = deque()
+        self._tokens = _RETRY_TOKENS
+        self._tokens_at = 0.0
+        self._out: list[Command] = []
+
+    def _work(self, now: float, event: Event) -> None:
+        """Hand an event to the own worker; its results come back here and not over the broker."""
+        for command in self.worker.handle(now, event):
+            if isinstance(command, SendResults):
+                self._results(now, self.worker.name, command)
+            elif not isinstance(command, Drained):
+                self._out.append(command)
+                if isinstance(command, SendTelemetry) and self.plan is not None:
+                    self._out.append(SendReport(self.report(now, self.plan)))
+
+    # --- reading the state
+
+    @property
+    def queue(self) -> int:
+        """Q = I + O at the source; for a source without layers, the items that wait for credit."""
+        return self.worker.inputs + self.worker.outputs
+
+    @property
+    def offered(self) -> int:
+        """Samples of the own input and requests of others that came."""
+        return self._own_offered + self.desk.received
+
+    @property
+    def refused(self) -> int:
+        """Those of them that were turned away before they became items."""
+        return self._own_refused + self.desk.turned_away
+
+    @property
+    def done(self) -> bool:
+        """No input will come and every admitted item has its result."""
+        return self._ended and not self.pending and not self._turns.draws
+
+    @property
+    def started(self) -> bool:
+        """All layers have been held once: items are asked for."""
+        return self._started
+
+    def validate(self) -> None:
+        """Check every invariant; raises ``IllegalEventError``."""
+        self.worker.validate()
+        if self.admitted != self.completed + self.errors + len(self.pending):
+            raise IllegalEventError(
+                f"{self.admitted} admitted, {self.completed} completed, {self.errors} errors, {len(self.pending)} pending",
+                self.worker.story,
+            )
+        if len(self.pending) > self.config.max_pending:
+            raise IllegalEventError(f"{len(self.pending)} pending", self.worker.story)
+        problems = self.desk.problems(sum(entry.request is not None for entry in self.pending.values()))
+        if self.offered != self.admitted + self.refused + self.desk.unadmitted:
+            problems.append(f"{self.offered} offered, {self.admitted} admitted, {self.refused} refused")
+        if problems:
+            raise IllegalEventError("; ".join(problems), self.worker.story)
+
+    def report(self, now: float, plan: ModelPlan) -> SourceReport:
+        """The source's report as of ``now``."""
+        worker = self.worker
+        return SourceReport(
+            run=self.config.run,
+            incarnation=worker.config.incarnation,
+            node=worker.name,
+            model=plan.digest,
+            offered=self.offered,
+            admitted=self.admitted,
+            completed=self.completed,
+            errors=self.errors,
+            refused=self.refused,
+            retried=self.retried,
+            duplicates=self.duplicates,
+            pending=len(self.pending),
+            right=self.right,
+            judged=self.judged,
+            exits=dict(self.exits),
+            threshold=self.threshold,
+            floor=self.floor,
+            adapt=self.adapt,
+            rate_per_s=1.0 / self.interval_s if self._paced else None,
+            paused=self.stopped,
+            latency_s=quantiles(self.latencies_s),
+            happened=tuple(
+                Happening(told.number, now - at, told.kind, told.text, told.order)
+                for at, told in self.happened
+                if now - at <= _TOLD_FOR_S
+            ),
+        )
+
+    # --- admission
+
+    @property
+    def _paced(self) -> bool:
+        return self.rate_per_s is not None or self.adapt == "rate"
+
+    @property
+    def _full(self) -> bool:
+        return self.queue >= self.config.max_queue or len(self.pending) >= self.config.max_pending
+
+    def _draw(self, now: float) -> None:
+        """Ask for the samples that are due and prepare the requests that there is room for, in turn."""
+        if not self._started or self._ended or self.stopped:
+            return
+        if self._paced:
+            self._arrive(now)
+        if not self.desk.waiting:  # nobody to take turns with
+            while self._turns.own_may(self.queue, len(self.pending), paced=self._paced):
+                self._want()
+            return
+        while (party := self._turns.next_party(room := self._room(now))) is not None:
+            if party == OWN:
+                self.desk.count_turn(OWN)
+                self._want()
+                continue
+            request = self.desk.take(party)
+            if now + room.expected_s >= request.deadline_at:
+                self.forecast.dare()
+                self.desk.reply(now, request, error="deadline", reason="it would pass before an answer can be had")
+            else:
+                self._out.append(self.desk.prepare(request))
+
+    def _room(self, now: float) -> Room:
+        pending = len(self.pending)
+        nodes = 1 + sum(bool(peer.ready and peer.status.entries) for peer in self.worker.members)
+        ahead = pending + len(self.desk.preparing)
+        expected_s = self.forecast.expected_s(now, ahead, self.retry_timer.mean_s) if pending else 0.0  # one can try
+        return Room(self.queue, pending, nodes * self.worker.config.window // 2, expected_s, self._paced)
+
+    def _arrive(self, now: float) -> None:
+        """Count the arrivals of the own input that are due by the clock."""
+        external = self.adapt != "rate"
+        while now >= self._arrival_at and self._turns.may_arrive:
+            if not external and (self._turns.due or self._full or not self._turns.room_for_draw(len(self.pending))):
+                self._arrival_at = now + self.interval_s
+                return
+            if self._turns.arrived():
+                self._want()
+            poisson = external and self.config.arrivals == "poisson"
+            gap_s = self._rng.expovariate(1 / self.interval_s) if poisson else self.interval_s
+            self._arrival_at = max(self._arrival_at + gap_s, now - 1.0)
+
+    def _want(self) -> None:
+        self._turns.want(paced=self._paced)
+        self._out.append(DrawInput())
+
+    def _offered(self, now: float, event: InputOffered) -> None:
+        self._own_offered += 1
+        if not self._turns.offered() or self._full or self._ended:
+            self._own_refused += 1
+            return
+        self._admit(now, Pending(event.sample, event.truth, event.payload, event.size_bytes, now))
+
+    def _admit(self, now: float, entry: Pending) -> None:
+        item, self._next_item = self._next_item, self._next_item + 1
+        self.admitted += 1
+        self._tokens = min(self._tokens + self.config.retry_share, _RETRY_TOKENS)
+        self.pending[item] = entry
+        self._inject(now, item)
+
+    def _skipped(self, count: int) -> None:
+        """Where nothing but the queue decides when to draw, what was not drawn was turned away; else it was not asked for."""
+        if self._started and not self._ended and not self._paced and not self.stopped:
+            self._own_offered += count
+            self._own_refused += count
+
+    def _inject(self, now: float, item: int) -> None:
+        entry = self.pending[item]
+        entry.sent_at, entry.holder, entry.overdue = now, self.worker.name, False
+        self._arm(now, item)
+        deadline_at = entry.request.deadline_at if entry.request else math.inf
+        task = Task(
+            self.config.run, item, entry.attempt, 0, entry.payload, entry.size_bytes,
+            deadline_at=deadline_at if deadline_at < math.inf else None,
+        )  # fmt: skip
+        self._work(now, Inject(task))
+
+    # --- requests of other programs
+
+    def _prepared(self, now: float, ticket: int, payload: object, size_bytes: int) -> None:
+        request = self.desk.prepared(ticket)
+        if request is None:
+            return
+        if len(self.pending) >= self.config.max_pending:
+            self.desk.reply(
+                now, request, error="refused", reason=f"overloaded: {len(self.pending)} items are under way"
+            )
+        else:
+            request.item = self._next_item
+            self._admit(now, Pending(request.sample, None, payload, size_bytes, now, request=request))
+
+    def _expire(self, now: float) -> None:
+        """Requests whose deadline has passed are answered, wherever they are."""
+        for request in self.desk.expired(now):
+            if request.item is None:
+                self.desk.reply(now, request, error="deadline", reason=request.deadline_passed)
+            else:
+                attempt = self.pending[request.item].attempt
+                self._record(now, request.item, ResultRow(request.item, attempt, (), error=request.deadline_passed))
+
+    def _end(self, now: float) -> None:
+        """Nothing new is taken any more."""
+        self._ended = True
+        self.desk.refuse_all(now, LEAVING)
+
+    # --- results
+
+    def _results(self, now: float, sender: str, results: SendResults) -> None:
+        for moved in results.moved:
+            entry = self.pending.get(moved.item)
+            if entry is not None and entry.attempt == moved.attempt and sender in (entry.holder, self.worker.name):
+                entry.holder = moved.to
+                self._astray |= moved.to in self._dead
+        for row in results.rows:
+            entry = self.pending.get(row.item)
+            if entry is None or row.attempt > entry.attempt:
+                known = row.item < self._next_item and entry is None
+                self.duplicates += known
+                self.unknown += not known
+            elif row.refused or row.label is None:
+                self._refused_attempt(now, row, entry)
+            else:
+                if row.attempt == entry.attempt:
+                    self.retry_timer.measured(now - entry.sent_at)
+                self._record(now, row.item, row)
+
+    def _refused_attempt(self, now: float, row: ResultRow, entry: Pending) -> None:
+        """An attempt was given back: try again, unless it was an older one or the last."""
+        if row.attempt != entry.attempt:
+            return
+        if entry.attempt + 1 >= self.config.max_attempts:
+            self._record(now, row.item, final_error(row, f"{row.error or 'refused'} (attempt {row.attempt + 1})"))
+        else:
+            self._waiting.append((row.item, row.attempt))
+
+    def _record(self, now: float, item: int, row: ResultRow) -> None:
+        entry = self.pending.pop(item)
+        request = entry.request
+        if request is not None:
+            if row.label is not None and request.too_late(now):
+                row = final_error(row, request.deadline_passed)
+            if request.deadline_at < math.inf:
+                self.forecast.learn(missed=request.too_late(now))
+            self.desk.result(now, request, row)
+        if row.label is None:
+            self.errors += 1
+        else:
+            self.completed += 1
+            self.forecast.recorded(now)
+            self.exits[row.exit] += 1
+            self.latencies_s.append(now - entry.admitted_at)
+            self.items.add(now - entry.admitted_at, *row.times, row.exit, row.score)
+            if entry.truth is not None:
+                self.judged += 1
+                self.right += row.label == entry.truth
+        self._out.append(Record(entry.sample, entry.truth, row, now - entry.admitted_at))
+
+    # --- retries
+
+    def _arm(self, now: float, item: int) -> None:
+        attempt = self.pending[item].attempt
+        heapq.heappush(self._timers, (now + self.retry_timer.after_s(attempt), item, attempt))
+
+    def _retry_due(self, now: float) -> None:
+        """Overdue attempts, refused ones, and those whose holder is known dead are tried again, within the budget."""
+        while self._timers and self._timers[0][0] <= now:
+            _, item, attempt = heapq.heappop(self._timers)
+            entry = self.pending.get(item)
+            if entry is None or entry.attempt != attempt:
+                continue
+            if self.missing or self.worker.holds(item, attempt):
+                self._arm(now, item)  # it waits for a node that is not there, or here: it is not lost
+            elif not entry.overdue:
+                entry.overdue = True  # a long wait in a live node's queue looks the same: learn from it before acting
+                if attempt == 0:
+                    self.retry_timer.measured(now - entry.sent_at)
+                self._arm(now, item)
+            else:
+                self._waiting.append((item, attempt))
+        self._tokens = min(self._tokens + _IDLE_RETRIES_PER_S * (now - self._tokens_at), _RETRY_TOKENS)
+        self._tokens_at = now
+        while self._waiting and self._tokens >= 1.0 and not self.missing:
+            item, attempt = self._waiting.popleft()
+            if (entry := self.pending.get(item)) and entry.attempt == attempt:
+                self._tokens -= 1.0
+                self._again(now, item, f"no answer in {self.config.max_attempts} attempts")
+
+    def _again(self, now: float, item: int, why: str) -> None:
+        entry = self.pending[item]
+        if entry.attempt + 1 >= self.config.max_attempts:
+            self._record(now, item, ResultRow(item, entry.attempt, (), error=why))
+            return
+        entry.attempt += 1
+        self.retried += 1
+        self._inject(now, item)
+
+    def _retry_from_dead(self, now: float) -> None:
+        """Attempts held by a node that is gone are no load on anybody: they are tried again at once."""
+        if not self._astray:
+            return
+        self._astray = False
+        for item in [item for item, entry in self.pending.items() if entry.holder in self._dead]:
+            self._again(now, item, "its node died, again and again")

@@ -1,0 +1,201 @@
+"""What a node's core knows, and what can be read off it: queues, links, speeds, the model and its part of it."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from random import Random
+from typing import Final
+
+from mdi_exit.errors import IllegalEventError
+from mdi_exit.events import Command
+from mdi_exit.measured import SegmentSeconds
+from mdi_exit.membership import Members, Peer
+from mdi_exit.policy.exiting import early_exits_wanted
+from mdi_exit.queues import Running, TaskStore
+from mdi_exit.segments import ModelPlan, SegmentKey
+from mdi_exit.standing import Standing
+from mdi_exit.wire import Control, Moved, ResultRow, Status
+from mdi_exit.worker_config import Totals, WorkerConfig
+
+__all__ = ["NodeState"]
+
+_STORY_LENGTH: Final = 40
+_ROWS_KEPT: Final = 4096
+
+
+class NodeState:
+    """The state of one node; ``Outgoing`` adds what it sends, ``WorkerState`` what happens to it."""
+
+    def __init__(self, config: WorkerConfig, rng: Random) -> None:
+        self.config = config
+        self.members = Members(config.name, config.dead_after_s)
+        self.store = TaskStore(config.window)
+        self.plan: ModelPlan | None = None
+        self.control: Control | None = None
+        self.connected = False
+        self.draining = False
+        self.standing = Standing(config.name, config.offloading)
+        self.totals = Totals()
+        self._story: deque[tuple[float, str]] = deque(maxlen=_STORY_LENGTH)
+        self._taking: dict[int, tuple[Peer, ...]] = {}
+        self._taking_of: tuple[int, WorkerConfig] = (-1, config)
+        self._rng = rng
+        self._entries: tuple[int, ...] = ()
+        self._keys: dict[tuple[int, bool], SegmentKey] = {}
+        self._seconds = SegmentSeconds()
+        self._running: Running | None = None
+        self._batches = 0
+        self._rows: deque[ResultRow] = deque(maxlen=_ROWS_KEPT)
+        self._moved: deque[Moved] = deque(maxlen=_ROWS_KEPT)
+        self._moved_due_at: float | None = None
+        self._telemetry_at = 0.0
+        self._status: Status | None = None
+        self._drained_told = False
+        self._out: list[Command] = []
+
+    # --- what it is
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def inputs(self) -> int:
+        """I_n: tasks that wait to be run here."""
+        return self.store.inputs.length
+
+    @property
+    def outputs(self) -> int:
+        """O_n: tasks that wait to be sent."""
+        return self.store.outputs.length
+
+    @property
+    def threshold(self) -> float:
+        return self.control.threshold if self.control else 1.0
+
+    @property
+    def run(self) -> int | None:
+        return self.control.run if self.control else None
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        """Layers at which this node takes tasks now: its segments with and without heads are loaded."""
+        return self._entries
+
+    def _find_entries(self) -> tuple[int, ...]:
+        span, plan = self.config.span, self.plan
+        if span is None or plan is None or self.control is None or self.control.model != plan.digest:
+            return ()
+        return tuple(
+            layer
+            for layer in span
+            if layer < plan.layer_count
+            and all(plan.segment(layer, span, early_exits=early) in self._seconds for early in (True, False))
+        )
+
+    @property
+    def state(self) -> str:
+        """One or two words for people and for other nodes: only ``ready`` means that tasks are taken."""
+        if self.draining:
+            return "draining"
+        if self.control is None or self.plan is None:
+            return "waiting for source"
+        if self.config.span is None:
+            return "ready"
+        if self.standing.set_aside:
+            return "draining" if self._running or self.inputs + self.outputs else "drained"
+        return "ready" if self.entries else "loading segments"
+
+    @property
+    def leaving(self) -> bool:
+        """What it has goes, and it takes nothing new: for good, or as ordered."""
+        return self.draining or self.standing.set_aside
+
+    @property
+    def story(self) -> tuple[str, ...]:
+        """The last events, for the message of an error."""
+        return tuple(f"{when:.4f} {what}" for when, what in self._story)
+
+    def takers(self, layer: int) -> tuple[Peer, ...]:
+        """Those who take tasks for ``layer`` and may be sent to."""
+        if self._taking_of[0] != self.members.changes or self._taking_of[1] is not self.config:
+            self._taking_of = self.members.changes, self.config
+            self._taking.clear()
+        found = self._taking.get(layer)
+        if found is None:
+            found = tuple(peer for peer in self.members if peer.takes(layer) and self._may_send_to(peer.name))
+            self._taking[layer] = found
+        return found
+
+    def holds(self, item: int, attempt: int) -> bool:
+        """Whether this attempt waits or runs here."""
+        running = self._running.tasks if self._running else ()
+        return self.store.holds(item, attempt) or any((t.item, t.attempt) == (item, attempt) for t in running)
+
+    def _mine(self, layer: int) -> bool:
+        return self.config.span is not None and layer in self.config.span
+
+    def _may_send_to(self, name: str) -> bool:
+        return self.config.neighbours is None or name in self.config.neighbours
+
+    def _key(self, layer: int) -> SegmentKey | None:
+        span, plan = self.config.span, self.plan
+        if span is None or plan is None or layer not in span or layer >= plan.layer_count:
+            return None
+        wanted = layer, early_exits_wanted(self.threshold)
+        if wanted not in self._keys:
+            self._keys[wanted] = plan.segment(layer, span, early_exits=wanted[1])
+        return self._keys[wanted]
+
+    # --- how long things take
+
+    def seconds(self, layer: int, waiting: int = 1) -> float:
+        """Γ: expected seconds a task for the segment that starts at ``layer``, when ``waiting`` tasks are there."""
+        key = self._key(layer)
+        if key is None:
+            return self.config.unmeasured_s
+        return self._seconds.per_task(key, waiting, self.config.unmeasured_s)
+
+    def backlog_by_layer_s(self) -> dict[int, float]:
+        """Expected seconds of what waits in I_n, by next layer."""
+        inputs = self.store.inputs
+        waiting = {layer: inputs.waiting(layer) for layer in inputs.latest_first()}
+        return {layer: count * self.seconds(layer, count) for layer, count in waiting.items()}
+
+    def backlog_s(self, now: float) -> float:
+        """I_n Γ_n: expected seconds of what waits in I_n, the running task's remainder included."""
+        return sum(self.backlog_by_layer_s().values()) + self._remainder_s(now)
+
+    def _remainder_s(self, now: float) -> float:
+        running = self._running
+        return max(running.expected_s - (now - running.started_at), 0.0) if running else 0.0
+
+    def next_wakeup(self) -> float:
+        """When ``Tick`` is wanted next, monotonic seconds."""
+        due = self._telemetry_at
+        if self.connected:
+            for inbound in self.members.owing.values():
+                if inbound.due_at is not None and inbound.due_at < due:
+                    due = inbound.due_at
+            if self._moved_due_at is not None and self._moved_due_at < due:
+                due = self._moved_due_at
+        return due
+
+    def validate(self) -> None:
+        """Check every invariant; raises ``IllegalEventError`` that names the broken ones."""
+        running: Counter[int] = Counter()
+        if self._running and not self._running.last:
+            running[self._running.key.stop] = len(self._running.tasks)
+        problems = self.store.problems(running)
+        here = self.inputs + self.outputs + (len(self._running.tasks) if self._running else 0)
+        came = self.totals.received + self.totals.injected
+        went = self.totals.exited + self.totals.failed + self.totals.dropped + sum(self.totals.sent.values())
+        if came != here + went:
+            problems.append(f"items: {came} came, {went} went, {here} are here")
+        problems += [
+            f"link to {p.name}: negative use {dict(p.out.used)}"
+            for p in self.members
+            if min(p.out.used.values(), default=0) < 0
+        ]
+        if problems:
+            raise IllegalEventError("; ".join(problems), self.story)

@@ -1,0 +1,194 @@
+"""What a node sends: its status, tasks to other nodes, results, acknowledgements, probes, load reports."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from mdi_exit.errors import IllegalEventError
+from mdi_exit.events import (
+    Drained,
+    SendAck,
+    SendProbe,
+    SendResults,
+    SendStatus,
+    SendTask,
+    SendTelemetry,
+)
+from mdi_exit.membership import Peer
+from mdi_exit.node_state import NodeState
+from mdi_exit.policy.offloading import Candidate, Own, forward
+from mdi_exit.queues import Held, Origin
+from mdi_exit.wire import Moved, Probe, ResultRow, Status, Telemetry
+
+__all__ = ["Outgoing"]
+
+
+class Outgoing(NodeState):
+    """Each method puts commands into ``_out``; when they are called is ``WorkerState``'s to say."""
+
+    def _announce(self) -> None:
+        """Publish the own status when it is another than the last one published."""
+        told = self._status
+        if not self.connected or (told and (told.state, told.entries) == (self.state, self.entries)):
+            return
+        span = self.config.span
+        self._status = Status(
+            node=self.name,
+            incarnation=self.config.incarnation,
+            online=True,
+            role=self.config.role,
+            state=self.state,
+            span=(span.first, span.stop) if span else None,
+            entries=self.entries,
+            window=self.config.window,
+            engine=self.config.engine,
+            emulated=self.config.emulated,
+            version=self.config.version,
+        )
+        self._out.append(SendStatus(self._status))
+
+    # --- tasks
+
+    def _forward_mandatory(self, now: float) -> None:
+        """Send what this node cannot run to whoever can finish it soonest, as far as there is room."""
+        for layer in self.store.outputs.latest_first():
+            if self._mine(layer) and not self.leaving:
+                continue
+            while self.store.outputs.waiting(layer):
+                candidates = self._candidates(now, layer)
+                to = forward(candidates, self._rng)
+                if to is None:
+                    break
+                self._send(now, layer, to)
+
+    def _offer(self, now: float) -> None:
+        """Alg. 2, one decision epoch: the head of each layer's queue is drawn for until one draw keeps it."""
+        for layer in self.store.outputs.latest_first():
+            while self._mine(layer) and self.store.outputs.waiting(layer):
+                own = Own(self.inputs, self.outputs, self.backlog_s(now))
+                to = self.standing.policy(own, self._candidates(now, layer), self._rng)
+                if to is None:
+                    break
+                self._send(now, layer, to)
+
+    def _candidates(self, now: float, layer: int) -> list[Candidate]:
+        size = self.store.outputs.by_layer[layer][0].task.size_bytes
+        found = []
+        for peer in self.takers(layer):
+            if peer.out.room(layer) > 0:
+                speed = peer.telemetry.speed_s if peer.telemetry else {}
+                inputs, backlog_s = peer.out.load(now, speed, self.config.unmeasured_s)
+                found.append(Candidate(peer.name, inputs, backlog_s, peer.out.delay.delay_s(size)))
+        return found
+
+    def _send(self, now: float, layer: int, to: str) -> None:
+        peer = self.members.peers[to]
+        (held,) = self.store.take(layer, output=True)
+        task = held.task
+        seq = peer.out.sent(now, layer, task.item, task.size_bytes)
+        self.totals.sent[to] += 1
+        self._moved.append(Moved(task.item, task.attempt, to))
+        if self._moved_due_at is None:
+            self._moved_due_at = now + self.config.moved_delay_s
+        waited_s = max(now - task.since, 0.0)
+        task = replace(task, wait_s=task.wait_s + waited_s, since=now)
+        epoch = self.control.epoch if self.control else 0
+        span = peer.span
+        if span is None:
+            raise IllegalEventError(f"{to} has no span", self.story)
+        self._out.append(SendTask(to, span, seq, epoch, task))
+
+    def _send_failed(self, command: SendTask | SendResults) -> None:
+        """The transport did not take it: results are kept, a task goes back to the head of O_n, its credit to the link."""
+        if isinstance(command, SendResults):
+            if command.run == self.run:
+                self._rows.extend(command.rows)
+                self._moved.extend(command.moved)
+            return
+        self.totals.sent[command.to] -= 1
+        self.totals.unsent[command.to] += 1
+        if peer := self.members.get(command.to):
+            peer.out.unsent(command.seq, command.task.item)
+        if command.task.run != self.run:
+            self.totals.dropped += 1
+            return
+        self.store.add(Held(command.task, Origin.INJECTED), output=True, front=True)
+
+    # --- reports
+
+    def _row(self, row: ResultRow) -> None:
+        self._rows.append(row)
+
+    def _report(self, now: float) -> None:
+        if self.connected or self.config.role == "source":
+            self._send_results(now)
+        if not self.connected:
+            if now >= self._telemetry_at:
+                self._telemetry_at = now + self.config.telemetry_period_s
+            return
+        self._send_acks(now)
+        if now >= self._telemetry_at:
+            self._telemetry_at = now + self.config.telemetry_period_s
+            self._probe_peers(now)
+            self._out.append(SendTelemetry(self.telemetry(now)))
+        if self.draining and not self._drained_told and self._running is None and not self.inputs + self.outputs:
+            self._drained_told = True
+            self._out.append(Drained())
+
+    def _send_results(self, now: float) -> None:
+        due = self._moved_due_at is not None and now >= self._moved_due_at
+        if self._rows or due:
+            self._out.append(SendResults(tuple(self._rows), tuple(self._moved), self.run))
+            self._rows.clear()
+            self._moved.clear()
+            self._moved_due_at = None
+
+    def _send_acks(self, now: float) -> None:
+        owing = self.members.owing
+        if not owing:
+            return
+        backlog: float | None = None
+        for sender, inbound in list(owing.items()):
+            if inbound.due_at is None or (now < inbound.due_at and inbound.unreported < self.config.window // 2):
+                continue
+            backlog = self.backlog_s(now) if backlog is None else backlog
+            del owing[sender]
+            self._out.append(SendAck(sender, inbound.ack(now, self.config.incarnation, self.inputs, backlog)))
+
+    def _probe_peers(self, now: float) -> None:
+        """Measure delays now and then; ask at once where an acknowledgement is overdue or life is in doubt."""
+        for peer in self.members:
+            if self._may_send_to(peer.name) and peer.status.online and self._probe_due(now, peer):
+                peer.probed_at = now
+                number = peer.out.probe(now)
+                self._out.append(SendProbe(peer.name, Probe(self.config.incarnation, number, peer.out.seq)))
+
+    def _probe_due(self, now: float, peer: Peer) -> bool:
+        overdue_s = max(0.25, 4 * peer.out.delay.round_trip_s)
+        waiting = peer.out.unacknowledged
+        return now - peer.probed_at >= self.config.probe_period_s or bool(waiting and now - waiting[0].at > overdue_s)
+
+    def telemetry(self, now: float) -> Telemetry:
+        """The load report as of ``now``."""
+        inputs, outputs = self.store.inputs, self.store.outputs
+        totals, by_layer = self.totals, self.backlog_by_layer_s()
+        return Telemetry(
+            run=self.run or 0,
+            incarnation=self.config.incarnation,
+            node=self.name,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            backlog_s=sum(by_layer.values()) + self._remainder_s(now),
+            backlog_by_layer_s=by_layer,
+            speed_s={layer: self.seconds(layer, inputs.waiting(layer)) for layer in self.entries},
+            free_slots={layer: max(self.store.room(layer), 0) for layer in self.entries},
+            received={sender: inbound.seq for sender, inbound in self.members.inbounds.items()},
+            counters=totals.counters(),
+            exits=dict(totals.exits),
+            stranded={
+                layer: outputs.waiting(layer)
+                for layer in outputs.latest_first()
+                if not self._mine(layer) and not any(peer.takes(layer) for peer in self.members)
+            },
+            links={peer.name: peer.out.load_report(peer.status.entries) for peer in self.members if peer.out.seq},
+        )
