@@ -1,4 +1,4 @@
-"""``mdi-exit benchmark hop|agent|metrics|clients|placement``: measure this machine, print a table, write the raw rows."""
+"""``mdi-exit benchmark WHAT``: measure this machine or a method, print a table, write the raw rows."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from mdi_exit.benchmark.clients import ClientLoad, measure_clients
 from mdi_exit.benchmark.hop import hop
 from mdi_exit.benchmark.placement import placement_rows, show_placement
 from mdi_exit.benchmark.relays import aiomqtt_relay, tcp_relay, transport_relay
+from mdi_exit.benchmark.risk import measure_risk
 from mdi_exit.benchmark.scrape import overhead_rows, scrape_rows, telemetry_rows
 from mdi_exit.errors import MdiExitError, UsageError
 
@@ -47,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
         "what",
         choices=tuple(_MEASURES),
         help="hop: what the system costs a hop; agent: memory, start; metrics: what it costs to watch; "
-        "clients: many at once, at more than the capacity; placement: plans against the best of all",
+        "clients: many at once, at more than the capacity; placement: plans against the best of all; "
+        "risk: whether calibrated thresholds keep their promise",
     )
     parser.add_argument("--out", type=Path, help="folder for the raw rows (JSON)")
     parser.add_argument("--window", type=int, default=64, help="items under way for the throughput (%(default)s)")
@@ -62,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--deadline", type=float, default=many.deadline_s, help="clients: seconds; 0: none (%(default)s)"
     )
+    parser.add_argument("--data-dir", type=Path, help="risk: where Fashion-MNIST is looked for and stored")
     args = parser.parse_args(argv)
     if args.window < 1 or not args.scale > 0 or args.rounds < 1:
         raise UsageError("--window, --scale, --rounds", "values above 0", (args.window, args.scale, args.rounds))
@@ -290,4 +293,16 @@ async def _one_agent(url: str, span: str, folder: Path) -> dict[str, Any]:
     return {"layers": span, "ready_s": ready_s, "resident_mib": resident / 2**20}
 
 
-_MEASURES: Final = {"hop": _hop, "agent": _agent, "metrics": _metrics, "clients": _clients, "placement": _placement}
+async def _risk(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The shipped model on all Fashion-MNIST test images; files of its own beside the rows."""
+    return measure_risk(args.out, args.data_dir, args.scale)
+
+
+_MEASURES: Final = {
+    "hop": _hop,
+    "agent": _agent,
+    "metrics": _metrics,
+    "clients": _clients,
+    "placement": _placement,
+    "risk": _risk,
+}
