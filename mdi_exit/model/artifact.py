@@ -16,7 +16,7 @@ import msgspec
 from mdi_exit.errors import ArtifactError, UsageError
 from mdi_exit.model.manifest import Calibration, GraphFile, Manifest, parse_manifest
 
-__all__ = ["DEFAULT_MODEL", "Artifact", "calibration_of", "rewritten", "sealed", "shipped_models"]
+__all__ = ["DEFAULT_MODEL", "Artifact", "calibration_of", "check_output", "rewritten", "sealed", "shipped_models"]
 
 MANIFEST_FILE: Final = "model.json"
 DEFAULT_MODEL: Final = "fashion-mnist-mobilenetv2"
@@ -100,16 +100,25 @@ def sealed(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1)
 
 
+def check_output(folder: Path) -> None:
+    """Make ``folder`` if it is not there. Raises ``UsageError`` unless an artifact may be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_free = not any(folder.iterdir()) or (folder / MANIFEST_FILE).exists()
+    except OSError as error:
+        raise UsageError("output folder", "one that can be written to", f"{folder}: {error.strerror}") from None
+    if not is_free:
+        raise UsageError("output folder", "an empty folder or an artifact to replace", str(folder))
+
+
 def rewritten(artifact: Artifact, manifest: Manifest, folder: Path) -> Artifact:
     """The artifact with another manifest, its files untouched: in its own folder, or copied into another.
 
     The manifest comes last and in one step, so that the folder never holds half an artifact. Raises ``UsageError``.
     """
+    check_output(folder)
+    elsewhere = folder.resolve() != artifact.folder.resolve()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        elsewhere = folder.resolve() != artifact.folder.resolve()
-        if elsewhere and any(folder.iterdir()) and not (folder / MANIFEST_FILE).exists():
-            raise UsageError("output folder", "an empty folder or an artifact to replace", str(folder))
         for graph in artifact.files() if elsewhere else []:
             shutil.copyfile(artifact.folder / graph.file, folder / graph.file)
         fresh = folder / f"{MANIFEST_FILE}.new"

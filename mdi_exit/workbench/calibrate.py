@@ -19,7 +19,7 @@ from mdi_exit.confidence import MEASURES
 from mdi_exit.config import REQUIRED, resolve, setting
 from mdi_exit.data.sets import Dataset
 from mdi_exit.errors import MdiExitError, UsageError
-from mdi_exit.model.artifact import Artifact, rewritten, shipped_models
+from mdi_exit.model.artifact import Artifact, check_output, rewritten, shipped_models
 from mdi_exit.model.manifest import Calibration, Manifest, Measure, Promise
 from mdi_exit.outcomes import Outcomes, outcomes
 from mdi_exit.tensors import CODECS
@@ -109,6 +109,7 @@ def main(argv: Sequence[str]) -> int:
     samples = samples_for(
         artifact.manifest, settings.data, seed=settings.seed, count=settings.calibration, data_dir=settings.data_dir
     )
+    _check(artifact.manifest, settings, samples)
     console = Console()
     report.say_samples(console, artifact, samples)
     with Progress(console=console, transient=True) as progress:
@@ -124,6 +125,24 @@ def main(argv: Sequence[str]) -> int:
     if picture is not None:
         _draw(unseen, found, picture, asked=settings.picture is not None)
     return 0
+
+
+def _check(manifest: Manifest, settings: CalibrateSettings, samples: Samples) -> None:
+    """What can be refused before the model is run. Raises ``UsageError``."""
+    if settings.out is not None:
+        check_output(settings.out)
+    if len(manifest.exits) < 2:
+        raise UsageError("model", "at least one early exit", "none")
+    if settings.measure == "gate" and any(spec.gate is None for spec in manifest.exits[:-1]):
+        raise UsageError("--measure gate", "a gate at each early exit of the artifact", "none for some")
+    if settings.target_cost is None:
+        least = least_for(_max_loss(settings), settings.confidence)
+        if len(samples.calibration) < least:
+            raise UsageError("--calibration", f"at least {least} for this promise", len(samples.calibration))
+
+
+def _max_loss(settings: CalibrateSettings) -> float:
+    return _MAX_LOSS if settings.max_accuracy_loss is None else settings.max_accuracy_loss
 
 
 def _run(artifact: Artifact, dataset: Dataset, codec: str, progress: Progress, what: str) -> Outcomes:
@@ -145,8 +164,6 @@ def _draw(unseen: Outcomes, found: Calibrated, picture: Path, *, asked: bool) ->
 
 def calibrated(manifest: Manifest, known: Outcomes, settings: CalibrateSettings, samples: Samples) -> Calibrated:
     """Temperatures, thresholds and what they promise, in a new manifest. Raises ``MdiExitError``."""
-    if known.exits < 2:
-        raise UsageError("model", "at least one early exit", "none")
     measure: Measure = settings.measure or manifest.calibration.measure  # type: ignore[assignment]
     seed, promise, macs = samples.parts.record.seed, None, None
     if settings.target_cost is None:
@@ -169,10 +186,7 @@ def _promised(
     known: Outcomes, measure: Measure, settings: CalibrateSettings, seed: int
 ) -> tuple[tuple[float, ...], tuple[float, ...], Promise]:
     """Temperatures, thresholds, and what they promise. Raises ``MdiExitError`` when nothing can be."""
-    max_loss = _MAX_LOSS if settings.max_accuracy_loss is None else settings.max_accuracy_loss
-    least = least_for(max_loss, settings.confidence)
-    if len(known) < least:
-        raise UsageError("--calibration", f"at least {least} for this promise", len(known))
+    max_loss = _max_loss(settings)
     kept = promised(known, measure, max_loss, settings.confidence, seed)
     if (chosen := kept.chosen) is None:
         raise MdiExitError(
