@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mdi_exit.benchmark.synthetic import write_identity_artifact
+from mdi_exit.calibration import temperature
 from mdi_exit.data import Splits, splits
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact, rewritten
@@ -133,7 +134,7 @@ def test_without_scipy_it_says_so_before_the_model_is_run(monkeypatch: pytest.Mo
     def none(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr("mdi_exit.calibration.temperature.importlib.import_module", none)
+    monkeypatch.setattr(temperature, "import_module", none)
     assert "the extra 'offline'" in refusal(DEFAULT_MODEL, *ON_SHIPPED)
 
 
