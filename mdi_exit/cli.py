@@ -67,9 +67,16 @@ def _announce(argv: Sequence[str]) -> int:
     return announce(argv)
 
 
+def _partition(argv: Sequence[str]) -> int:
+    from mdi_exit.workbench.partition import main as partition
+
+    return partition(argv)
+
+
 _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "demo": ("the whole system on this machine, with a live view", _demo),
     "train": ("a multi-exit model from a data set to an artifact (needs the extra torch)", _train),
+    "partition": ("any torch model cut into layers, as an artifact (needs the extra torch)", _partition),
     "serve": ("labels over HTTP and a live page (needs the extra web)", _serve),
     "top": ("a running deployment in the terminal", _top),
     "control": ("orders to a running deployment: pause, threshold, drain, ...", _control),
