@@ -34,6 +34,7 @@ from mdi_exit.gateway.config import GatewaySettings
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.results import Summary
+from mdi_exit.segments import SegmentKey
 from mdi_exit.snapshot import Snapshot, read_timeline
 from mdi_exit.span import LayerSpan
 from source.input_kinds import FOLDER, REQUESTS, SET, ParsedInput
@@ -67,13 +68,19 @@ def main(argv: Sequence[str]) -> int:
 
 def _default_deployment(nodes: int, layers: int, profile: str) -> Deployment:
     """A source with all layers, as in the paper, and agents of different speed whose spans overlap."""
-    spans = itertools.cycle((LayerSpan(2, layers), LayerSpan(layers // 2, layers), LayerSpan(2, layers - 2)))
+    spans = itertools.cycle(_spans(layers))
     speeds = itertools.cycle(_SPEEDS)
     agents = tuple(
         NodeSpec(f"agent-{number}", span, None, _scaled(profile, speed), join_at_s=2.0 * (number - 1))
         for number, span, speed in zip(range(1, nodes), spans, speeds, strict=False)
     )
     return Deployment(NodeSpec("source", LayerSpan(0, layers), None, _scaled(profile, 1.0)), agents, RunSpec())
+
+
+def _spans(layers: int) -> list[LayerSpan]:
+    """From the third layer on, the second half, the middle; of a short network what there is of these."""
+    wanted = ((2, layers), (layers // 2, layers), (2, layers - 2))
+    return [LayerSpan(first, stop) for first, stop in wanted if first < stop] or [LayerSpan(0, layers)]
 
 
 def _scaled(profile: str, speed: float) -> str | None:
@@ -126,6 +133,7 @@ async def _demo(settings: DemoSettings, given: AbstractSet[str]) -> int:
     """``given``: the settings that are no defaults; they outrank the topology's file."""
     console = Console()
     artifact = Artifact.open(settings.artifact)
+    Composer(artifact).check()
     layers = len(artifact.manifest.layers)
     if settings.profile != "none":
         parse_profile(settings.profile)
@@ -246,8 +254,7 @@ def _single_process_per_s(artifact: Artifact, spec: ParsedInput) -> float:
     """Images a second of one process here, unemulated: the whole model, one thread, batch 1, last exit."""
     plan = artifact.manifest.plan
     composer, engine = Composer(artifact), OnnxEngine(1)
-    key = replace(plan.segment(0, LayerSpan(0, plan.layer_count), early_exits=False), entry=0, stop=plan.layer_count)
-    key = replace(key, head=True)
+    key = SegmentKey(0, plan.layer_count, head=True)
     engine.load(key, composer.segment(key))
     text = "shipped" if spec.kind.live or spec.kind is REQUESTS else spec.text
     samples = itertools.islice(iter(open_input(text, artifact.manifest, cycle=True)), _SINGLE_IMAGES)
