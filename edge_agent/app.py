@@ -115,7 +115,9 @@ async def _until_stopped(
         artifact = Artifact.open(settings.model)
         if settings.layers.stop > (count := len(artifact.manifest.layers)):
             raise UsageError("--layers", f"layers in 0-{count - 1}, those of {settings.model}", settings.layers)
-        driver.use_local(LocalModel(driver, Composer(artifact), settings.layers))
+        composer = Composer(artifact)
+        composer.check()
+        driver.use_local(LocalModel(driver, composer, settings.layers))
     else:
         driver.client = ModelClient(driver, transport, settings.layers)
     start = asyncio.create_task(driver.start(transport), name="start")

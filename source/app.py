@@ -24,6 +24,7 @@ from mdi_exit.events import (
 )
 from mdi_exit.executor import Executor
 from mdi_exit.model.artifact import Artifact
+from mdi_exit.model.compose import Composer
 from mdi_exit.model.manifest import Calibration
 from mdi_exit.program import joined, stop_requested
 from mdi_exit.requests import RequestLimits
@@ -52,6 +53,7 @@ async def serve(settings: SourceSettings) -> int:
     """Run the source until its input ends, its time is over, SIGINT or SIGTERM. Raises ``MdiExitError``."""
     stop = stop_requested()
     artifact = Artifact.open(settings.model)
+    Composer(artifact).check()
     samples = _samples(settings, artifact)
     if settings.layers is not None and settings.layers.stop > len(artifact.manifest.layers):
         raise UsageError("--layers", f"layers in 0-{len(artifact.manifest.layers) - 1}", settings.layers)
