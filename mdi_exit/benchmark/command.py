@@ -1,12 +1,14 @@
-"""``mdi-exit benchmark hop|agent|metrics|clients``: measure this machine, print a table, write the raw rows."""
+"""``mdi-exit benchmark hop|agent|metrics|clients|bottleneck``: measure this machine, print a table, write the raw rows."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -46,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         "what",
         choices=tuple(_MEASURES),
         help="hop: what the system costs a hop; agent: memory, start; metrics: what it costs to watch; "
-        "clients: many at once, at more than the capacity",
+        "clients: many at once, at more than the capacity; bottleneck: ResNet-50's first cut made small (needs torch)",
     )
     parser.add_argument("--out", type=Path, help="folder for the raw rows (JSON)")
     parser.add_argument("--window", type=int, default=64, help="items under way for the throughput (%(default)s)")
@@ -61,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--deadline", type=float, default=many.deadline_s, help="clients: seconds; 0: none (%(default)s)"
     )
+    parser.add_argument("--data-dir", type=Path, help="bottleneck: where data sets are looked for and stored")
     args = parser.parse_args(argv)
     if args.window < 1 or not args.scale > 0 or args.rounds < 1:
         raise UsageError("--window, --scale, --rounds", "values above 0", (args.window, args.scale, args.rounds))
@@ -252,6 +255,25 @@ async def _clients(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [total, *(row.to_json() for row in rows)]
 
 
+async def _bottleneck(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """ResNet-50's first cut: bytes at full width, accuracy at a small one. Goes on from its checkpoints in ``--out``."""
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("benchmark bottleneck", "the extra 'torch' (pip install 'mdi-exit[torch]')", "none")
+    from mdi_exit.benchmark import bottleneck, bottleneck_table
+    from mdi_exit.data import splits
+
+    console = Console(width=120)
+    with tempfile.TemporaryDirectory(prefix="mdi-exit-bottleneck-") as spare:
+        work = (args.out or Path(spare)) / "bottleneck.unfinished"
+        work.mkdir(parents=True, exist_ok=True)
+        parts = splits("fashion-mnist", data_dir=args.data_dir)
+        rows = [bottleneck.full_width_row(console.print)]
+        rows += bottleneck.trained_rows(bottleneck.BottleneckLoad(), parts, work, console.print)
+        shutil.rmtree(work)
+    bottleneck_table.show(console, rows)
+    return rows
+
+
 async def _program(module: str, url: str, log: Path, *flags: str) -> asyncio.subprocess.Process:
     with log.open("wb") as output:
         return await asyncio.create_subprocess_exec(
@@ -282,4 +304,4 @@ async def _one_agent(url: str, span: str, folder: Path) -> dict[str, Any]:
     return {"layers": span, "ready_s": ready_s, "resident_mib": resident / 2**20}
 
 
-_MEASURES: Final = {"hop": _hop, "agent": _agent, "metrics": _metrics, "clients": _clients}
+_MEASURES: Final = {"hop": _hop, "agent": _agent, "metrics": _metrics, "clients": _clients, "bottleneck": _bottleneck}
