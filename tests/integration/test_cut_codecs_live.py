@@ -1,4 +1,4 @@
-"""Over a real broker: features travel in the codec of their cut, through its bottleneck, and labels are those of one process."""
+"""Over a real broker: features travel in the codec of their cut, and through its bottleneck, to the same labels."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_the_exported_halves_are_the_autoencoder(
     [((16, 8, 8), 0, 1), ((16, 8, 8), 32, 1), ((16, 8, 8), 4, 9), ((17, 24), 4, 2), ((40,), 80, 1), ((), 1, 1)],
 )
 def test_what_does_not_fit_is_refused(shape: tuple[int, ...], channels: int, stride: int) -> None:
-    with pytest.raises(ValueError, match="expected .*, got "):
+    with pytest.raises(ValueError, match=r"expected .*, got "):
         autoencoder(shape, channels, stride)
 
 

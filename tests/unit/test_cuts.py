@@ -67,5 +67,5 @@ def test_a_manifest_with_an_unknown_codec_is_refused(manifest: Manifest) -> None
     layers[2] = msgspec.structs.replace(layers[2], codec="int2")
     changed = msgspec.structs.replace(manifest, layers=tuple(layers))
     changed = msgspec.structs.replace(changed, digest=changed.computed_digest())
-    with pytest.raises(ArtifactError, match="codec of what enters layer 2: expected one of float32, .*, got int2"):
+    with pytest.raises(ArtifactError, match=r"codec of what enters layer 2: expected one of float32, .*, got int2"):
         parse_manifest(msgspec.json.encode(changed), "model.json")
