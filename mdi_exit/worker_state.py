@@ -66,7 +66,7 @@ class WorkerState(Outgoing):
 
     def handle(self, now: float, event: Event) -> list[Command]:
         """Take in one event at ``now`` (monotonic seconds); returns what to do, in order."""
-        self.story.append(f"{now:.4f} {type(event).__name__}")
+        self._story.append((now, type(event).__name__))
         epoch = self._take_in(now, event)
         self._announce()
         if self.connected:
@@ -111,6 +111,7 @@ class WorkerState(Outgoing):
                 if inbound := self.members.inbound(sender, probe.incarnation):
                     inbound.probe = probe.number
                     inbound.due_at = now
+                    self.members.owing[sender] = inbound
             case ControlReceived(control):
                 self._control_received(now, control)
             case OrderReceived(order, retained):
@@ -144,7 +145,7 @@ class WorkerState(Outgoing):
                 | GiveUp()
                 | RequestEvent()
             ):
-                raise IllegalEventError(f"expected an event of a worker, got {event}", tuple(self.story))
+                raise IllegalEventError(f"expected an event of a worker, got {event}", self.story)
             case _:
                 assert_never(event)
         return False
@@ -158,7 +159,7 @@ class WorkerState(Outgoing):
             return
         self._notice_change(self.members.heard(now, event.sender, event.incarnation), event.sender)
         fresh = inbound.receive(now, event.seq)
-        inbound.owe(now, self.config.ack_delay_s)
+        self.members.owe(now, event.sender, inbound, self.config.ack_delay_s)
         if not fresh:
             self.totals.duplicates += 1
             return
@@ -193,18 +194,15 @@ class WorkerState(Outgoing):
     def _place(self, held: Held) -> None:
         """Alg. 1: a new task goes into I_n or, where a neighbour could take it, into O_n to be offered."""
         layer = held.task.next_layer
-        offerable = any(peer.takes(layer) and self._may_send_to(peer.name) for peer in self.members)
-        stays = not offerable or keeps_here(self.inputs, self.outputs, self.config.output_limit)
+        stays = not self.takers(layer) or keeps_here(self.inputs, self.outputs, self.config.output_limit)
         self.store.add(held, output=not (self._mine(layer) and stays))
 
     def _segment_done(self, now: float, event: SegmentDone) -> None:
         running = self._batch(event.batch)
         if len(event.outcomes) != len(running.tasks):
-            raise IllegalEventError(
-                f"expected {len(running.tasks)} outcomes, got {len(event.outcomes)}", tuple(self.story)
-            )
+            raise IllegalEventError(f"expected {len(running.tasks)} outcomes, got {len(event.outcomes)}", self.story)
         if running.last and any(outcome.label is None for outcome in event.outcomes):
-            raise IllegalEventError("the last segment gave no label", tuple(self.story))
+            raise IllegalEventError("the last segment gave no label", self.story)
         self._running = None
         self._seconds.add(running.key, len(running.tasks), event.seconds)
         self.totals.ran(running.key.entry, len(running.tasks), event.seconds)
@@ -261,7 +259,7 @@ class WorkerState(Outgoing):
     def _batch(self, batch: int) -> Running:
         running = self._running
         if running is None or running.batch != batch:
-            raise IllegalEventError(f"expected the end of the running batch, got {batch}", tuple(self.story))
+            raise IllegalEventError(f"expected the end of the running batch, got {batch}", self.story)
         return running
 
     def _free_output(self, running: Running) -> None:
@@ -349,7 +347,7 @@ class WorkerState(Outgoing):
     def _start(self, now: float, key: SegmentKey, count: int) -> None:
         plan = self.plan
         if plan is None:
-            raise IllegalEventError("a segment starts without a model", tuple(self.story))
+            raise IllegalEventError("a segment starts without a model", self.story)
         helds = self.store.take(key.entry, count)
         for held in helds:
             self._released(held, now)
@@ -366,4 +364,5 @@ class WorkerState(Outgoing):
         inbound = self.members.inbounds.get(held.sender) if held.origin is Origin.RECEIVED else None
         if inbound is not None:
             inbound.released[held.task.next_layer] += 1
-            inbound.owe(now if now is not None else inbound.received_at, self.config.ack_delay_s)
+            since = now if now is not None else inbound.received_at
+            self.members.owe(since, held.sender, inbound, self.config.ack_delay_s)

@@ -1,4 +1,4 @@
-"""``mdi-exit benchmark hop|agent|metrics|clients|bottleneck``: measure this machine, print a table, write the raw rows."""
+"""``mdi-exit benchmark hop|agent|metrics|clients|placement|bottleneck``: measure this machine, write the raw rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import platform
-import shutil
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from broker.embedded import embedded_broker
 from mdi_exit import __version__
 from mdi_exit.benchmark.clients import ClientLoad, measure_clients
 from mdi_exit.benchmark.hop import hop
+from mdi_exit.benchmark.placement import placement_rows, show_placement
 from mdi_exit.benchmark.relays import aiomqtt_relay, tcp_relay, transport_relay
 from mdi_exit.benchmark.scrape import overhead_rows, scrape_rows, telemetry_rows
 from mdi_exit.errors import MdiExitError, UsageError
@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
         "what",
         choices=tuple(_MEASURES),
         help="hop: what the system costs a hop; agent: memory, start; metrics: what it costs to watch; "
-        "clients: many at once, at more than the capacity; bottleneck: ResNet-50's first cut made small (needs torch)",
+        "clients: many at once, at more than the capacity; placement: plans against the best of all; "
+        "bottleneck: ResNet-50's first cut made small (needs torch)",
     )
     parser.add_argument("--out", type=Path, help="folder for the raw rows (JSON)")
     parser.add_argument("--window", type=int, default=64, help="items under way for the throughput (%(default)s)")
@@ -255,23 +256,20 @@ async def _clients(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [total, *(row.to_json() for row in rows)]
 
 
+async def _placement(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Plans against exhaustive search and the even split; nothing runs."""
+    rows = placement_rows(args.scale)
+    show_placement(rows)
+    return rows
+
+
 async def _bottleneck(args: argparse.Namespace) -> list[dict[str, Any]]:
     """ResNet-50's first cut: bytes at full width, accuracy at a small one. Goes on from its checkpoints in ``--out``."""
     if importlib.util.find_spec("torch") is None:
         raise UsageError("benchmark bottleneck", "the extra 'torch' (pip install 'mdi-exit[torch]')", "none")
-    from mdi_exit.benchmark import bottleneck, bottleneck_table
-    from mdi_exit.data import splits
+    from mdi_exit.benchmark.bottleneck_run import measure_bottleneck
 
-    console = Console(width=120)
-    with tempfile.TemporaryDirectory(prefix="mdi-exit-bottleneck-") as spare:
-        work = (args.out or Path(spare)) / "bottleneck.unfinished"
-        work.mkdir(parents=True, exist_ok=True)
-        parts = splits("fashion-mnist", data_dir=args.data_dir)
-        rows = [bottleneck.full_width_row(console.print)]
-        rows += bottleneck.trained_rows(bottleneck.BottleneckLoad(), parts, work, console.print)
-        shutil.rmtree(work)
-    bottleneck_table.show(console, rows)
-    return rows
+    return measure_bottleneck(args.out, args.data_dir)
 
 
 async def _program(module: str, url: str, log: Path, *flags: str) -> asyncio.subprocess.Process:
@@ -304,4 +302,11 @@ async def _one_agent(url: str, span: str, folder: Path) -> dict[str, Any]:
     return {"layers": span, "ready_s": ready_s, "resident_mib": resident / 2**20}
 
 
-_MEASURES: Final = {"hop": _hop, "agent": _agent, "metrics": _metrics, "clients": _clients, "bottleneck": _bottleneck}
+_MEASURES: Final = {
+    "hop": _hop,
+    "agent": _agent,
+    "metrics": _metrics,
+    "clients": _clients,
+    "placement": _placement,
+    "bottleneck": _bottleneck,
+}

@@ -1,16 +1,38 @@
-"""The rows of ``mdi-exit benchmark bottleneck`` for people."""
+"""``mdi-exit benchmark bottleneck``, from its first step to the table."""
 
 from __future__ import annotations
 
-from typing import Any
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["show"]
+from mdi_exit.benchmark.bottleneck import BottleneckLoad, full_width_row, trained_rows
+from mdi_exit.data import splits
+
+__all__ = ["measure_bottleneck"]
+
+_WIDTH: Final = 120
 
 
-def show(console: Console, rows: list[dict[str, Any]]) -> None:
+def measure_bottleneck(out: Path | None, data_dir: Path | None) -> list[dict[str, Any]]:
+    """The rows, shown. With ``out`` a run that was cut short goes on from its checkpoints there. Raises ``UsageError``."""
+    console = Console(width=_WIDTH)
+    with tempfile.TemporaryDirectory(prefix="mdi-exit-bottleneck-") as spare:
+        work = (out or Path(spare)) / "bottleneck.unfinished"
+        work.mkdir(parents=True, exist_ok=True)
+        rows = [full_width_row(console.print)]
+        parts = splits("fashion-mnist", data_dir=data_dir)
+        rows += trained_rows(BottleneckLoad(), parts, work, console.print)
+        shutil.rmtree(work)
+    _show(console, rows)
+    return rows
+
+
+def _show(console: Console, rows: list[dict[str, Any]]) -> None:
     """Shapes and bytes at full width, then what was trained."""
     full, trained, *codecs = rows
     console.print(
