@@ -101,10 +101,7 @@ def test_a_wrong_flag_ends_in_one_plain_line(argv: list[str], line: str, capsys:
     [
         ("[agent]\nsizes = 3", "[agent]: expected known settings, got sizes; did you mean size?"),
         ("[agnt]\nsize = 3", "got agnt; did you mean agent?"),
-        (
-            "size = 3",
-            "the tables " + ", ".join(f"[{name}]" for name in SECTIONS) + ", got size",
-        ),
+        ("size = 3", f"the tables {', '.join(f'[{name}]' for name in SECTIONS)}, got size"),
         ("[agent]\nsize = true", "[agent] size: expected SIZE, got true"),
         ("[agent]\nsize = [3]", "[agent] size: expected one value (SIZE), got a TOML list"),
         ("[agent]\nsize = 3.5", "[agent] size: expected a whole number from 1 to 9, got '3.5'"),
