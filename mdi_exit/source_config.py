@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mdi_exit.placement import PlacementRules
 from mdi_exit.policy.steps import QueueBands, RateSteps, ThresholdSteps
 from mdi_exit.requests import RequestLimits
 
@@ -19,6 +20,7 @@ class SourceConfig:
     ``max_pending``: items admitted and not yet answered; ``period_s``: of the step rules; ``retry_share``: retries per
     admission at most. ``floor``: lowest threshold; below it items are refused instead, since a promised accuracy
     outranks throughput. ``own_input`` False: the only items are requests of other programs. ``codec``: as in ``Control``.
+    ``placement``: when agents that let the source choose their layers are moved.
     """
 
     run: int
@@ -39,4 +41,5 @@ class SourceConfig:
     threshold_steps: ThresholdSteps = ThresholdSteps()
     start_interval_s: float = 0.1
     requests: RequestLimits = RequestLimits()
+    placement: PlacementRules = PlacementRules()
     codec: str = ""

@@ -13,11 +13,14 @@ from mdi_exit.events import (
     ControlReceived,
     DrawInput,
     Event,
+    HoldSegments,
     InputEnded,
     InputOffered,
+    MakePlan,
     ModelKnown,
     Notice,
     Outcome,
+    PlanMade,
     PrepareRequest,
     ProbeReceived,
     Record,
@@ -34,6 +37,7 @@ from mdi_exit.events import (
     SendStatus,
     SendTask,
     SendTelemetry,
+    SpeedKnown,
     StatusReceived,
     Task,
     TaskReceived,
@@ -41,8 +45,10 @@ from mdi_exit.events import (
     Tick,
     TransportUp,
 )
+from mdi_exit.placement import decide
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.source_state import SourceState
+from mdi_exit.span import LayerSpan
 from mdi_exit.wire import Control, Results, Status
 from mdi_exit.worker_state import WorkerState
 
@@ -68,13 +74,16 @@ class SimulatedNode:
 
 @dataclass(slots=True)
 class SimulatedNetwork:
-    """``delay_s(sender, receiver, bytes)``; ``loss``: share of features and link messages that vanish."""
+    """``delay_s(sender, receiver, bytes)``; ``loss``: share of features and link messages that vanish; ``load_s``: until the
+    segments of another span are there.
+    """
 
     plan: ModelPlan
     exits: Exits
     rng: Random
     delay_s: Callable[[str, str, int], float] = lambda _a, _b, _n: 0.002
     loss: float = 0.0
+    load_s: float = 0.3
     draw: Callable[[], InputOffered | InputEnded] = InputEnded
     validate: bool = False
     now: float = 0.0
@@ -95,6 +104,10 @@ class SimulatedNetwork:
         node.up = True
         self._give(worker.name, ModelKnown(self.plan))
         self._give(worker.name, TransportUp())
+        if worker.config.auto:
+            layers = range(self.plan.layer_count)
+            alone = [SegmentKey(layer, layer + 1, layer in self.plan.exit_layers) for layer in layers]
+            self._give(worker.name, SpeedKnown(tuple(node.seconds(key, 1) for key in alone)))
         if worker.config.span is not None:
             span = worker.config.span
             keys = {self.plan.segment(layer, span, early_exits=early) for layer in span for early in (True, False)}
@@ -157,6 +170,10 @@ class SimulatedNetwork:
                 seconds = node.seconds(key, len(tasks))
                 outcomes = tuple(self._outcome(key, task) for task in tasks)
                 self.at(self.now + seconds, name, SegmentDone(batch, seconds, outcomes), node)
+            case HoldSegments(spans):
+                self._load(name, node, spans)
+            case MakePlan(problem, resting, rules):
+                self.at(self.now, name, PlanMade(decide(problem, resting, rules)), node)
             case SendTask(to, _, seq, _, task):
                 incarnation = node.worker.config.incarnation
                 self._send(name, to, TaskReceived(name, incarnation, seq, task), task.size_bytes, lossy=True)
@@ -189,6 +206,16 @@ class SimulatedNetwork:
                 self.notices.append((self.now, command))
             case _:
                 pass
+
+    def _load(self, name: str, node: SimulatedNode, spans: tuple[LayerSpan, ...]) -> None:
+        """All segments of these spans, ``load_s`` later."""
+        keys = {
+            self.plan.segment(layer, span, early_exits=early)
+            for span in spans
+            for layer in span
+            for early in (True, False)
+        }
+        self.at(self.now + self.load_s, name, SegmentsReady({key: node.seconds(key, 1) for key in keys}), node)
 
     def _outcome(self, key: SegmentKey, task: Task) -> Outcome:
         label: int | None = None
