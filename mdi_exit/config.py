@@ -36,7 +36,20 @@ __all__ = [
 ]
 
 PREFIX = "MDI_EXIT_"
-SECTIONS = ("agent", "source", "demo", "control", "top", "plot", "announce", "serve")
+SECTIONS = (
+    "agent",
+    "announce",
+    "calibrate",
+    "codecs",
+    "control",
+    "demo",
+    "plot",
+    "profile",
+    "serve",
+    "simulate",
+    "source",
+    "top",
+)
 REQUIRED: Any = object()
 _METADATA_KEY = "mdi_exit.setting"
 _MAX_SECRET_BYTES = 64 * 1024

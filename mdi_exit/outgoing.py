@@ -78,8 +78,8 @@ class Outgoing(NodeState):
     def _candidates(self, now: float, layer: int) -> list[Candidate]:
         size = self.store.outputs.by_layer[layer][0].task.size_bytes
         found = []
-        for peer in self.members:
-            if peer.takes(layer) and self._may_send_to(peer.name) and peer.out.room(layer) > 0:
+        for peer in self.takers(layer):
+            if peer.out.room(layer) > 0:
                 speed = peer.telemetry.speed_s if peer.telemetry else {}
                 inputs, backlog_s = peer.out.load(now, speed, self.config.unmeasured_s)
                 found.append(Candidate(peer.name, inputs, backlog_s, peer.out.delay.delay_s(size)))
@@ -101,7 +101,7 @@ class Outgoing(NodeState):
         epoch = self.control.epoch if self.control else 0
         span = peer.span
         if span is None:
-            raise IllegalEventError(f"{to} has no span", tuple(self.story))
+            raise IllegalEventError(f"{to} has no span", self.story)
         self._out.append(SendTask(to, span, seq, epoch, task))
 
     def _send_failed(self, command: SendTask | SendResults) -> None:
@@ -125,7 +125,8 @@ class Outgoing(NodeState):
         inbound = self.members.inbounds.get(held.sender) if held.origin is Origin.RECEIVED else None
         if inbound is not None:
             inbound.released[held.task.next_layer] += 1
-            inbound.owe(now if now is not None else inbound.received_at, self.config.ack_delay_s)
+            since = now if now is not None else inbound.received_at
+            self.members.owe(since, held.sender, inbound, self.config.ack_delay_s)
 
     # --- reports
 
@@ -157,11 +158,15 @@ class Outgoing(NodeState):
             self._moved_due_at = None
 
     def _send_acks(self, now: float) -> None:
+        owing = self.members.owing
+        if not owing:
+            return
         backlog: float | None = None
-        for sender, inbound in self.members.inbounds.items():
+        for sender, inbound in list(owing.items()):
             if inbound.due_at is None or (now < inbound.due_at and inbound.unreported < self.config.window // 2):
                 continue
             backlog = self.backlog_s(now) if backlog is None else backlog
+            del owing[sender]
             self._out.append(SendAck(sender, inbound.ack(now, self.config.incarnation, self.inputs, backlog)))
 
     def _probe_peers(self, now: float) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mdi_exit.span import LayerSpan
 
 __all__ = ["ModelPlan", "SegmentKey", "needed_segments", "runs_in", "segment_stop"]
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class SegmentKey:
+class SegmentKey(NamedTuple):
     """Layers ``entry`` to ``stop - 1``, with or without the exit head at the end of the last of them."""
 
     entry: int

@@ -70,7 +70,7 @@ class WorkerState(Outgoing):
 
     def handle(self, now: float, event: Event) -> list[Command]:
         """Take in one event at ``now`` (monotonic seconds); returns what to do, in order."""
-        self.story.append(f"{now:.4f} {type(event).__name__}")
+        self._story.append((now, type(event).__name__))
         epoch = self._take_in(now, event)
         if self.holding.coming is not None or self.holding.leaving:
             self._change_over()
@@ -117,6 +117,7 @@ class WorkerState(Outgoing):
                 if inbound := self.members.inbound(sender, probe.incarnation):
                     inbound.probe = probe.number
                     inbound.due_at = now
+                    self.members.owing[sender] = inbound
             case ControlReceived(control):
                 self._control_received(now, control)
             case OrderReceived(order, retained):
@@ -153,7 +154,7 @@ class WorkerState(Outgoing):
                 | GiveUp()
                 | RequestEvent()
             ):
-                raise IllegalEventError(f"expected an event of a worker, got {event}", tuple(self.story))
+                raise IllegalEventError(f"expected an event of a worker, got {event}", self.story)
             case _:
                 assert_never(event)
         return False
@@ -167,7 +168,7 @@ class WorkerState(Outgoing):
             return
         self._notice_change(self.members.heard(now, event.sender, event.incarnation), event.sender)
         fresh = inbound.receive(now, event.seq)
-        inbound.owe(now, self.config.ack_delay_s)
+        self.members.owe(now, event.sender, inbound, self.config.ack_delay_s)
         if not fresh:
             self.totals.duplicates += 1
             return
@@ -203,18 +204,15 @@ class WorkerState(Outgoing):
     def _place(self, held: Held) -> None:
         """Alg. 1: a new task goes into I_n or, where a neighbour could take it, into O_n to be offered."""
         layer = held.task.next_layer
-        offerable = any(peer.takes(layer) and self._may_send_to(peer.name) for peer in self.members)
-        stays = not offerable or keeps_here(self.inputs, self.outputs, self.config.output_limit)
+        stays = not self.takers(layer) or keeps_here(self.inputs, self.outputs, self.config.output_limit)
         self.store.add(held, output=not (self._mine(layer) and stays))
 
     def _segment_done(self, now: float, event: SegmentDone) -> None:
         running = self._batch(event.batch)
         if len(event.outcomes) != len(running.tasks):
-            raise IllegalEventError(
-                f"expected {len(running.tasks)} outcomes, got {len(event.outcomes)}", tuple(self.story)
-            )
+            raise IllegalEventError(f"expected {len(running.tasks)} outcomes, got {len(event.outcomes)}", self.story)
         if running.last and any(outcome.label is None for outcome in event.outcomes):
-            raise IllegalEventError("the last segment gave no label", tuple(self.story))
+            raise IllegalEventError("the last segment gave no label", self.story)
         self._running = None
         self._seconds.add(running.key, len(running.tasks), event.seconds)
         self.totals.ran(running.key.entry, len(running.tasks), event.seconds)
@@ -271,7 +269,7 @@ class WorkerState(Outgoing):
     def _batch(self, batch: int) -> Running:
         running = self._running
         if running is None or running.batch != batch:
-            raise IllegalEventError(f"expected the end of the running batch, got {batch}", tuple(self.story))
+            raise IllegalEventError(f"expected the end of the running batch, got {batch}", self.story)
         return running
 
     def _free_output(self, running: Running) -> None:
@@ -392,7 +390,7 @@ class WorkerState(Outgoing):
     def _start(self, now: float, key: SegmentKey, count: int) -> None:
         plan = self.plan
         if plan is None:
-            raise IllegalEventError("a segment starts without a model", tuple(self.story))
+            raise IllegalEventError("a segment starts without a model", self.story)
         helds = self.store.take(key.entry, count)
         for held in helds:
             self._released(held, now)

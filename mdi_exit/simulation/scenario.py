@@ -42,7 +42,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, get_args
 
 from mdi_exit import values
 from mdi_exit.config import nearest
@@ -53,10 +53,10 @@ from mdi_exit.policy.offloading import OFFLOADING
 from mdi_exit.segments import SegmentKey
 from mdi_exit.simulation.arrivals import Arrivals, read_arrivals
 from mdi_exit.simulation.costs import ModelCosts, costs_of_artifact, costs_of_table
-from mdi_exit.simulation.trace import Trace, read_trace
 from mdi_exit.span import LayerSpan, missing_layers
 from mdi_exit.tables import Table, open_table
 from mdi_exit.tensors import CODECS
+from mdi_exit.trace import Trace
 
 __all__ = [
     "BrokerLimits",
@@ -71,7 +71,8 @@ __all__ = [
     "read_scenario",
 ]
 
-ADAPTATIONS: Final = ("none", "rate", "threshold")
+Adapt = Literal["none", "rate", "threshold"]
+ADAPTATIONS: Final[tuple[Adapt, ...]] = get_args(Adapt)
 _BANDWIDTH = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kMG]?)(bit|B)/s")
 _UNIT: Final = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _BYTES = re.compile(r"(\d+(?:\.\d*)?)\s*([kMG]?)B")
@@ -160,7 +161,7 @@ class Policy:
     """The rules by name, and what the source is told."""
 
     offloading: str = "paper"
-    adapt: str = "none"
+    adapt: Adapt = "none"
     threshold: float = 0.8
     floor: float = 0.5
     max_queue: int = 40
@@ -302,6 +303,13 @@ def _choice(known: Collection[str]) -> Callable[[str], str]:
     return parse
 
 
+def _adapt(text: str) -> Adapt:
+    for known in ADAPTATIONS:
+        if text == known:
+            return known
+    raise UsageError("", "one of " + ", ".join(ADAPTATIONS), repr(text) + nearest(text, ADAPTATIONS))
+
+
 def _model(table: Table, folder: Path, codec: str) -> tuple[ModelCosts, str | None, Trace | None]:
     table.at_most_one(("artifact", "costs"))
     costs_file = table.get("costs", values.path)
@@ -316,8 +324,16 @@ def _model(table: Table, folder: Path, codec: str) -> tuple[ModelCosts, str | No
         beside = folder / str(artifact)
         artifact = str(beside) if beside.is_dir() else str(artifact)
         model = costs_of_artifact(artifact, codec)
-    trace = None if trace_file is None else read_trace(folder / trace_file, len(model.plan.exit_layers))
+    trace = None if trace_file is None else _trace(folder / trace_file, len(model.plan.exit_layers))
     return model, artifact, trace
+
+
+def _trace(path: Path, exits: int) -> Trace:
+    """A narrow model's may stand beside a wide one's costs: only the exits must be as many."""
+    trace = Trace.load(path)
+    if trace.exits != exits:
+        raise UsageError(f"trace {path}: exits", f"{exits}, as the model has", trace.exits)
+    return trace
 
 
 def _link(table: Table, usual: Link) -> Link:
@@ -359,7 +375,7 @@ def _policy(run: Table) -> Policy:
     usual = Policy()
     return Policy(
         offloading=run.get("offloading", _choice(OFFLOADING), usual.offloading),
-        adapt=run.get("adapt", _choice(ADAPTATIONS), usual.adapt),
+        adapt=run.get("adapt", _adapt, usual.adapt),
         threshold=run.get("exit_threshold", values.fraction, usual.threshold),
         floor=run.get("min_threshold", values.fraction, usual.floor),
         max_queue=run.get("max_queue", values.positive_int, usual.max_queue),
