@@ -43,11 +43,14 @@ SECTIONS = (
     "codecs",
     "control",
     "demo",
+    "partition",
+    "plan",
     "plot",
     "profile",
     "serve",
     "simulate",
     "source",
+    "testbed",
     "top",
 )
 REQUIRED: Any = object()
