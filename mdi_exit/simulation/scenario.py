@@ -75,7 +75,6 @@ Adapt = Literal["none", "rate", "threshold"]
 ADAPTATIONS: Final[tuple[Adapt, ...]] = get_args(Adapt)
 _BANDWIDTH = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kMG]?)(bit|B)/s")
 _UNIT: Final = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
-_BYTES = re.compile(r"(\d+(?:\.\d*)?)\s*([kMG]?)B")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,14 +237,6 @@ def bandwidth(text: str) -> float | None:
     return rate
 
 
-def memory(text: str) -> int:
-    """``512MB``: bytes. Raises ``UsageError``."""
-    match = _BYTES.fullmatch(text.strip())
-    if not match or (found := int(float(match[1]) * _UNIT[match[2]])) < 1:
-        raise UsageError("", "an amount of memory such as 512MB", repr(text))
-    return found
-
-
 def read_scenario(path: Path) -> Scenario:
     """Read and check a file; files that it names lie beside it. Raises ``UsageError``."""
     document = open_table(path, "scenario")
@@ -399,7 +390,7 @@ def _nodes(table: Table, model: ModelCosts, usual: Link, *, agent: bool) -> list
         link=_link(table, usual),
         neighbours=table.all("neighbours", values.text),
         window=table.get("window", values.integer(1, 4096), 16),
-        memory_bytes=table.get("memory", memory),
+        memory_bytes=table.get("memory", values.memory),
         join_at_s=table.get("join_at", _instant, 0.0) if agent else 0.0,
         profile=table.get("profile", values.device),
     )
