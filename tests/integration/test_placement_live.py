@@ -1,4 +1,4 @@
-"""Agents of ``--layers auto`` over a real broker: spans are given, one agent is killed, the rest take over, nothing is lost."""
+"""Agents of ``--layers auto`` over a real broker: spans are given, one agent is killed, others take over, nothing is lost."""
 
 from __future__ import annotations
 
