@@ -20,9 +20,9 @@ from mdi_exit.membership import Members, Peer
 from mdi_exit.placement import Decision, Device, PlacementRules, Problem
 from mdi_exit.segments import ModelPlan
 from mdi_exit.span import LayerSpan
-from mdi_exit.wire import Span
+from mdi_exit.wire import Span, Status, Telemetry
 
-__all__ = ["ExitMix", "Planning"]
+__all__ = ["ExitMix", "Planning", "devices_of"]
 
 _LOOK_S: Final = 0.2
 _ENOUGH_ITEMS: Final = 20
@@ -111,7 +111,7 @@ class Planning:
             return None
         self.mix.seen(exits)
         reach = self.mix.reach(plan)
-        devices = [own, *self._devices(peers, plan)]
+        devices = [own, *devices_of(((peer.status, peer.telemetry, self.spans.get(peer.name)) for peer in peers), plan)]
         basis = _Basis(
             frozenset(
                 (device.name, self._starts[device.name], device.span if device.fixed else None)
@@ -157,34 +157,6 @@ class Planning:
             del self.moved_at[name]
         self._starts = starts
 
-    # --- on what
-
-    def _devices(self, peers: Iterable[Peer], plan: ModelPlan) -> list[Device]:
-        measured = {peer.name: _measured(peer, plan) for peer in peers}
-        factors = [found for found in measured.values() if found is not None]
-        usual = median(factors) if factors else 1.0
-        devices = []
-        for peer in peers:
-            stated = _stated(peer, plan)
-            auto = peer.status.auto
-            span = self.spans.get(peer.name) or peer.span if auto else peer.span
-            if stated is None or (span is not None and span.stop > plan.layer_count):
-                continue
-            factor = measured[peer.name]
-            factor = usual if factor is None else factor
-            rates = [link.bytes_per_s for link in (peer.telemetry.links.values() if peer.telemetry else ())]
-            devices.append(
-                Device(
-                    name=peer.name,
-                    layer_s=tuple(factor * seconds for seconds in stated),
-                    memory_bytes=peer.status.memory_bytes or math.inf,
-                    bytes_per_s=max(rates, default=0.0) or math.inf,
-                    span=span,
-                    fixed=not auto,
-                )
-            )
-        return devices
-
     # --- what came of it
 
     def made(self, now: float, decision: Decision) -> list[Command]:
@@ -224,25 +196,57 @@ def _is_there(peer: Peer) -> bool:
     return peer.alive and status.online and status.role == "agent" and status.state not in _ABSENT
 
 
-def _stated(peer: Peer, plan: ModelPlan) -> tuple[float, ...] | None:
+def devices_of(reports: Iterable[tuple[Status, Telemetry | None, LayerSpan | None]], plan: ModelPlan) -> list[Device]:
+    """Nodes as the planner sees them, of their own reports; with each the span that it is to have, None: as it says.
+
+    Stated times are corrected by the measured ones; where a node has measured nothing yet, as much as those of the others.
+    """
+    known = [(status, telemetry, span) for status, telemetry, span in reports if _stated(status, plan) is not None]
+    factors = {status.node: _measured(status, telemetry, plan) for status, telemetry, _ in known}
+    measured = [factor for factor in factors.values() if factor is not None]
+    usual = median(measured) if measured else 1.0
+    devices = []
+    for status, telemetry, given in known:
+        span = given if given is not None and status.auto else _span(status)
+        if span is not None and span.stop > plan.layer_count:
+            continue
+        factor = factors[status.node]
+        rates = [link.bytes_per_s for link in telemetry.links.values()] if telemetry else []
+        devices.append(
+            Device(
+                name=status.node,
+                layer_s=tuple((usual if factor is None else factor) * s for s in _stated(status, plan) or ()),
+                memory_bytes=status.memory_bytes or math.inf,
+                bytes_per_s=max(rates, default=0.0) or math.inf,
+                span=span,
+                fixed=not status.auto,
+            )
+        )
+    return devices
+
+
+def _span(status: Status) -> LayerSpan | None:
+    return LayerSpan(*status.span) if status.span is not None and status.span[0] < status.span[1] else None
+
+
+def _stated(status: Status, plan: ModelPlan) -> tuple[float, ...] | None:
     """Seconds by layer before measurement; for a node that states none, in proportion to the work. None: not known yet."""
-    stated = peer.status.layer_s
-    if len(stated) == plan.layer_count and min(stated) > 0:
-        return stated
-    if peer.status.auto:
+    if len(status.layer_s) == plan.layer_count and min(status.layer_s) > 0:
+        return status.layer_s
+    if status.auto:
         return None
-    work = plan.layer_macs or (1,) * plan.layer_count
-    return tuple(max(macs, 1) * 1e-9 for macs in work)
+    return tuple(max(macs, 1) * 1e-9 for macs in plan.layer_macs or (1,) * plan.layer_count)
 
 
-def _measured(peer: Peer, plan: ModelPlan) -> float | None:
+def _measured(status: Status, telemetry: Telemetry | None, plan: ModelPlan) -> float | None:
     """How many times longer its segments take than stated; None: nothing measured."""
-    stated = _stated(peer, plan)
-    if stated is None or peer.telemetry is None:
+    stated, held = _stated(status, plan), _span(status)
+    if stated is None or telemetry is None or held is None:
         return None
+    spans = [held, *(LayerSpan(*span) for span in status.leaving if span[0] < span[1])]
     took = expected = 0.0
-    for entry, seconds in peer.telemetry.speed_s.items():
-        span = next((span for span in peer.served if entry in span), None)
+    for entry, seconds in telemetry.speed_s.items():
+        span = next((span for span in spans if entry in span), None)
         if span is not None and span.stop <= plan.layer_count:
             took += seconds
             expected += sum(stated[entry : plan.segment(entry, span, early_exits=True).stop])
