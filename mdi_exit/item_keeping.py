@@ -27,6 +27,7 @@ from mdi_exit.events import (
 from mdi_exit.histogram import ItemHistograms
 from mdi_exit.items import Forecast, Pending, RetryTimer, final_error, quantiles
 from mdi_exit.orders import OrderBook
+from mdi_exit.planning import Planning
 from mdi_exit.requests import OWN, RequestDesk
 from mdi_exit.segments import ModelPlan
 from mdi_exit.source_config import SourceConfig
@@ -90,7 +91,7 @@ class ItemKeeping:
         self._arrival_at = 0.0
         self._period_at = 0.0
         self._queue = 0.0
-        self._epoch = 0
+        self.planning = Planning(worker.name, config.placement)
         self._timers: list[tuple[float, int, int]] = []
         self._waiting: deque[tuple[int, int]] = deque()
         self._tokens = _RETRY_TOKENS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mdi_exit.placement import PlacementRules
 from mdi_exit.policy.steps import QueueBands, RateSteps, ThresholdSteps
 from mdi_exit.requests import RequestLimits
 
@@ -50,6 +51,7 @@ class SourceConfig:
     admission at most. ``floor``: lowest threshold; below it items are refused instead, since a promised accuracy
     outranks throughput. ``promised``: what that accuracy is, if the model says. ``own_input`` False: the only items are
     requests of other programs. ``codec``: as in ``Control``.
+    ``placement``: when agents that let the source choose their layers are moved.
     """
 
     run: int
@@ -71,4 +73,5 @@ class SourceConfig:
     threshold_steps: ThresholdSteps = ThresholdSteps()
     start_interval_s: float = 0.1
     requests: RequestLimits = RequestLimits()
+    placement: PlacementRules = PlacementRules()
     codec: str = ""

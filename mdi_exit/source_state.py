@@ -21,6 +21,7 @@ from mdi_exit.events import (
     ModelKnown,
     Notice,
     OrderReceived,
+    PlanMade,
     ReplyFailed,
     RequestPrepared,
     RequestReceived,
@@ -77,6 +78,8 @@ class SourceState(Steering):
                 for item in list(self.pending):
                     attempt = self.pending[item].attempt
                     self._record(now, item, ResultRow(item, attempt, (), error=reason))
+            case PlanMade(decision):
+                self._planned(now, decision)
             case Drain():
                 self._end(now)
                 self._out.append(Drained())

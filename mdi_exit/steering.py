@@ -18,8 +18,9 @@ from mdi_exit.orders import (
     done,
     refused,
 )
+from mdi_exit.placement import Decision, Device
 from mdi_exit.policy.steps import next_interval_s, next_threshold, smoothed
-from mdi_exit.segments import ModelPlan
+from mdi_exit.segments import ModelPlan, segment_stop
 from mdi_exit.source_config import floor_reached
 from mdi_exit.span import missing_layers
 from mdi_exit.standing import heard
@@ -37,6 +38,7 @@ class Steering(ItemKeeping):
             return
         missing = self._missing_layers(plan)
         self._retry_from_dead(now)
+        self._plan_ahead(now, plan)
         if missing != self.missing:
             self.missing, self._missing_since = missing, now
         self._tell_gap(now, missing)
@@ -57,6 +59,38 @@ class Steering(ItemKeeping):
             self._dead = frozenset(peer.name for peer in worker.members if not peer.alive)
             self._astray = bool(self._dead)
         return self._held_by_none
+
+    # --- placement
+
+    def _plan_ahead(self, now: float, plan: ModelPlan) -> None:
+        """Ask the planner where there is reason to."""
+        worker = self.worker
+        own = Device(worker.name, self._own_layer_s(plan), 0, span=worker.config.span, fixed=True)
+        ask = self.planning.look(now, worker.members, own, plan, self.exits)
+        if ask is not None:
+            self._out.append(ask)
+
+    def _own_layer_s(self, plan: ModelPlan) -> tuple[float, ...]:
+        """Seconds that this node takes in each layer of its span, a segment's in proportion to the work of its layers."""
+        work = plan.layer_macs or (1,) * plan.layer_count
+        seconds = [self.worker.config.unmeasured_s] * plan.layer_count
+        span = self.worker.config.span
+        entry = span.first if span is not None and span.stop <= plan.layer_count else plan.layer_count
+        while span is not None and entry in span and entry < plan.layer_count:
+            stop = segment_stop(entry, span, plan.exit_layers)
+            total = max(sum(work[entry:stop]), 1)
+            for layer in range(entry, stop):
+                seconds[layer] = self.worker.seconds(entry) * work[layer] / total
+            entry = stop
+        return tuple(seconds)
+
+    def _planned(self, now: float, decision: Decision) -> None:
+        epoch = self.planning.epoch
+        self._out += self.planning.made(now, decision)
+        if self.planning.epoch != epoch:
+            self._command(now)
+
+    # --- threshold and rate
 
     def _tell_gap(self, now: float, missing: tuple[int, ...]) -> None:
         """Say once which layers nobody holds, when that is no matter of an instant, and once that it is over."""
@@ -190,12 +224,13 @@ class Steering(ItemKeeping):
             run=self.config.run,
             incarnation=self.worker.config.incarnation,
             source=self.worker.name,
-            epoch=self._epoch,
+            epoch=self.planning.epoch,
             model=self.plan.digest,
             threshold=self.threshold,
             paused=self.stopped,
             offloading=self._offloading,
             log_level=self._log_level,
+            spans=self.planning.on_wire(),
             codec=self.config.codec,
         )
         if self.worker.connected:

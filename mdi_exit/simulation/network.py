@@ -13,11 +13,14 @@ from mdi_exit.events import (
     ControlReceived,
     DrawInput,
     Event,
+    HoldSegments,
     InputEnded,
     InputOffered,
+    MakePlan,
     ModelKnown,
     Notice,
     Outcome,
+    PlanMade,
     PrepareRequest,
     ProbeReceived,
     Record,
@@ -34,6 +37,7 @@ from mdi_exit.events import (
     SendStatus,
     SendTask,
     SendTelemetry,
+    SpeedKnown,
     StatusReceived,
     Task,
     TaskReceived,
@@ -41,6 +45,7 @@ from mdi_exit.events import (
     Tick,
     TransportUp,
 )
+from mdi_exit.placement import decide
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.simulation.clock import Clock
 from mdi_exit.source_state import SourceState
@@ -93,7 +98,8 @@ class SimulatedNode:
 
 @dataclass(slots=True)
 class SimulatedNetwork:
-    """One deployment. ``delay_s(sender, receiver, bytes)``; ``loss``: share of features and link messages that vanish.
+    """One deployment. ``delay_s(sender, receiver, bytes)``; ``loss``: share of features and link messages that vanish;
+    ``load_s``: until the segments of another span are there.
 
     A subclass may carry messages otherwise (``_carry``).
     """
@@ -103,6 +109,7 @@ class SimulatedNetwork:
     rng: Random
     delay_s: Callable[[str, str, int], float] = lambda _a, _b, _n: 0.002
     loss: float = 0.0
+    load_s: float = 0.3
     draw: Callable[[], InputOffered | InputEnded] = InputEnded
     validate: bool = False
     clock: Clock = field(default_factory=Clock)
@@ -119,6 +126,8 @@ class SimulatedNetwork:
     def __post_init__(self) -> None:
         self._doers = {
             RunSegment: self._run_segment,
+            HoldSegments: self._hold_segments,
+            MakePlan: self._make_plan,
             SendTask: self._send_task,
             SendResults: self._send_results,
             SendAck: self._send_ack,
@@ -146,6 +155,10 @@ class SimulatedNetwork:
             self._sources.append(worker.name)
         self._give(worker.name, ModelKnown(self.plan))
         self._give(worker.name, TransportUp())
+        if worker.config.auto:
+            layers = range(self.plan.layer_count)
+            alone = [SegmentKey(layer, layer + 1, layer in self.plan.exit_layers) for layer in layers]
+            self._give(worker.name, SpeedKnown(tuple(node.seconds(key, 1) for key in alone)))
         if worker.config.span is not None:
             span = worker.config.span
             keys = {self.plan.segment(layer, span, early_exits=early) for layer in span for early in (True, False)}
@@ -225,6 +238,19 @@ class SimulatedNetwork:
         seconds = node.seconds(key, len(tasks))
         outcomes = tuple(self._outcome(key, task) for task in tasks)
         self.at(self.now + seconds, name, SegmentDone(command.batch, seconds, outcomes), node)
+
+    def _hold_segments(self, name: str, node: SimulatedNode, command: HoldSegments) -> None:
+        """All segments of these spans, ``load_s`` later."""
+        keys = {
+            self.plan.segment(layer, span, early_exits=early)
+            for span in command.spans
+            for layer in span
+            for early in (True, False)
+        }
+        self.at(self.now + self.load_s, name, SegmentsReady({key: node.seconds(key, 1) for key in keys}), node)
+
+    def _make_plan(self, name: str, node: SimulatedNode, command: MakePlan) -> None:
+        self.at(self.now, name, PlanMade(decide(command.problem, command.resting, command.rules)), node)
 
     def _outcome(self, key: SegmentKey, task: Task) -> Outcome:
         label: int | None = None
