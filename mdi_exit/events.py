@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from msgspec import Struct
 
+from mdi_exit.routes import RoutingAnswer, RoutingProblem
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.span import LayerSpan
 from mdi_exit.wire import (
@@ -54,6 +55,7 @@ __all__ = [
     "RequestReceived",
     "RequestUnusable",
     "ResultsReceived",
+    "RoutesSolved",
     "RunSegment",
     "SegmentDone",
     "SegmentFailed",
@@ -70,6 +72,7 @@ __all__ = [
     "SendTelemetry",
     "SetAdmission",
     "SetLogLevel",
+    "SolveRoutes",
     "StatusReceived",
     "Task",
     "TaskReceived",
@@ -266,6 +269,14 @@ class SetAdmission:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutesSolved:
+    """The answer to ``SolveRoutes``; None, and why, where there is none."""
+
+    answer: RoutingAnswer | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RequestEvent:
     """What concerns the requests of other programs."""
 
@@ -374,6 +385,13 @@ class SendControl:
 
 
 @dataclass(frozen=True, slots=True)
+class SolveRoutes:
+    """Work out thresholds and routes, beside everything else; answer with RoutesSolved."""
+
+    problem: RoutingProblem
+
+
+@dataclass(frozen=True, slots=True)
 class DrawInput:
     """The next sample is due: answer with InputOffered or InputEnded."""
 
@@ -445,6 +463,7 @@ Command = (
     | SendAck
     | SendProbe
     | SendControl
+    | SolveRoutes
     | DrawInput
     | PrepareRequest
     | SendReply
@@ -478,5 +497,6 @@ Event = (
     | InputSkipped
     | ResultsReceived
     | SetAdmission
+    | RoutesSolved
     | RequestEvent
 )

@@ -60,6 +60,11 @@ class DelayModel:
         return intercept / 2 + slope * size_bytes / 1e6
 
     @property
+    def byte_s(self) -> float:
+        """1/B: seconds a byte; 0 while messages of one size only are known."""
+        return self._line()[1] / 1e6
+
+    @property
     def round_trip_s(self) -> float:
         """Mean of the recent samples, whatever their size."""
         return self._y / self._n if self._n else 2 * self.initial_s
@@ -169,7 +174,7 @@ class Outbound:
     def load_report(self, layers: Iterable[int]) -> LinkLoad:
         """What telemetry says of this link; ``layers``: those at which the neighbour takes tasks."""
         left = sum(max(self.room(layer), 0) for layer in layers)
-        return LinkLoad(self.seq, self.sent_bytes, self.delay.delay_s(0), left)
+        return LinkLoad(self.seq, self.sent_bytes, self.delay.delay_s(0), left, self.delay.byte_s)
 
     def probe(self, now: float) -> int:
         """Start a probe; returns its number."""

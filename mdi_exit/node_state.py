@@ -152,6 +152,10 @@ class NodeState:
         running = self._running
         return max(running.expected_s - (now - running.started_at), 0.0) if running else 0.0
 
+    def links(self) -> dict[str, float]:
+        """1/B of each link, seconds a byte; 0 where it is not known."""
+        return {peer.name: peer.out.delay.byte_s for peer in self.members if peer.out.seq}
+
     def next_wakeup(self) -> float:
         """When ``Tick`` is wanted next, monotonic seconds."""
         due = [self._telemetry_at]

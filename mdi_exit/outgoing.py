@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from msgspec.structs import replace
 
 from mdi_exit.errors import IllegalEventError
@@ -16,7 +18,7 @@ from mdi_exit.events import (
 )
 from mdi_exit.membership import Peer
 from mdi_exit.node_state import NodeState
-from mdi_exit.policy.offloading import Candidate, Own, forward
+from mdi_exit.policy.offloading import HERE, Candidate, Own, forward
 from mdi_exit.queues import Held, Origin
 from mdi_exit.wire import Moved, Probe, ResultRow, Status, Telemetry
 
@@ -44,6 +46,7 @@ class Outgoing(NodeState):
             engine=self.config.engine,
             emulated=self.config.emulated,
             version=self.config.version,
+            neighbours=None if self.config.neighbours is None else tuple(sorted(self.config.neighbours)),
         )
         self._out.append(SendStatus(self._status))
 
@@ -55,21 +58,31 @@ class Outgoing(NodeState):
             if self._mine(layer) and not self.leaving:
                 continue
             while self.store.outputs.waiting(layer):
-                candidates = self._candidates(now, layer)
-                to = forward(candidates, self._rng)
+                takers = list(self._takers(layer))
+                to = forward(self._candidates(now, layer), self._rng, self.standing.due(now, layer, takers))
                 if to is None:
                     break
                 self._send(now, layer, to)
+                self.standing.routes.took(layer, to, takers)
 
     def _offer(self, now: float) -> None:
         """Alg. 2, one decision epoch: the head of each layer's queue is drawn for until one draw keeps it."""
         for layer in self.store.outputs.latest_first():
             while self._mine(layer) and self.store.outputs.waiting(layer):
-                own = Own(self.inputs, self.outputs, self.backlog_s(now))
+                takers = [HERE, *self._takers(layer)]
+                own = Own(self.inputs, self.outputs, self.backlog_s(now), self.standing.due(now, layer, takers))
                 to = self.standing.policy(own, self._candidates(now, layer), self._rng)
                 if to is None:
                     break
-                self._send(now, layer, to)
+                if to == HERE:
+                    self.store.reclaim(layer)
+                else:
+                    self._send(now, layer, to)
+                self.standing.routes.took(layer, to, takers)
+
+    def _takers(self, layer: int) -> Iterator[str]:
+        """The neighbours that take tasks at this layer, whether or not they have room."""
+        return (peer.name for peer in self.members if peer.takes(layer) and self._may_send_to(peer.name))
 
     def _candidates(self, now: float, layer: int) -> list[Candidate]:
         size = self.store.outputs.by_layer[layer][0].task.size_bytes
@@ -187,4 +200,5 @@ class Outgoing(NodeState):
                 if not self._mine(layer) and not any(peer.takes(layer) for peer in self.members)
             },
             links={peer.name: peer.out.load_report(peer.status.entries) for peer in self.members if peer.out.seq},
+            scores=self.totals.scores_told() if self.control and self.control.census else {},
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mdi_exit.policy.drift import DriftConfig
 from mdi_exit.policy.steps import QueueBands, RateSteps, ThresholdSteps
 from mdi_exit.requests import RequestLimits
 
@@ -25,7 +26,7 @@ class SourceConfig:
     own_input: bool = True
     rate_per_s: float | None = None
     arrivals: Literal["fixed", "poisson"] = "fixed"
-    adapt: Literal["none", "rate", "threshold"] = "none"
+    adapt: str = "none"
     threshold: float = 0.9
     floor: float = 0.5
     max_queue: int = 40
@@ -39,4 +40,8 @@ class SourceConfig:
     threshold_steps: ThresholdSteps = ThresholdSteps()
     start_interval_s: float = 0.1
     requests: RequestLimits = RequestLimits()
+    deadline_s: float | None = None
+    target_p99_s: float | None = None
+    drift: DriftConfig = DriftConfig()
+    solve_period_s: float = 2.0
     codec: str = ""

@@ -34,6 +34,7 @@ from mdi_exit.events import (
     ProbeReceived,
     RequestEvent,
     ResultsReceived,
+    RoutesSolved,
     RunSegment,
     SegmentDone,
     SegmentFailed,
@@ -118,7 +119,8 @@ class WorkerState(Outgoing):
                 return True
             case Inject(task):
                 self.totals.injected += 1
-                self._place(Held(replace(task, since=now), Origin.INJECTED))
+                self._place(now, Held(replace(task, since=now), Origin.INJECTED))
+                return self.standing.places(now, task.next_layer)
             case ModelKnown(plan):
                 if self.plan is not None and plan.digest != self.plan.digest:
                     self._seconds.clear()
@@ -142,6 +144,7 @@ class WorkerState(Outgoing):
                 | ResultsReceived()
                 | SetAdmission()
                 | GiveUp()
+                | RoutesSolved()
                 | RequestEvent()
             ):
                 raise IllegalEventError(f"expected an event of a worker, got {event}", tuple(self.story))
@@ -190,11 +193,15 @@ class WorkerState(Outgoing):
             return f"{self.name} has no slot left for {sender}"
         return None
 
-    def _place(self, held: Held) -> None:
-        """Alg. 1: a new task goes into I_n or, where a neighbour could take it, into O_n to be offered."""
+    def _place(self, now: float, held: Held) -> None:
+        """Alg. 1: a new task goes into I_n or, where a neighbour could take it, into O_n to be offered.
+
+        Under a policy that decides for each task once it always goes there, for a moment.
+        """
         layer = held.task.next_layer
-        offerable = any(peer.takes(layer) and self._may_send_to(peer.name) for peer in self.members)
-        stays = not offerable or keeps_here(self.inputs, self.outputs, self.config.output_limit)
+        stays = not any(self._takers(layer)) or (
+            keeps_here(self.inputs, self.outputs, self.config.output_limit) and not self.standing.places(now, layer)
+        )
         self.store.add(held, output=not (self._mine(layer) and stays))
 
     def _segment_done(self, now: float, event: SegmentDone) -> None:
@@ -226,6 +233,7 @@ class WorkerState(Outgoing):
         key, plan, best = running.key, running.plan, task.best
         if outcome.label is not None and key.stop - 1 in plan.exit_layers:
             here = Best(plan.exit_index(key.stop - 1), outcome.label, outcome.score)
+            self.totals.scored(here.exit, here.score)
             best = here if best is None or here.score >= best.score else best
             threshold = plan.threshold_at(here.exit, self.threshold)
             if should_exit(outcome.score, threshold, last=running.last, inclusive=plan.inclusive):
@@ -244,7 +252,7 @@ class WorkerState(Outgoing):
             exit_state=outcome.exit_state,
             since=now,
         )
-        self._place(Held(follower, Origin.PRODUCED))
+        self._place(now, Held(follower, Origin.PRODUCED))
 
     def _segment_failed(self, now: float, event: SegmentFailed) -> None:
         del now
@@ -288,10 +296,9 @@ class WorkerState(Outgoing):
             self._out.append(Notice("left", f"{node} left"))
 
     def _control_received(self, now: float, control: Control) -> None:
-        del now
         before, self.control = self.control, control
         self._entries = self._find_entries()
-        self._out += self.standing.control(before, control)
+        self._out += self.standing.control(now, before, control)
         if before is not None and before.run != control.run:
             self._flush()
 

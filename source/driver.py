@@ -9,7 +9,7 @@ from typing import Final
 from mdi_exit import topics as kinds
 from mdi_exit.broker_stats import BrokerStats
 from mdi_exit.driver import NodeDriver
-from mdi_exit.errors import WireError
+from mdi_exit.errors import MdiExitError, WireError
 from mdi_exit.events import (
     Command,
     DrawInput,
@@ -22,8 +22,10 @@ from mdi_exit.events import (
     PrepareRequest,
     Record,
     ResultsReceived,
+    RoutesSolved,
     SendControl,
     SendReply,
+    SolveRoutes,
     StatusReceived,
     TelemetryReceived,
     Tick,
@@ -32,7 +34,9 @@ from mdi_exit.exchange import LocalModel, ModelHost
 from mdi_exit.executor import Executor
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
+from mdi_exit.optimum.routes import best_routes
 from mdi_exit.results import Summary, SummaryBuilder
+from mdi_exit.routes import RoutingProblem
 from mdi_exit.run_energy import EnergyLedger
 from mdi_exit.source_state import SourceState
 from mdi_exit.timeline import Timeline
@@ -260,10 +264,20 @@ class SourceDriver(NodeDriver):
                 self._reception.send(command)
             case Record():
                 self._record(command)
+            case SolveRoutes(problem):
+                self.spawn("solve", self._solve(problem))
             case SendControl(control):
                 self.publish(kinds.CONTROL, self.topics.control, encode(control))
             case _:
                 super().carry_out(command)
+
+    async def _solve(self, problem: RoutingProblem) -> None:
+        """Work out routes in a thread; where that cannot be done the core is told why."""
+        try:
+            event = RoutesSolved(await asyncio.to_thread(best_routes, problem), "no layout of it carries any load")
+        except MdiExitError as error:
+            event = RoutesSolved(None, str(error))
+        self.feed(event)
 
     def _record(self, record: Record) -> None:
         self.last_result_at = self._loop.time()

@@ -30,11 +30,10 @@ from typing import Any
 from mdi_exit import values
 from mdi_exit.config import nearest, read_toml
 from mdi_exit.errors import UsageError
+from mdi_exit.orders import ADAPTATIONS
 from mdi_exit.span import LayerSpan, missing_layers
 
 __all__ = ["Deployment", "NodeSpec", "PhaseSpec", "RunSpec", "read_deployment"]
-
-ADAPTATIONS = ("rate", "threshold", "none")
 
 
 @dataclass(frozen=True, slots=True)

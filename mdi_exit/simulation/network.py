@@ -23,6 +23,7 @@ from mdi_exit.events import (
     Record,
     RequestPrepared,
     ResultsReceived,
+    RoutesSolved,
     RunSegment,
     SegmentDone,
     SegmentsReady,
@@ -34,6 +35,7 @@ from mdi_exit.events import (
     SendStatus,
     SendTask,
     SendTelemetry,
+    SolveRoutes,
     StatusReceived,
     Task,
     TaskReceived,
@@ -41,12 +43,15 @@ from mdi_exit.events import (
     Tick,
     TransportUp,
 )
+from mdi_exit.optimum.routes import best_routes
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.source_state import SourceState
 from mdi_exit.wire import Control, Results, Status
 from mdi_exit.worker_state import WorkerState
 
 __all__ = ["Exits", "SimulatedNetwork", "SimulatedNode"]
+
+_SOLVER_S = 0.05
 
 Exits = Callable[[int, int], tuple[int, float]]
 """(item, exit number) -> (class, score): what the exit says of the item."""
@@ -179,6 +184,8 @@ class SimulatedNetwork:
                 self._broadcast(name, ControlReceived(control))
             case DrawInput():
                 self.at(self.now, name, self.draw(), node)
+            case SolveRoutes(problem):
+                self.at(self.now + _SOLVER_S, name, RoutesSolved(best_routes(problem)), node)
             case PrepareRequest(ticket):
                 self.at(self.now, name, RequestPrepared(ticket, None, self.plan.feature_bytes[0]), node)
             case SendReply():

@@ -49,6 +49,7 @@ from mdi_exit.config import nearest
 from mdi_exit.engine.profile import parse_profile
 from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import DEFAULT_MODEL
+from mdi_exit.orders import ADAPTATIONS
 from mdi_exit.policy.offloading import OFFLOADING
 from mdi_exit.segments import SegmentKey
 from mdi_exit.simulation.arrivals import Arrivals, read_arrivals
@@ -71,7 +72,6 @@ __all__ = [
     "read_scenario",
 ]
 
-ADAPTATIONS: Final = ("none", "rate", "threshold")
 _BANDWIDTH = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kMG]?)(bit|B)/s")
 _UNIT: Final = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _BYTES = re.compile(r"(\d+(?:\.\d*)?)\s*([kMG]?)B")
