@@ -43,6 +43,7 @@ class Guidance(ItemKeeping):
         self.mix: ExitMix | None = None
         self.latency = LatencyControl(config.target_p99_s or math.inf)
         self.shares: tuple[Share, ...] = ()
+        self.thresholds: tuple[float, ...] = ()
         self._solving = False
         self._solve_at = 0.0
         self._solved_for: frozenset[str] = frozenset()
@@ -143,6 +144,8 @@ class Guidance(ItemKeeping):
             cut_bytes=plan.feature_bytes,
             nodes=nodes,
             choices=self._choices(plan, mix),
+            thresholds=tuple(self._thresholds(plan, self.threshold)),
+            lowest=tuple(self._thresholds(plan, self.floor)),
             wanted=self._wanted(),
         )))  # fmt: skip
 
@@ -191,6 +194,7 @@ class Guidance(ItemKeeping):
             return
         shares = tuple(Share(layer, node, to) for layer, node, to in answer.shares)
         self.shares = shares if len(shares) <= _MOST_SHARES else ()
+        self.thresholds = answer.thresholds
         self._set_threshold_and_tell(now, max(answer.threshold, self.floor) if self._wanted() else self.threshold)
 
     def _set_threshold_and_tell(self, now: float, threshold: float) -> None:

@@ -71,6 +71,19 @@ class NodeState:
     def threshold(self) -> float:
         return self.control.threshold if self.control else 1.0
 
+    def threshold_of(self, exit_number: int) -> float:
+        """The threshold in force at one exit."""
+        if self.control and exit_number < len(self.control.thresholds):
+            return self.control.thresholds[exit_number]
+        return self.plan.threshold_at(exit_number, self.threshold) if self.plan else 1.0
+
+    @property
+    def early_exits(self) -> bool:
+        """Whether any exit but the last can be taken."""
+        if self.control and self.control.thresholds:
+            return any(map(early_exits_wanted, self.control.thresholds))
+        return early_exits_wanted(self.threshold)
+
     @property
     def run(self) -> int | None:
         return self.control.run if self.control else None
@@ -124,7 +137,7 @@ class NodeState:
         span, plan = self.config.span, self.plan
         if span is None or plan is None or layer not in span or layer >= plan.layer_count:
             return None
-        wanted = layer, early_exits_wanted(self.threshold)
+        wanted = layer, self.early_exits
         if wanted not in self._keys:
             self._keys[wanted] = plan.segment(layer, span, early_exits=wanted[1])
         return self._keys[wanted]

@@ -31,7 +31,8 @@ class RoutingChoice:
 @dataclass(frozen=True, slots=True)
 class RoutingProblem:
     """``choices``: thresholds to choose from, falling; ``wanted``: items a second to be made room for, None: as many as
-    can be, at the first choice.
+    can be, at the first choice. ``thresholds``: of the exits at that choice, ``lowest``: at the floor; a solver that knows
+    outcomes keeps to the accuracy that these have.
     """
 
     source: str
@@ -39,13 +40,19 @@ class RoutingProblem:
     cut_bytes: tuple[int, ...]
     nodes: tuple[NodeLoad, ...]
     choices: tuple[RoutingChoice, ...]
+    thresholds: tuple[float, ...]
+    lowest: tuple[float, ...]
     wanted: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingAnswer:
-    """``shares``: (layer, node, which part goes to whom, itself among them); ``rate``: what that can carry at most."""
+    """``shares``: (layer, node, which part goes to whom, itself among them); ``rate``: what that can carry at most.
+
+    ``thresholds``: one for each exit but the last; empty: ``threshold`` is the knob for all.
+    """
 
     threshold: float
     rate: float
     shares: tuple[tuple[int, str, dict[str, float]], ...]
+    thresholds: tuple[float, ...] = ()

@@ -153,7 +153,7 @@ class Steering(Guidance):
             case SetAdapt(adapt):
                 self.adapt = adapt
                 self._turns.most = self.config.max_pending
-                self.shares = ()
+                self.shares, self.thresholds = (), ()
                 self._command(now)
                 if adapt != "rate":
                     self._set_rate(now, self.rate_per_s)
@@ -189,6 +189,7 @@ class Steering(Guidance):
             offloading=self._offloading or ("optimiser" if self.adapt == "optimiser" else ""),
             log_level=self._log_level,
             shares=self.shares,
+            thresholds=self.thresholds,
             census=self.adapt in GUIDED,
             codec=self.config.codec,
         )

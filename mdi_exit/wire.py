@@ -328,7 +328,8 @@ class Control(Struct, frozen=True, array_like=True, tag="control"):
 
     ``offloading`` and ``log_level``: as ordered for all nodes; empty: nothing was ordered. ``codec``: of features at cuts for
     which the model's manifest has none; empty: float32. ``shares``: where tasks go under the offloading policy
-    ``optimiser``; ``census``: telemetry is to tell ``scores``.
+    ``optimiser``; ``census``: telemetry is to tell ``scores``. ``thresholds``: of each exit but the last; empty: as
+    ``threshold`` and the model say.
     """
 
     run: UInt
@@ -343,6 +344,7 @@ class Control(Struct, frozen=True, array_like=True, tag="control"):
     codec: Annotated[str, Meta(max_length=20)] = ""
     shares: Annotated[tuple[Share, ...], Meta(max_length=4096)] = ()
     census: bool = False
+    thresholds: Annotated[tuple[Score, ...], Meta(max_length=4096)] = ()
 
 
 class SegmentFile(Struct, frozen=True, array_like=True):

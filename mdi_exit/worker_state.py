@@ -235,7 +235,7 @@ class WorkerState(Outgoing):
             here = Best(plan.exit_index(key.stop - 1), outcome.label, outcome.score)
             self.totals.scored(here.exit, here.score)
             best = here if best is None or here.score >= best.score else best
-            threshold = plan.threshold_at(here.exit, self.threshold)
+            threshold = self.threshold_of(here.exit)
             if should_exit(outcome.score, threshold, last=running.last, inclusive=plan.inclusive):
                 self._free_output(running)
                 self.totals.exited += 1

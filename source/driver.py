@@ -34,7 +34,7 @@ from mdi_exit.exchange import LocalModel, ModelHost
 from mdi_exit.executor import Executor
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
-from mdi_exit.optimum.routes import best_routes
+from mdi_exit.optimum.routes import RouteSolver
 from mdi_exit.results import Summary, SummaryBuilder
 from mdi_exit.routes import RoutingProblem
 from mdi_exit.run_energy import EnergyLedger
@@ -80,6 +80,7 @@ class SourceDriver(NodeDriver):
         self.timeline = Timeline(state)
         self.sinks: list[Sink] = []
         self.pictures: Pictures | None = None
+        self.solver = RouteSolver()
         self.energy = EnergyLedger()
         self.started_at: float | None = None
         self.last_result_at = 0.0
@@ -274,7 +275,9 @@ class SourceDriver(NodeDriver):
     async def _solve(self, problem: RoutingProblem) -> None:
         """Work out routes in a thread; where that cannot be done the core is told why."""
         try:
-            event = RoutesSolved(await asyncio.to_thread(best_routes, problem), "no layout of it carries any load")
+            event = RoutesSolved(
+                await asyncio.to_thread(self.solver.solve, problem), "no layout of it carries any load"
+            )
         except MdiExitError as error:
             event = RoutesSolved(None, str(error))
         self.feed(event)

@@ -1,6 +1,6 @@
 """The solver of ``--adapt optimiser``: the highest threshold that makes room for the load, and who does which part.
 
-It is the bound's programme on measured numbers, with one setting of thresholds at a time. Runs in a thread.
+It is the bound's programme on measured numbers, where all items have one setting of thresholds. Runs in a thread.
 """
 
 from __future__ import annotations
@@ -10,37 +10,85 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Final
 
-from mdi_exit.errors import MdiExitError
-from mdi_exit.optimum.exits import Setting
+from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.optimum.bound import Search
+from mdi_exit.optimum.exits import ExitTable, Setting
 from mdi_exit.optimum.problem import Group, Medium, Node, Problem, Work
 from mdi_exit.optimum.programme import Layout, Solution, Target, solve
 from mdi_exit.routes import RoutingAnswer, RoutingChoice, RoutingProblem
 
-__all__ = ["best_routes"]
+__all__ = ["RouteSolver"]
 
 _HOP_PRICE: Final = 1e-3
 _LEAST_SHARE: Final = 0.005
+_SINGLES: Final = 24
+_ACCURACY_STEP: Final = 1e-4
 
 
-def best_routes(asked: RoutingProblem) -> RoutingAnswer | None:
-    """None where no load at all can be carried. Raises ``UsageError`` without SciPy."""
+class RouteSolver:
+    """``exits``: outcomes recorded with this model, if there are any.
+
+    With them each exit has a threshold of its own, chosen by the bound's search: the best accuracy that makes room for the
+    load or, where there is no given load, the largest rate at the accuracy that the present threshold has. Without them
+    one threshold moves all exits, by what the nodes report of their scores.
+    """
+
+    def __init__(self, exits: ExitTable | None = None) -> None:
+        self.exits = exits
+
+    def solve(self, asked: RoutingProblem) -> RoutingAnswer | None:
+        """None where no load at all can be carried. Raises ``UsageError`` without SciPy."""
+        try:
+            if self.exits is not None and self.exits.exits == len(asked.exits) > 1:
+                return _by_outcomes(asked, self.exits)
+            return _by_mix(asked)
+        except MdiExitError as error:
+            if isinstance(error, UsageError):
+                raise
+            return None
+
+
+def _by_mix(asked: RoutingProblem) -> RoutingAnswer | None:
     layout = Layout(_problem(asked))
-    solved: dict[int, tuple[float, Solution]] = {}
+    solved: dict[int, Solution] = {}
 
     def rate(number: int) -> float:
         if number not in solved:
-            solution = solve(layout, [_setting(asked.choices[number])], Target(), hop_price=_HOP_PRICE)
-            solved[number] = solution.rates[0], solution
-        return solved[number][0]
+            solved[number] = _alone(layout, _setting(asked.choices[number]))
+        return solved[number].rates[0]
 
-    try:
-        number = _first_with_room(asked, rate)
-        found = rate(number)
-    except MdiExitError:
-        return None
+    number = _first_with_room(asked, rate)
+    found = rate(number)
     if found <= 0:
         return None
-    return RoutingAnswer(asked.choices[number].threshold, found, _shares(solved[number][1]))
+    return RoutingAnswer(asked.choices[number].threshold, found, _shares(solved[number]))
+
+
+def _by_outcomes(asked: RoutingProblem, exits: ExitTable) -> RoutingAnswer | None:
+    search = Search(_problem(asked), exits)
+    target = _target(asked, exits, search)
+    if search.best(target) is None:
+        return None
+    tried = [(_alone(search.layout, setting), setting) for setting in search.singles(target, _SINGLES)]
+    if not tried:
+        return None
+    solution, setting = max(tried, key=lambda pair: (pair[0].rates[0], pair[1].accuracy))
+    if solution.rates[0] <= 0:
+        return None
+    return RoutingAnswer(asked.choices[0].threshold, solution.rates[0], _shares(solution), setting.thresholds)
+
+
+def _target(asked: RoutingProblem, exits: ExitTable, search: Search) -> Target:
+    """The accuracy to keep to: that of the threshold in force, or the best at the rate that is wanted."""
+    if asked.wanted is None:
+        return Target(accuracy=exits.at(asked.thresholds).accuracy)
+    lowest = exits.at(asked.lowest).accuracy
+    best = search.most_accurate(asked.wanted)
+    return Target(accuracy=lowest if best is None else max(best.accuracy - _ACCURACY_STEP, lowest))
+
+
+def _alone(layout: Layout, setting: Setting) -> Solution:
+    return solve(layout, [setting], Target(), hop_price=_HOP_PRICE)
 
 
 def _first_with_room(asked: RoutingProblem, rate: Callable[[int], float]) -> int:

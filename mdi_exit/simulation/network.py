@@ -43,7 +43,7 @@ from mdi_exit.events import (
     Tick,
     TransportUp,
 )
-from mdi_exit.optimum.routes import best_routes
+from mdi_exit.optimum.routes import RouteSolver
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.source_state import SourceState
 from mdi_exit.wire import Control, Results, Status
@@ -82,6 +82,7 @@ class SimulatedNetwork:
     loss: float = 0.0
     draw: Callable[[], InputOffered | InputEnded] = InputEnded
     validate: bool = False
+    solver: RouteSolver = field(default_factory=RouteSolver)
     now: float = 0.0
     nodes: dict[str, SimulatedNode] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
@@ -185,7 +186,7 @@ class SimulatedNetwork:
             case DrawInput():
                 self.at(self.now, name, self.draw(), node)
             case SolveRoutes(problem):
-                self.at(self.now + _SOLVER_S, name, RoutesSolved(best_routes(problem)), node)
+                self.at(self.now + _SOLVER_S, name, RoutesSolved(self.solver.solve(problem)), node)
             case PrepareRequest(ticket):
                 self.at(self.now, name, RequestPrepared(ticket, None, self.plan.feature_bytes[0]), node)
             case SendReply():

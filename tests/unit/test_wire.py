@@ -93,6 +93,7 @@ MESSAGES: dict[str, tuple[wire.Message, bytes]] = {
             codec="int8",
             shares=(wire.Share(4, "source", {"nano-1": 0.75, "source": 0.25}),),
             census=True,
+            thresholds=(0.5, 0.75),
         ),
         b"",
     ),
