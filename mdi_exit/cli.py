@@ -31,6 +31,12 @@ def _train(argv: Sequence[str]) -> int:
     return command.run(parser.parse_args(argv))
 
 
+def _simulate(argv: Sequence[str]) -> int:
+    from mdi_exit.trial.simulate import main as simulate
+
+    return simulate(argv)
+
+
 def _benchmark(argv: Sequence[str]) -> int:
     from mdi_exit.benchmark.command import main as benchmark
 
@@ -67,10 +73,32 @@ def _announce(argv: Sequence[str]) -> int:
     return announce(argv)
 
 
+def _calibrate(argv: Sequence[str]) -> int:
+    from mdi_exit.workbench.calibrate import main as calibrate
+
+    return calibrate(argv)
+
+
+def _profile(argv: Sequence[str]) -> int:
+    from mdi_exit.workbench.profile import main as profile
+
+    return profile(argv)
+
+
+def _codecs(argv: Sequence[str]) -> int:
+    from mdi_exit.workbench.codecs import main as codecs
+
+    return codecs(argv)
+
+
 _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "demo": ("the whole system on this machine, with a live view", _demo),
     "train": ("a multi-exit model from a data set to an artifact (needs the extra torch)", _train),
+    "calibrate": ("temperatures, and thresholds that keep a promise (needs the extra offline)", _calibrate),
+    "profile": ("what every exit says of every sample, for calibration and simulation", _profile),
+    "codecs": ("how small the features of a model can be, and what that costs", _codecs),
     "serve": ("labels over HTTP and a live page (needs the extra web)", _serve),
+    "simulate": ("a scenario in virtual time: nodes, links, load, what changes", _simulate),
     "top": ("a running deployment in the terminal", _top),
     "control": ("orders to a running deployment: pause, threshold, drain, ...", _control),
     "plot": ("pictures of a run, from the files that the source wrote", _plot),

@@ -66,6 +66,10 @@ class ItemKeeping:
         self.noticed: Counter[str] = Counter()
         self.missing: tuple[int, ...] | None = None
         self._missing_since = 0.0
+        self._looked_at: tuple[int, tuple[int, ...], str] | None = None
+        self._held_by_none: tuple[int, ...] = ()
+        self._dead: frozenset[str] = frozenset()
+        self._astray = False  # whether an item may be held by one of the dead
         self._told_missing: tuple[int, ...] | None = None
         self.latencies_s: deque[float] = deque(maxlen=200)
         self.forecast = Forecast()
@@ -136,15 +140,15 @@ class ItemKeeping:
         if self.admitted != self.completed + self.errors + len(self.pending):
             raise IllegalEventError(
                 f"{self.admitted} admitted, {self.completed} completed, {self.errors} errors, {len(self.pending)} pending",
-                tuple(self.worker.story),
+                self.worker.story,
             )
         if len(self.pending) > self.config.max_pending:
-            raise IllegalEventError(f"{len(self.pending)} pending", tuple(self.worker.story))
+            raise IllegalEventError(f"{len(self.pending)} pending", self.worker.story)
         problems = self.desk.problems(sum(entry.request is not None for entry in self.pending.values()))
         if self.offered != self.admitted + self.refused + self.desk.unadmitted:
             problems.append(f"{self.offered} offered, {self.admitted} admitted, {self.refused} refused")
         if problems:
-            raise IllegalEventError("; ".join(problems), tuple(self.worker.story))
+            raise IllegalEventError("; ".join(problems), self.worker.story)
 
     def report(self, now: float, plan: ModelPlan) -> SourceReport:
         """The source's report as of ``now``."""
@@ -300,6 +304,7 @@ class ItemKeeping:
             entry = self.pending.get(moved.item)
             if entry is not None and entry.attempt == moved.attempt and sender in (entry.holder, self.worker.name):
                 entry.holder = moved.to
+                self._astray |= moved.to in self._dead
         for row in results.rows:
             entry = self.pending.get(row.item)
             if entry is None or row.attempt > entry.attempt:
@@ -385,9 +390,8 @@ class ItemKeeping:
 
     def _retry_from_dead(self, now: float) -> None:
         """Attempts held by a node that is gone are no load on anybody: they are tried again at once."""
-        members = self.worker.members
-        dead = {peer.name for peer in members if not peer.alive}
-        if not dead:
+        if not self._astray:
             return
-        for item in [item for item, entry in self.pending.items() if entry.holder in dead]:
+        self._astray = False
+        for item in [item for item, entry in self.pending.items() if entry.holder in self._dead]:
             self._again(now, item, "its node died, again and again")

@@ -35,12 +35,14 @@ class DelayModel:
     _bb: float = 0.0
     _y: float = 0.0
     _by: float = 0.0
+    _fitted: tuple[float, float] | None = None
 
     def add(self, size_bytes: int, round_trip_s: float) -> None:
         """One measured round trip, seconds, of a message of ``size_bytes``."""
         b, y = size_bytes / 1e6, max(round_trip_s, 0.0)
         self._n, self._b, self._bb = self._n * _FORGET + 1, self._b * _FORGET + b, self._bb * _FORGET + b * b
         self._y, self._by = self._y * _FORGET + y, self._by * _FORGET + b * y
+        self._fitted = None
 
     def _line(self) -> tuple[float, float]:
         """Intercept (s) and slope (s per megabyte), both at least 0."""
@@ -56,7 +58,9 @@ class DelayModel:
 
     def delay_s(self, size_bytes: int) -> float:
         """Expected one-way seconds for ``size_bytes``."""
-        intercept, slope = self._line()
+        if self._fitted is None:
+            self._fitted = self._line()
+        intercept, slope = self._fitted
         return intercept / 2 + slope * size_bytes / 1e6
 
     @property
@@ -167,6 +171,8 @@ class Outbound:
         """(I_m, I_m Γ_m) now: the last report, run down by the time since, plus what was sent and not yet seen."""
         left = max(self.backlog_s - (now - self.reported_at), 0.0)
         share = left / self.backlog_s if self.backlog_s > 0 else 0.0
+        if not self.unacknowledged:
+            return self.inputs * share, left
         unseen = [entry for entry in self.unacknowledged if entry.seq > self.reported_seq]
         on_the_way = sum(speed_s.get(entry.layer, fallback_s) for entry in unseen)
         return self.inputs * share + len(unseen), left + on_the_way

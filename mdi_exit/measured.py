@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from mdi_exit.policy.batching import choose_batch, seconds_per_task
@@ -51,7 +51,7 @@ class SegmentSeconds:
 
     def per_task(self, key: SegmentKey, waiting: int, fallback_s: float) -> float:
         """Γ: expected seconds a task, when ``waiting`` are there; with or without head is taken to be alike."""
-        measured = self._by_key.get(key) or self._by_key.get(replace(key, head=not key.head), {})
+        measured = self._by_key.get(key) or self._by_key.get(key._replace(head=not key.head), {})
         return seconds_per_task(waiting, measured, fallback_s)
 
     def clear(self) -> None:

@@ -50,7 +50,9 @@ class Peer:
     @property
     def ready(self) -> bool:
         """It takes tasks now."""
-        return self.alive and self.status.online and self.status.state == "ready" and self.span is not None
+        status = self.status
+        span = status.span
+        return self.alive and status.online and status.state == "ready" and span is not None and span[0] < span[1]
 
     def takes(self, layer: int) -> bool:
         return self.ready and layer in self.status.entries
@@ -58,10 +60,17 @@ class Peer:
 
 @dataclass(slots=True)
 class Members:
-    """All other nodes of the deployment that this node has heard of. ``name`` is its own."""
+    """All other nodes of the deployment that this node has heard of. ``name`` is its own.
+
+    ``changes`` counts whatever alters who is there and what they take, so that others need not look at every node at every
+    event; ``owing``: the senders to whom an acknowledgement is due.
+    """
 
     name: str
     dead_after_s: float
+    changes: int = 0
+    owing: dict[str, Inbound] = field(default_factory=dict)
+    _silent_at: float = 0.0
     peers: dict[str, Peer] = field(default_factory=dict)
     inbounds: dict[str, Inbound] = field(default_factory=dict)
 
@@ -73,6 +82,7 @@ class Members:
 
     def status(self, now: float, status: Status, *, retained: bool) -> Change:
         """Take in a status message; a will of another incarnation than the known one changes nothing."""
+        self.changes += 1
         known = self.peers.get(status.node)
         if known is None or known.status.incarnation != status.incarnation:
             if not status.online:
@@ -108,14 +118,29 @@ class Members:
         if peer.alive:
             return Change.NONE
         peer.alive = True
+        self.changes += 1
         return Change.JOINED
 
     def silent(self, now: float) -> list[Peer]:
         """Nodes that have just been silent for too long; they are not alive until heard again."""
-        gone = [peer for peer in self if peer.alive and now - peer.heard_at > self.dead_after_s]
-        for peer in gone:
-            peer.alive = False
+        if now <= self._silent_at:
+            return []  # none can have been silent for so long since the last look at all of them
+        heard_at = now
+        gone = []
+        for peer in self:
+            if peer.alive and now - peer.heard_at > self.dead_after_s:
+                peer.alive = False
+                gone.append(peer)
+            elif peer.alive and peer.heard_at < heard_at:
+                heard_at = peer.heard_at
+        self._silent_at = heard_at + self.dead_after_s
+        self.changes += bool(gone)
         return gone
+
+    def owe(self, now: float, sender: str, inbound: Inbound, delay_s: float) -> None:
+        """An acknowledgement to ``sender`` is due within ``delay_s``."""
+        inbound.owe(now, delay_s)
+        self.owing[sender] = inbound
 
     def inbound(self, sender: str, incarnation: int) -> Inbound | None:
         """The receiving side of the link from ``sender``; None for a start of it that is known to be over."""
@@ -125,6 +150,7 @@ class Members:
         inbound = self.inbounds.get(sender)
         if inbound is None or inbound.incarnation != incarnation:
             inbound = self.inbounds[sender] = Inbound(incarnation)
+            self.owing.pop(sender, None)
         return inbound
 
     def announced_spans(self) -> list[LayerSpan]:

@@ -9,7 +9,7 @@ from typing import Final
 from mdi_exit.errors import IllegalEventError
 from mdi_exit.events import Command
 from mdi_exit.measured import SegmentSeconds
-from mdi_exit.membership import Members
+from mdi_exit.membership import Members, Peer
 from mdi_exit.policy.exiting import early_exits_wanted
 from mdi_exit.queues import Running, TaskStore
 from mdi_exit.segments import ModelPlan, SegmentKey
@@ -36,7 +36,9 @@ class NodeState:
         self.draining = False
         self.standing = Standing(config.name, config.offloading)
         self.totals = Totals()
-        self.story: deque[str] = deque(maxlen=_STORY_LENGTH)
+        self._story: deque[tuple[float, str]] = deque(maxlen=_STORY_LENGTH)
+        self._taking: dict[int, tuple[Peer, ...]] = {}
+        self._taking_of: tuple[int, WorkerConfig] = (-1, config)
         self._rng = rng
         self._entries: tuple[int, ...] = ()
         self._keys: dict[tuple[int, bool], SegmentKey] = {}
@@ -122,6 +124,22 @@ class NodeState:
         """What it has goes, and it takes nothing new: for good, or as ordered."""
         return self.draining or self.standing.set_aside
 
+    @property
+    def story(self) -> tuple[str, ...]:
+        """The last events, for the message of an error."""
+        return tuple(f"{when:.4f} {what}" for when, what in self._story)
+
+    def takers(self, layer: int) -> tuple[Peer, ...]:
+        """Those who take tasks for ``layer`` and may be sent to."""
+        if self._taking_of[0] != self.members.changes or self._taking_of[1] is not self.config:
+            self._taking_of = self.members.changes, self.config
+            self._taking.clear()
+        found = self._taking.get(layer)
+        if found is None:
+            found = tuple(peer for peer in self.members if peer.takes(layer) and self._may_send_to(peer.name))
+            self._taking[layer] = found
+        return found
+
     def holds(self, item: int, attempt: int) -> bool:
         """Whether this attempt waits or runs here."""
         running = self._running.tasks if self._running else ()
@@ -171,12 +189,14 @@ class NodeState:
 
     def next_wakeup(self) -> float:
         """When ``Tick`` is wanted next, monotonic seconds."""
-        due = [self._telemetry_at]
+        due = self._telemetry_at
         if self.connected:
-            due += [inbound.due_at for inbound in self.members.inbounds.values() if inbound.due_at is not None]
-            if self._moved_due_at is not None:
-                due.append(self._moved_due_at)
-        return min(due)
+            for inbound in self.members.owing.values():
+                if inbound.due_at is not None and inbound.due_at < due:
+                    due = inbound.due_at
+            if self._moved_due_at is not None and self._moved_due_at < due:
+                due = self._moved_due_at
+        return due
 
     def validate(self) -> None:
         """Check every invariant; raises ``IllegalEventError`` that names the broken ones."""
@@ -195,4 +215,4 @@ class NodeState:
             if min(p.out.used.values(), default=0) < 0
         ]
         if problems:
-            raise IllegalEventError("; ".join(problems), tuple(self.story))
+            raise IllegalEventError("; ".join(problems), self.story)

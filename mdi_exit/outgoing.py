@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from msgspec.structs import replace
 
 from mdi_exit.errors import IllegalEventError
@@ -58,19 +56,19 @@ class Outgoing(NodeState):
             if self._mine(layer) and not self.leaving:
                 continue
             while self.store.outputs.waiting(layer):
-                takers = list(self._takers(layer))
-                to = forward(self._candidates(now, layer), self._rng, self.standing.due(now, layer, takers))
+                parties = self._parties(now, layer)
+                to = forward(self._candidates(now, layer), self._rng, self.standing.routes.due(layer, parties))
                 if to is None:
                     break
                 self._send(now, layer, to)
-                self.standing.routes.took(layer, to, takers)
+                self.standing.routes.took(layer, to, parties)
 
     def _offer(self, now: float) -> None:
         """Alg. 2, one decision epoch: the head of each layer's queue is drawn for until one draw keeps it."""
         for layer in self.store.outputs.latest_first():
             while self._mine(layer) and self.store.outputs.waiting(layer):
-                takers = [HERE, *self._takers(layer)]
-                own = Own(self.inputs, self.outputs, self.backlog_s(now), self.standing.due(now, layer, takers))
+                parties = self._parties(now, layer)
+                own = Own(self.inputs, self.outputs, self.backlog_s(now), self.standing.routes.due(layer, parties))
                 to = self.standing.policy(own, self._candidates(now, layer), self._rng)
                 if to is None:
                     break
@@ -78,17 +76,22 @@ class Outgoing(NodeState):
                     self.store.reclaim(layer)
                 else:
                     self._send(now, layer, to)
-                self.standing.routes.took(layer, to, takers)
+                self.standing.routes.took(layer, to, parties)
 
-    def _takers(self, layer: int) -> Iterator[str]:
-        """The neighbours that take tasks at this layer, whether or not they have room."""
-        return (peer.name for peer in self.members if peer.takes(layer) and self._may_send_to(peer.name))
+    def _parties(self, now: float, layer: int) -> list[str]:
+        """Who takes tasks at this layer, with or without room, this node included, where there are shares for it."""
+        if not self.standing.keeps_shares(now, layer):
+            return []
+        return [
+            *([HERE] if self._mine(layer) and not self.leaving else []),
+            *(peer.name for peer in self.takers(layer)),
+        ]
 
     def _candidates(self, now: float, layer: int) -> list[Candidate]:
         size = self.store.outputs.by_layer[layer][0].task.size_bytes
         found = []
-        for peer in self.members:
-            if peer.takes(layer) and self._may_send_to(peer.name) and peer.out.room(layer) > 0:
+        for peer in self.takers(layer):
+            if peer.out.room(layer) > 0:
                 speed = peer.telemetry.speed_s if peer.telemetry else {}
                 inputs, backlog_s = peer.out.load(now, speed, self.config.unmeasured_s)
                 found.append(Candidate(peer.name, inputs, backlog_s, peer.out.delay.delay_s(size)))
@@ -108,7 +111,7 @@ class Outgoing(NodeState):
         epoch = self.control.epoch if self.control else 0
         span = peer.span
         if span is None:
-            raise IllegalEventError(f"{to} has no span", tuple(self.story))
+            raise IllegalEventError(f"{to} has no span", self.story)
         self._out.append(SendTask(to, span, seq, epoch, task))
 
     def _send_failed(self, command: SendTask | SendResults) -> None:
@@ -157,11 +160,15 @@ class Outgoing(NodeState):
             self._moved_due_at = None
 
     def _send_acks(self, now: float) -> None:
+        owing = self.members.owing
+        if not owing:
+            return
         backlog: float | None = None
-        for sender, inbound in self.members.inbounds.items():
+        for sender, inbound in list(owing.items()):
             if inbound.due_at is None or (now < inbound.due_at and inbound.unreported < self.config.window // 2):
                 continue
             backlog = self.backlog_s(now) if backlog is None else backlog
+            del owing[sender]
             self._out.append(SendAck(sender, inbound.ack(now, self.config.incarnation, self.inputs, backlog)))
 
     def _probe_peers(self, now: float) -> None:

@@ -23,7 +23,7 @@ from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.events import Record
 from mdi_exit.run_energy import RunEnergy
 
-__all__ = ["Latency", "ResultsWriter", "Summary", "SummaryBuilder", "result_line"]
+__all__ = ["STDOUT", "Latency", "ResultsWriter", "Summary", "SummaryBuilder", "result_line"]
 
 STDOUT = Path("-")
 _EXACT_LATENCIES = 200_000

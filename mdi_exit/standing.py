@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from mdi_exit.errors import UsageError
@@ -66,9 +65,9 @@ class Standing:
         """Whether the policy decides for each task once, when it is created, and not Alg. 1."""
         return self.in_force in PLACING and (self.in_force != "optimiser" or self.routes.hold(now, layer))
 
-    def due(self, now: float, layer: int, names: Collection[str]) -> dict[str, float]:
-        """See ``Routes.due``."""
-        return self.routes.due(now, layer, names) if self.in_force == "optimiser" else {}
+    def keeps_shares(self, now: float, layer: int) -> bool:
+        """Whether tasks at this layer go by shares."""
+        return self.in_force == "optimiser" and self.routes.hold(now, layer)
 
     def order(self, order: Order, *, retained: bool) -> list[Command]:
         """Take in an order; the first command is the line that says what became of it."""

@@ -19,7 +19,8 @@ from mdi_exit.orders import (
     refused,
 )
 from mdi_exit.policy.steps import next_interval_s, next_threshold, smoothed
-from mdi_exit.span import LayerSpan, missing_layers
+from mdi_exit.segments import ModelPlan
+from mdi_exit.span import missing_layers
 from mdi_exit.standing import heard
 from mdi_exit.wire import Control, Order
 
@@ -33,18 +34,28 @@ class Steering(Guidance):
         plan = self.plan
         if plan is None:
             return
+        missing = self._missing_layers(plan)
         self._retry_from_dead(now)
-        own = self.worker.config.span
-        spans: list[LayerSpan] = self.worker.members.spans()
-        if own is not None and self.worker.entries:
-            spans.append(own)
-        missing = tuple(missing_layers(plan.layer_count, spans))
         if missing != self.missing:
             self.missing, self._missing_since = missing, now
         self._tell_gap(now, missing)
         if not missing and not self._started:
             self._started = True
             self._arrival_at = now
+
+    def _missing_layers(self, plan: ModelPlan) -> tuple[int, ...]:
+        """Layers that no node takes now; looked at again only when something has changed, since it is asked often."""
+        worker = self.worker
+        seen = (worker.members.changes, worker.entries, plan.digest)
+        if seen != self._looked_at:
+            self._looked_at = seen
+            spans = worker.members.spans()
+            if worker.config.span is not None and worker.entries:
+                spans.append(worker.config.span)
+            self._held_by_none = tuple(missing_layers(plan.layer_count, spans))
+            self._dead = frozenset(peer.name for peer in worker.members if not peer.alive)
+            self._astray = bool(self._dead)
+        return self._held_by_none
 
     def _tell_gap(self, now: float, missing: tuple[int, ...]) -> None:
         """Say once which layers nobody holds, when that is no matter of an instant, and once that it is over."""
@@ -158,7 +169,7 @@ class Steering(Guidance):
                 if adapt != "rate":
                     self._set_rate(now, self.rate_per_s)
             case _:
-                raise IllegalEventError(f"expected an order for the source, got {action}", tuple(self.worker.story))
+                raise IllegalEventError(f"expected an order for the source, got {action}", self.worker.story)
         return ""
 
     def _set_threshold(self, now: float, threshold: float) -> None:

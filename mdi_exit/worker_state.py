@@ -67,7 +67,7 @@ class WorkerState(Outgoing):
 
     def handle(self, now: float, event: Event) -> list[Command]:
         """Take in one event at ``now`` (monotonic seconds); returns what to do, in order."""
-        self.story.append(f"{now:.4f} {type(event).__name__}")
+        self._story.append((now, type(event).__name__))
         epoch = self._take_in(now, event)
         self._announce()
         if self.connected:
@@ -112,6 +112,7 @@ class WorkerState(Outgoing):
                 if inbound := self.members.inbound(sender, probe.incarnation):
                     inbound.probe = probe.number
                     inbound.due_at = now
+                    self.members.owing[sender] = inbound
             case ControlReceived(control):
                 self._control_received(now, control)
             case OrderReceived(order, retained):
@@ -147,7 +148,7 @@ class WorkerState(Outgoing):
                 | RoutesSolved()
                 | RequestEvent()
             ):
-                raise IllegalEventError(f"expected an event of a worker, got {event}", tuple(self.story))
+                raise IllegalEventError(f"expected an event of a worker, got {event}", self.story)
             case _:
                 assert_never(event)
         return False
@@ -161,7 +162,7 @@ class WorkerState(Outgoing):
             return
         self._notice_change(self.members.heard(now, event.sender, event.incarnation), event.sender)
         fresh = inbound.receive(now, event.seq)
-        inbound.owe(now, self.config.ack_delay_s)
+        self.members.owe(now, event.sender, inbound, self.config.ack_delay_s)
         if not fresh:
             self.totals.duplicates += 1
             return
@@ -199,7 +200,7 @@ class WorkerState(Outgoing):
         Under a policy that decides for each task once it always goes there, for a moment.
         """
         layer = held.task.next_layer
-        stays = not any(self._takers(layer)) or (
+        stays = not self.takers(layer) or (
             keeps_here(self.inputs, self.outputs, self.config.output_limit) and not self.standing.places(now, layer)
         )
         self.store.add(held, output=not (self._mine(layer) and stays))
@@ -207,11 +208,9 @@ class WorkerState(Outgoing):
     def _segment_done(self, now: float, event: SegmentDone) -> None:
         running = self._batch(event.batch)
         if len(event.outcomes) != len(running.tasks):
-            raise IllegalEventError(
-                f"expected {len(running.tasks)} outcomes, got {len(event.outcomes)}", tuple(self.story)
-            )
+            raise IllegalEventError(f"expected {len(running.tasks)} outcomes, got {len(event.outcomes)}", self.story)
         if running.last and any(outcome.label is None for outcome in event.outcomes):
-            raise IllegalEventError("the last segment gave no label", tuple(self.story))
+            raise IllegalEventError("the last segment gave no label", self.story)
         self._running = None
         self._seconds.add(running.key, len(running.tasks), event.seconds)
         self.totals.ran(running.key.entry, len(running.tasks), event.seconds)
@@ -269,7 +268,7 @@ class WorkerState(Outgoing):
     def _batch(self, batch: int) -> Running:
         running = self._running
         if running is None or running.batch != batch:
-            raise IllegalEventError(f"expected the end of the running batch, got {batch}", tuple(self.story))
+            raise IllegalEventError(f"expected the end of the running batch, got {batch}", self.story)
         return running
 
     def _free_output(self, running: Running) -> None:
@@ -356,7 +355,7 @@ class WorkerState(Outgoing):
     def _start(self, now: float, key: SegmentKey, count: int) -> None:
         plan = self.plan
         if plan is None:
-            raise IllegalEventError("a segment starts without a model", tuple(self.story))
+            raise IllegalEventError("a segment starts without a model", self.story)
         helds = self.store.take(key.entry, count)
         for held in helds:
             self._released(held, now)
@@ -373,4 +372,5 @@ class WorkerState(Outgoing):
         inbound = self.members.inbounds.get(held.sender) if held.origin is Origin.RECEIVED else None
         if inbound is not None:
             inbound.released[held.task.next_layer] += 1
-            inbound.owe(now if now is not None else inbound.received_at, self.config.ack_delay_s)
+            since = now if now is not None else inbound.received_at
+            self.members.owe(since, held.sender, inbound, self.config.ack_delay_s)

@@ -34,6 +34,7 @@ from mdi_exit.gateway.config import GatewaySettings
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.results import Summary
+from mdi_exit.segments import SegmentKey
 from mdi_exit.snapshot import Snapshot, read_timeline
 from mdi_exit.span import LayerSpan
 from source.input_kinds import FOLDER, REQUESTS, SET, ParsedInput
@@ -246,8 +247,7 @@ def _single_process_per_s(artifact: Artifact, spec: ParsedInput) -> float:
     """Images a second of one process here, unemulated: the whole model, one thread, batch 1, last exit."""
     plan = artifact.manifest.plan
     composer, engine = Composer(artifact), OnnxEngine(1)
-    key = replace(plan.segment(0, LayerSpan(0, plan.layer_count), early_exits=False), entry=0, stop=plan.layer_count)
-    key = replace(key, head=True)
+    key = SegmentKey(0, plan.layer_count, head=True)
     engine.load(key, composer.segment(key))
     text = "shipped" if spec.kind.live or spec.kind is REQUESTS else spec.text
     samples = itertools.islice(iter(open_input(text, artifact.manifest, cycle=True)), _SINGLE_IMAGES)

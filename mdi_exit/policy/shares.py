@@ -40,19 +40,19 @@ class Routes:
         """Whether there are shares for tasks that enter this layer, and they are fresh."""
         return layer in self._shares and now - self.told_at <= _FRESH_S
 
-    def due(self, now: float, layer: int, names: Collection[str]) -> dict[str, float]:
+    def due(self, layer: int, names: Collection[str]) -> dict[str, float]:
         """How many tasks each of ``names`` is behind its share, the one to be given now included.
 
-        ``names``: who takes this layer at all; the share of others is theirs.
+        ``names``: who takes this layer at all; the share of others is theirs. None: nothing goes by shares.
         """
-        if not self.hold(now, layer):
+        if not names:
             return {}
         claims = self._claims[layer]
         return {name: claims.get(name, 0.0) + share for name, share in self._among(layer, names).items()}
 
     def took(self, layer: int, name: str, names: Collection[str]) -> None:
         """A task of this layer went to ``name``."""
-        if layer not in self._shares:
+        if not names:
             return
         claims = self._claims[layer]
         for other, share in self._among(layer, names).items():

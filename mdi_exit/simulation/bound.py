@@ -18,16 +18,15 @@ from mdi_exit.policy.batching import MAX_BATCH
 from mdi_exit.segments import ModelPlan, needed_segments
 from mdi_exit.simulation.scenario import Change, Link, Scenario
 from mdi_exit.simulation.scenario import Node as ScenarioNode
-from mdi_exit.simulation.trace import Trace
+from mdi_exit.trace import Trace
 
 __all__ = ["ScenarioBound", "exit_table", "problem_of"]
 
 
 def exit_table(trace: Trace, *, least: float = 0.0) -> ExitTable:
     """The outcomes of a trace; ``least``: the lowest threshold that may be set."""
-    known = trace.truth_S >= 0
-    right_NK = trace.labels_SK[known] == trace.truth_S[known][:, None]
-    return ExitTable.of_outcomes(trace.scores_SK[known], right_NK, least=least)
+    known = trace.truth_N >= 0
+    return ExitTable.of_outcomes(trace.scores_NS[known], trace.right_NS[known], least=least)
 
 
 def problem_of(scenario: Scenario, begin_s: float = 0.0, end_s: float | None = None) -> Problem:

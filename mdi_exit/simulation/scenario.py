@@ -54,10 +54,10 @@ from mdi_exit.policy.offloading import OFFLOADING
 from mdi_exit.segments import SegmentKey
 from mdi_exit.simulation.arrivals import Arrivals, read_arrivals
 from mdi_exit.simulation.costs import ModelCosts, costs_of_artifact, costs_of_table
-from mdi_exit.simulation.trace import Trace, read_trace
 from mdi_exit.span import LayerSpan, missing_layers
 from mdi_exit.tables import Table, open_table
 from mdi_exit.tensors import CODECS
+from mdi_exit.trace import Trace
 
 __all__ = [
     "BrokerLimits",
@@ -302,6 +302,13 @@ def _choice(known: Collection[str]) -> Callable[[str], str]:
     return parse
 
 
+def _adapt(text: str) -> str:
+    for known in ADAPTATIONS:
+        if text == known:
+            return known
+    raise UsageError("", "one of " + ", ".join(ADAPTATIONS), repr(text) + nearest(text, ADAPTATIONS))
+
+
 def _model(table: Table, folder: Path, codec: str) -> tuple[ModelCosts, str | None, Trace | None]:
     table.at_most_one(("artifact", "costs"))
     costs_file = table.get("costs", values.path)
@@ -316,8 +323,16 @@ def _model(table: Table, folder: Path, codec: str) -> tuple[ModelCosts, str | No
         beside = folder / str(artifact)
         artifact = str(beside) if beside.is_dir() else str(artifact)
         model = costs_of_artifact(artifact, codec)
-    trace = None if trace_file is None else read_trace(folder / trace_file, len(model.plan.exit_layers))
+    trace = None if trace_file is None else _trace(folder / trace_file, len(model.plan.exit_layers))
     return model, artifact, trace
+
+
+def _trace(path: Path, exits: int) -> Trace:
+    """A narrow model's may stand beside a wide one's costs: only the exits must be as many."""
+    trace = Trace.load(path)
+    if trace.exits != exits:
+        raise UsageError(f"trace {path}: exits", f"{exits}, as the model has", trace.exits)
+    return trace
 
 
 def _link(table: Table, usual: Link) -> Link:
@@ -359,7 +374,7 @@ def _policy(run: Table) -> Policy:
     usual = Policy()
     return Policy(
         offloading=run.get("offloading", _choice(OFFLOADING), usual.offloading),
-        adapt=run.get("adapt", _choice(ADAPTATIONS), usual.adapt),
+        adapt=run.get("adapt", _adapt, usual.adapt),
         threshold=run.get("exit_threshold", values.fraction, usual.threshold),
         floor=run.get("min_threshold", values.fraction, usual.floor),
         max_queue=run.get("max_queue", values.positive_int, usual.max_queue),

@@ -69,7 +69,7 @@ def picture(thing: object) -> object:
         return [picture(value) for value in thing]
     if type(thing).__module__.startswith("mdi_exit"):
         names = [*getattr(thing, "__slots__", ()), *getattr(thing, "__dict__", ())]
-        return {name: picture(getattr(thing, name)) for name in names if name != "story"} or thing
+        return {name: picture(getattr(thing, name)) for name in names if name != "_story"} or thing
     return thing
 
 

@@ -12,7 +12,7 @@ from mdi_exit.errors import UsageError
 from mdi_exit.segments import SegmentKey
 from mdi_exit.simulation.arrivals import Arrivals, Phase
 from mdi_exit.simulation.scenario import Scenario, bandwidth, read_scenario
-from mdi_exit.simulation.trace import Trace, read_trace, write_trace
+from mdi_exit.trace import Trace
 
 COSTS = """
 name = "three"
@@ -31,9 +31,20 @@ TWO = MODEL + '[source]\nlayers = "0"\n[[agents]]\nname = "a"\nlayers = "1-2"\n'
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "three.toml").write_text(COSTS)
-    scores_SK = np.array([[0.9, 0.95], [0.2, 0.7]], np.float32)
-    write_trace(tmp_path / "trace.npz", Trace(scores_SK, np.array([[1, 1], [0, 2]]), np.array([1, 2])))
+    trace((0.9, 0.95), (0.2, 0.7)).save(tmp_path / "trace.npz")
+    trace((0.9, 0.95, 0.99)).save(tmp_path / "other.npz")
     return tmp_path
+
+
+def trace(*scores: tuple[float, ...]) -> Trace:
+    """All right; costs of no interest."""
+    scores_NS = np.array(scores, np.float32)
+    samples, exits = scores_NS.shape
+    ones_S = np.ones(exits, np.int64)
+    return Trace(
+        "max-probability", scores_NS, np.ones((samples, exits), np.int32), np.ones(samples, np.int32), ones_S, ones_S, ones_S,
+        np.arange(exits), {},
+    )  # fmt: skip
 
 
 def scenario(folder: Path, text: str) -> Scenario:
@@ -63,7 +74,7 @@ def test_costs_and_outcomes_of_a_table(folder: Path) -> None:
     assert found.artifact is None
     assert found.model.plan.exit_layers == (0, 2)
     assert found.trace is not None
-    assert found.trace.rows[1] == ((0, pytest.approx(0.2)), (2, pytest.approx(0.7)))
+    assert found.trace.scores_NS[1].tolist() == pytest.approx([0.2, 0.7])
     assert found.source.speed.seconds(SegmentKey(0, 1, True), 1, (0, 2)) == pytest.approx(8.8e6 / 8e9 + 0.5e-3)
     assert found.source.speed.seconds(SegmentKey(0, 1, True), 4, (0, 2)) == pytest.approx(4 * 8.8e6 / 8e9 + 0.5e-3)
     assert found.source.speed.seconds(SegmentKey(0, 1, False), 1, (0, 2)) == pytest.approx(8e6 / 8e9 + 0.5e-3)
@@ -132,7 +143,7 @@ def test_flags_outrank_the_file(folder: Path) -> None:
          "poisson?"),
         (TWO + '[run]\narrivals = "poisson"\n', "rate: expected items a second, with arrivals = poisson, got none"),
         (TWO + '[run]\narrivals = "recorded"\n', "times: expected a file of moments"),
-        (TWO.replace("trace.npz", "none.npz"), "expected an .npz with scores, labels and truth"),
+        (TWO.replace("trace.npz", "none.npz"), "none.npz: expected a readable .npz file"),
         ("[model]\ncosts = 'three.toml'\n", "s.toml [model]: expected a trace beside costs, got none"),
     ],
 )  # fmt: skip
@@ -141,8 +152,7 @@ def test_mistakes_are_told_in_one_line(folder: Path, text: str, says: str) -> No
 
 
 def test_a_trace_of_another_model_is_refused(folder: Path) -> None:
-    with pytest.raises(UsageError, match="exits: expected 3, as the model has, got 2"):
-        read_trace(folder / "trace.npz", 3)
+    assert "exits: expected 2, as the model has, got 3" in refused(folder, TWO.replace("trace.npz", "other.npz"))
 
 
 @pytest.mark.parametrize(

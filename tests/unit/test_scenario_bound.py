@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from mdi_exit.optimum.problem import Problem
 from mdi_exit.simulation.bound import ScenarioBound, exit_table, problem_of
 from mdi_exit.simulation.scenario import read_scenario
-from mdi_exit.simulation.trace import Trace
+from mdi_exit.trace import Trace
 
 SCENARIOS = Path(__file__).parents[2] / "benchmarks" / "scenarios"
 TWO = """
@@ -49,8 +50,17 @@ def built(tmp_path: Path, more: str = "") -> Problem:
 
 
 def all_right(samples: int = 50, exits: int = 5) -> Trace:
-    scores = np.linspace(0.01, 0.99, samples * exits, dtype=np.float32).reshape(samples, exits)
-    return Trace(scores, np.ones((samples, exits), np.int64), np.ones(samples, np.int64))
+    return Trace(
+        measure="max-probability",
+        scores_NS=np.linspace(0.01, 0.99, samples * exits).reshape(samples, exits),
+        labels_NS=np.ones((samples, exits), np.int32),
+        truth_N=np.ones(samples, np.int32),
+        layer_macs_L=np.ones(exits, np.int64),
+        layer_bytes_L=np.ones(exits, np.int64),
+        head_macs_S=np.ones(exits, np.int64),
+        exit_layers_S=np.arange(exits),
+        about={},
+    )
 
 
 def test_works_are_the_segments_at_the_largest_batch(tmp_path: Path) -> None:
@@ -121,7 +131,7 @@ def test_cells_add_up(tmp_path: Path) -> None:
 
 def test_unknown_truth_is_left_out() -> None:
     trace = all_right()
-    half = Trace(trace.scores_SK, trace.labels_SK, np.where(np.arange(50) < 25, 1, -1))
+    half = replace(trace, truth_N=np.where(np.arange(50) < 25, 1, -1))
     assert exit_table(half).accuracy_G.max() == 1.0
     assert exit_table(half, least=0.4).setting(0).thresholds[0] == pytest.approx(0.4)
 

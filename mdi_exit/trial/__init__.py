@@ -1,0 +1,1 @@
+"""Scenarios tried out: simulated, or live on an emulated testbed."""
