@@ -100,17 +100,23 @@ def efficiency(
 
 
 class Search:
-    """Column generation on one problem; what was found for one target serves the next."""
+    """Column generation on one problem; what was found for one target serves the next.
 
-    def __init__(self, problem: Problem, exits: ExitTable) -> None:
+    ``known``: settings to begin with; ``finer``: whether thresholds between those of the table are tried.
+    """
+
+    def __init__(
+        self, problem: Problem, exits: ExitTable, known: Sequence[Setting] = (), *, finer: bool = True
+    ) -> None:
         if exits.exits != len(problem.exits):
             raise ValueError(f"expected outcomes of {len(problem.exits)} exits, got {exits.exits}")
-        self.exits = exits
+        self.exits, self._finer = exits, finer
         self.layout = Layout(problem)
         accurate = int(np.argmax(exits.accuracy_G))
         shallow = int(np.argmin(exits.reach_KG.sum(axis=0)))
         deep = int(np.argmax(exits.reach_KG.sum(axis=0) - exits.heads_KG.sum(axis=0) * 1e-9))
-        self.settings = [exits.setting(number) for number in dict.fromkeys((accurate, shallow, deep))]
+        first = [exits.setting(number) for number in dict.fromkeys((accurate, shallow, deep))]
+        self.settings = list(dict.fromkeys([*first, *known]))
 
     def best(self, target: Target) -> Bound | None:
         if target.accuracy > float(np.max(self.exits.accuracy_G)) + 1e-12:
@@ -153,7 +159,7 @@ class Search:
         setting = self.exits.setting(number)
         worth = target.right_worth + solution.accuracy_price
         costs = _cost_of_exits(self.layout, solution, setting)
-        finer = self.exits.finer(setting, worth, costs) if worth > 0 else setting
+        finer = self.exits.finer(setting, worth, costs) if worth > 0 and self._finer else setting
         for new in (setting, finer):
             if new not in self.settings:
                 self.settings.append(new)

@@ -23,6 +23,7 @@ _HOP_PRICE: Final = 1e-3
 _LEAST_SHARE: Final = 0.005
 _SINGLES: Final = 24
 _ACCURACY_STEP: Final = 1e-4
+_KEPT: Final = 12
 
 
 class RouteSolver:
@@ -33,19 +34,36 @@ class RouteSolver:
     one threshold moves all exits, by what the nodes report of their scores.
     """
 
+    SETTINGS: Final = 5_000  # fewer than of the bound: among many some look good by chance
+
     def __init__(self, exits: ExitTable | None = None) -> None:
         self.exits = exits
+        self._known: list[Setting] = []
 
     def solve(self, asked: RoutingProblem) -> RoutingAnswer | None:
         """None where no load at all can be carried. Raises ``UsageError`` without SciPy."""
         try:
             if self.exits is not None and self.exits.exits == len(asked.exits) > 1:
-                return _by_outcomes(asked, self.exits)
+                return self._by_outcomes(asked, self.exits)
             return _by_mix(asked)
         except MdiExitError as error:
             if isinstance(error, UsageError):
                 raise
             return None
+
+    def _by_outcomes(self, asked: RoutingProblem, exits: ExitTable) -> RoutingAnswer | None:
+        search = Search(_problem(asked), exits, self._known, finer=False)
+        target = _target(asked, exits, search)
+        if search.best(target) is None:
+            return None
+        tried = [(_alone(search.layout, setting), setting) for setting in search.singles(target, _SINGLES)]
+        self._known = search.settings[-_KEPT:]
+        if not tried:
+            return None
+        solution, setting = max(tried, key=lambda pair: (pair[0].rates[0], pair[1].accuracy))
+        if solution.rates[0] <= 0:
+            return None
+        return RoutingAnswer(asked.choices[0].threshold, solution.rates[0], _shares(solution), setting.thresholds)
 
 
 def _by_mix(asked: RoutingProblem) -> RoutingAnswer | None:
@@ -62,20 +80,6 @@ def _by_mix(asked: RoutingProblem) -> RoutingAnswer | None:
     if found <= 0:
         return None
     return RoutingAnswer(asked.choices[number].threshold, found, _shares(solved[number]))
-
-
-def _by_outcomes(asked: RoutingProblem, exits: ExitTable) -> RoutingAnswer | None:
-    search = Search(_problem(asked), exits)
-    target = _target(asked, exits, search)
-    if search.best(target) is None:
-        return None
-    tried = [(_alone(search.layout, setting), setting) for setting in search.singles(target, _SINGLES)]
-    if not tried:
-        return None
-    solution, setting = max(tried, key=lambda pair: (pair[0].rates[0], pair[1].accuracy))
-    if solution.rates[0] <= 0:
-        return None
-    return RoutingAnswer(asked.choices[0].threshold, solution.rates[0], _shares(solution), setting.thresholds)
 
 
 def _target(asked: RoutingProblem, exits: ExitTable, search: Search) -> Target:
