@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mdi_exit.placement import PlacementRules
+from mdi_exit.policy.drift import DriftConfig
 from mdi_exit.policy.steps import QueueBands, RateSteps, ThresholdSteps
 from mdi_exit.requests import RequestLimits
 
@@ -58,7 +59,7 @@ class SourceConfig:
     own_input: bool = True
     rate_per_s: float | None = None
     arrivals: Literal["fixed", "poisson"] = "fixed"
-    adapt: Literal["none", "rate", "threshold"] = "none"
+    adapt: str = "none"
     threshold: float = 0.9
     floor: float = 0.5
     promised: Promised | None = None
@@ -74,4 +75,8 @@ class SourceConfig:
     start_interval_s: float = 0.1
     requests: RequestLimits = RequestLimits()
     placement: PlacementRules = PlacementRules()
+    deadline_s: float | None = None
+    target_p99_s: float | None = None
+    drift: DriftConfig = DriftConfig()
+    solve_period_s: float = 2.0
     codec: str = ""

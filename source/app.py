@@ -129,13 +129,15 @@ def _state(settings: SourceSettings, engine: str, emulated: str, calibration: Ca
         own_input=settings.input.kind is not REQUESTS,
         rate_per_s=first,
         arrivals=settings.arrivals,  # type: ignore[arg-type]  # checked by the setting's choices
-        adapt=settings.adapt,  # type: ignore[arg-type]
+        adapt=settings.policy,
         threshold=settings.exit_threshold,
         floor=min(settings.min_threshold, settings.exit_threshold),
         promised=_promised(calibration, settings.codec),
         max_queue=settings.max_queue,
         max_pending=settings.max_pending,
         requests=RequestLimits(per_client=settings.max_requests),
+        deadline_s=settings.deadline,
+        target_p99_s=settings.target_p99,
         codec=settings.codec,
     )
     return SourceState(config, worker, Random(settings.seed))
