@@ -54,6 +54,12 @@ class Peer:
         span = status.span
         return self.alive and status.online and status.state == "ready" and span is not None and span[0] < span[1]
 
+    @property
+    def served(self) -> list[LayerSpan]:
+        """Its span, and those that it leaves but serves still."""
+        held = [self.span] if self.span is not None else []
+        return held + [LayerSpan(*span) for span in self.status.leaving if span[0] < span[1]]
+
     def takes(self, layer: int) -> bool:
         return self.ready and layer in self.status.entries
 
@@ -154,9 +160,13 @@ class Members:
         return inbound
 
     def announced_spans(self) -> list[LayerSpan]:
-        """Spans of the nodes that are online, ready or not."""
-        return [peer.span for peer in self if peer.status.online and peer.span is not None]
+        """Spans of the nodes that are online, ready or not, those that are being left included."""
+        return [span for peer in self if peer.status.online for span in peer.served]
 
     def spans(self) -> list[LayerSpan]:
-        """Spans of the nodes that take tasks now."""
-        return [peer.span for peer in self if peer.ready and peer.span is not None]
+        """Spans of the nodes that take tasks now, those that are being left included."""
+        return [span for peer in self if peer.ready for span in peer.served]
+
+    def held(self) -> frozenset[int]:
+        """Layers that the nodes that take tasks now hold, and do not merely leave."""
+        return frozenset(layer for peer in self if peer.ready and peer.span is not None for layer in peer.span)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mdi_exit.placement import PlacementRules
+from mdi_exit.policy.drift import DriftConfig
 from mdi_exit.policy.steps import QueueBands, RateSteps, ThresholdSteps
 from mdi_exit.requests import RequestLimits
 
@@ -50,13 +52,14 @@ class SourceConfig:
     admission at most. ``floor``: lowest threshold; below it items are refused instead, since a promised accuracy
     outranks throughput. ``promised``: what that accuracy is, if the model says. ``own_input`` False: the only items are
     requests of other programs. ``codec``: as in ``Control``.
+    ``placement``: when agents that let the source choose their layers are moved.
     """
 
     run: int
     own_input: bool = True
     rate_per_s: float | None = None
     arrivals: Literal["fixed", "poisson"] = "fixed"
-    adapt: Literal["none", "rate", "threshold"] = "none"
+    adapt: str = "none"
     threshold: float = 0.9
     floor: float = 0.5
     promised: Promised | None = None
@@ -71,4 +74,9 @@ class SourceConfig:
     threshold_steps: ThresholdSteps = ThresholdSteps()
     start_interval_s: float = 0.1
     requests: RequestLimits = RequestLimits()
+    placement: PlacementRules = PlacementRules()
+    deadline_s: float | None = None
+    target_p99_s: float | None = None
+    drift: DriftConfig = DriftConfig()
+    solve_period_s: float = 2.0
     codec: str = ""

@@ -24,6 +24,7 @@ from mdi_exit.events import (
 )
 from mdi_exit.executor import Executor
 from mdi_exit.model.artifact import Artifact
+from mdi_exit.model.compose import Composer
 from mdi_exit.model.manifest import Calibration
 from mdi_exit.program import joined, stop_requested
 from mdi_exit.requests import RequestLimits
@@ -52,6 +53,7 @@ async def serve(settings: SourceSettings) -> int:
     """Run the source until its input ends, its time is over, SIGINT or SIGTERM. Raises ``MdiExitError``."""
     stop = stop_requested()
     artifact = Artifact.open(settings.model)
+    Composer(artifact).check()
     samples = _samples(settings, artifact)
     if settings.layers is not None and settings.layers.stop > len(artifact.manifest.layers):
         raise UsageError("--layers", f"layers in 0-{len(artifact.manifest.layers) - 1}", settings.layers)
@@ -127,13 +129,15 @@ def _state(settings: SourceSettings, engine: str, emulated: str, calibration: Ca
         own_input=settings.input.kind is not REQUESTS,
         rate_per_s=first,
         arrivals=settings.arrivals,  # type: ignore[arg-type]  # checked by the setting's choices
-        adapt=settings.adapt,  # type: ignore[arg-type]
+        adapt=settings.policy,
         threshold=settings.exit_threshold,
         floor=min(settings.min_threshold, settings.exit_threshold),
         promised=_promised(calibration, settings.codec),
         max_queue=settings.max_queue,
         max_pending=settings.max_pending,
         requests=RequestLimits(per_client=settings.max_requests),
+        deadline_s=settings.deadline,
+        target_p99_s=settings.target_p99,
         codec=settings.codec,
     )
     return SourceState(config, worker, Random(settings.seed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import os
 import platform
@@ -49,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
         choices=tuple(_MEASURES),
         help="hop: what the system costs a hop; agent: memory, start; metrics: what it costs to watch; "
         "clients: many at once, at more than the capacity; placement: plans against the best of all; "
-        "risk: whether calibrated thresholds keep their promise",
+        "risk: whether calibrated thresholds keep their promise; "
+        "bottleneck: ResNet-50's first cut made small (needs torch)",
     )
     parser.add_argument("--out", type=Path, help="folder for the raw rows (JSON)")
     parser.add_argument("--window", type=int, default=64, help="items under way for the throughput (%(default)s)")
@@ -64,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--deadline", type=float, default=many.deadline_s, help="clients: seconds; 0: none (%(default)s)"
     )
-    parser.add_argument("--data-dir", type=Path, help="risk: where Fashion-MNIST is looked for and stored")
+    parser.add_argument("--data-dir", type=Path, help="risk, bottleneck: where Fashion-MNIST is looked for and stored")
     args = parser.parse_args(argv)
     if args.window < 1 or not args.scale > 0 or args.rounds < 1:
         raise UsageError("--window, --scale, --rounds", "values above 0", (args.window, args.scale, args.rounds))
@@ -263,6 +265,15 @@ async def _placement(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+async def _bottleneck(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """ResNet-50's first cut: bytes at full width, accuracy at a small one. Goes on from its checkpoints in ``--out``."""
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("benchmark bottleneck", "the extra 'torch' (pip install 'mdi-exit[torch]')", "none")
+    from mdi_exit.benchmark.bottleneck_run import measure_bottleneck
+
+    return measure_bottleneck(args.out, args.data_dir)
+
+
 async def _program(module: str, url: str, log: Path, *flags: str) -> asyncio.subprocess.Process:
     with log.open("wb") as output:
         return await asyncio.create_subprocess_exec(
@@ -305,4 +316,5 @@ _MEASURES: Final = {
     "clients": _clients,
     "placement": _placement,
     "risk": _risk,
+    "bottleneck": _bottleneck,
 }
