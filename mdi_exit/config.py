@@ -36,7 +36,9 @@ __all__ = [
 ]
 
 PREFIX = "MDI_EXIT_"
-SECTIONS = ("agent", "source", "demo", "control", "top", "plot", "announce", "serve", "simulate", "testbed")
+SECTIONS = (
+    "agent", "source", "demo", "control", "top", "plot", "announce", "serve", "calibrate", "profile", "simulate", "testbed",
+)  # fmt: skip
 REQUIRED: Any = object()
 _METADATA_KEY = "mdi_exit.setting"
 _MAX_SECRET_BYTES = 64 * 1024

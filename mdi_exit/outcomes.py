@@ -100,7 +100,7 @@ class Outcomes:
             labels.append(judged.labels)
         return Trace(
             measure,
-            np.array(scores, np.float32).T.copy(),
+            np.array(scores, np.float64).T.copy(),
             np.array(labels, np.int32).T.copy(),
             self.truth_N,
             self.layer_macs_L,

@@ -6,7 +6,7 @@ confidences of its items from it. ``mdi-exit profile`` writes one as ``.npz`` (p
 ==============  ===========  =====================================================================================
 array           shape        what it holds
 ==============  ===========  =====================================================================================
-scores_NS       float32 N×S  confidence at each exit, in [0, 1], by the measure; one file has one measure
+scores_NS       float64 N×S  confidence at each exit, in [0, 1], by the measure; one file has one measure
 labels_NS       int32 N×S    class at each exit
 truth_N         int32 N      right class
 layer_macs_L    int64 L      multiply-accumulates of each layer, for one sample (with the autoencoder of the cut before it)
@@ -35,7 +35,7 @@ __all__ = ["Score", "Trace"]
 
 _FORM: Final = "mdi-exit trace 1"
 _TYPES: Final[dict[str, Any]] = {
-    "scores_NS": np.float32,
+    "scores_NS": np.float64,
     "labels_NS": np.int32,
     "truth_N": np.int32,
     "layer_macs_L": np.int64,
@@ -64,7 +64,7 @@ class Trace:
     """See the module. ``measure``: of confidence; ``about``: model, digest, data, codec."""
 
     measure: str
-    scores_NS: NDArray[np.float32]
+    scores_NS: NDArray[np.float64]
     labels_NS: NDArray[np.int32]
     truth_N: NDArray[np.int32]
     layer_macs_L: NDArray[np.int64]
@@ -113,7 +113,7 @@ class Trace:
         ``thresholds``: one for all early exits, or one for each of them (S-1 of them, or S with the last unused).
         """
         t_E = np.broadcast_to(np.asarray(thresholds, np.float64).reshape(-1)[: self.exits - 1], (self.exits - 1,))
-        early_NE = self.scores_NS[:, :-1].astype(np.float64)
+        early_NE = self.scores_NS[:, :-1]
         sure_NE = early_NE > t_E
         if self.inclusive:
             sure_NE |= (early_NE == t_E) & (t_E < 1.0)

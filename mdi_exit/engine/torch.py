@@ -10,7 +10,8 @@ from safetensors.torch import load as load_safetensors
 from mdi_exit.engine.base import Array, SegmentOutput
 from mdi_exit.errors import ArtifactError, EngineError
 from mdi_exit.model.artifact import Artifact
-from mdi_exit.model.network import MultiExitNetwork, rebuilt
+from mdi_exit.model.build import rebuilt
+from mdi_exit.model.network import MultiExitNetwork
 from mdi_exit.segments import SegmentKey
 
 __all__ = ["TorchEngine", "network_of"]
@@ -21,14 +22,14 @@ def network_of(artifact: Artifact) -> MultiExitNetwork:
     manifest = artifact.manifest
     if manifest.weights is None:
         raise ArtifactError(f"model {artifact.folder}", "weights for torch", "none")
-    network = rebuilt(manifest.network)
+    network = rebuilt(manifest.network, {extra.file: artifact.read(extra) for extra in manifest.files})
     try:
         network.load_state_dict(load_safetensors(artifact.read(manifest.weights)))
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise ArtifactError(
             f"model {artifact.folder}: weights", "those of its network", str(error).splitlines()[0][:200]
         ) from None
-    return network.eval().to(memory_format=torch.channels_last)
+    return network.eval().to(memory_format=torch.channels_last if network.channels_last else torch.contiguous_format)
 
 
 class TorchEngine:
@@ -57,7 +58,9 @@ class TorchEngine:
     def _tensor(self, x: Array) -> torch.Tensor:
         """``x`` on the device, in the one memory layout in which all segments run: sums keep their order, bit for bit."""
         x_N = torch.from_numpy(x.copy()).to(self._device)
-        return x_N.contiguous(memory_format=torch.channels_last) if x_N.ndim == 4 else x_N
+        if x_N.ndim != 4 or not self._network.channels_last:
+            return x_N
+        return x_N.contiguous(memory_format=torch.channels_last)
 
     def run(self, key: SegmentKey, x: Array) -> SegmentOutput:
         shape = self._loaded.get(key)

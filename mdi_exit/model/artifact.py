@@ -6,14 +6,17 @@ Opening one needs neither torch nor onnx. A file is read, and its size and SHA-2
 from __future__ import annotations
 
 import hashlib
+import shutil
 from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from mdi_exit.errors import ArtifactError
+import msgspec
+
+from mdi_exit.errors import ArtifactError, UsageError
 from mdi_exit.model.manifest import GraphFile, Manifest, parse_manifest
 
-__all__ = ["DEFAULT_MODEL", "Artifact", "shipped_models"]
+__all__ = ["DEFAULT_MODEL", "Artifact", "rewritten", "sealed", "shipped_models"]
 
 MANIFEST_FILE: Final = "model.json"
 DEFAULT_MODEL: Final = "fashion-mnist-mobilenetv2"
@@ -76,3 +79,29 @@ class Artifact:
         if (digest := hashlib.sha256(raw).hexdigest()) != graph.sha256:
             raise ArtifactError(f"model file {path}: SHA-256", graph.sha256, digest)
         return raw
+
+
+def sealed(manifest: Manifest) -> bytes:
+    """``model.json`` of a manifest, its digest reckoned anew."""
+    manifest = msgspec.structs.replace(manifest, digest=manifest.computed_digest())
+    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1)
+
+
+def rewritten(artifact: Artifact, manifest: Manifest, folder: Path) -> Artifact:
+    """The artifact with another manifest, its files untouched: in its own folder, or copied into another.
+
+    The manifest comes last and in one step, so that the folder never holds half an artifact. Raises ``UsageError``.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        elsewhere = folder.resolve() != artifact.folder.resolve()
+        if elsewhere and any(folder.iterdir()) and not (folder / MANIFEST_FILE).exists():
+            raise UsageError("output folder", "an empty folder or an artifact to replace", str(folder))
+        for graph in artifact.files() if elsewhere else []:
+            shutil.copyfile(artifact.folder / graph.file, folder / graph.file)
+        fresh = folder / f"{MANIFEST_FILE}.new"
+        fresh.write_bytes(sealed(manifest))
+        fresh.replace(folder / MANIFEST_FILE)
+    except OSError as error:
+        raise UsageError("output folder", "one that can be written to", f"{folder}: {error.strerror}") from None
+    return Artifact.open(folder)

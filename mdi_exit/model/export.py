@@ -4,54 +4,62 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
+import time
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import onnx
+import onnxruntime
 import torch
+from onnx import TensorProto, helper
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.jit._trace import TracerWarning
+from torch.utils.flop_counter import FlopCounterMode
 
 from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import MANIFEST_FILE, Artifact
+from mdi_exit.model.graph import traceable
 from mdi_exit.model.manifest import FORMAT_VERSION, ExitSpec, GraphFile, InputSpec, LayerSpec, Manifest
 from mdi_exit.model.network import MultiExitNetwork
 
-__all__ = ["checked_folder", "export_artifact", "macs"]
+__all__ = ["checked_folder", "export_artifact", "macs", "onnx_bytes"]
 
 WEIGHTS_FILE = "weights.safetensors"
 _OPSET = 17
+_TIMED_RUNS = 20
+_LONGEST_TIMING_S = 0.5
 
 
 def macs(module: nn.Module, x: Tensor) -> int:
-    """Multiply-accumulates of convolutions and linear layers for one sample of ``x``'s shape."""
-    total = 0
-
-    def count(part: nn.Module, _inputs: Any, output: Tensor) -> None:
-        nonlocal total
-        if isinstance(part, nn.Conv2d):
-            total += output[0].numel() * part.weight[0].numel()
-        elif isinstance(part, nn.Linear):
-            total += output[0].numel() * part.in_features
-
-    hooks = [part.register_forward_hook(count) for part in module.modules()]
-    with torch.no_grad():
-        module(x)
-    for hook in hooks:
-        hook.remove()
-    return total
+    """Multiply-accumulates of one sample of ``x``'s shape: convolutions, matrix products, attention."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        module(x[:1])
+    return counter.get_total_flops() // 2
 
 
-def _onnx_bytes(module: nn.Module, x: Tensor) -> bytes:
-    """The graph of one module in evaluation mode, batch dynamic, weights inside."""
+def onnx_bytes(module: nn.Module, x: Tensor) -> bytes:
+    """The graph of one module in evaluation mode, batch dynamic, weights inside, standard operators.
+
+    The older of torch's two exporters: it needs the onnx package alone (the newer one onnxscript and onnx_ir too) and takes
+    a second or two for all layers of a ResNet. It freezes sizes that a traced graph hands around as numbers, hence
+    ``traceable``; where it cannot tell the shape that leaves, the shape is written down here.
+    """
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # The exporter that needs only the onnx package calls itself legacy; the new one needs onnxscript on top.
         warnings.filterwarnings("ignore", message=".*legacy TorchScript-based ONNX export.*")
         warnings.filterwarnings("ignore", message=".*feature will be removed.*")
+        warnings.filterwarnings("ignore", message=".*ONNX export of.*|.*onnx.*shape inference.*|.*Constant folding.*")
+        warnings.filterwarnings("ignore", category=TracerWarning)
         torch.onnx.export(
-            module,
+            traceable(module) if isinstance(module, GraphModule) else module,
             (x,),
             buffer,  # type: ignore[arg-type]  # a file object is documented, and works
             input_names=["x"],
@@ -60,7 +68,37 @@ def _onnx_bytes(module: nn.Module, x: Tensor) -> bytes:
             opset_version=_OPSET,
             dynamo=False,
         )
-    return buffer.getvalue()
+    return _shaped(buffer.getvalue(), module, x)
+
+
+def _shaped(raw: bytes, module: nn.Module, x: Tensor) -> bytes:
+    """``raw`` with every axis but the batch of its output known."""
+    model = onnx.load_from_string(raw)
+    axes = model.graph.output[0].type.tensor_type.shape.dim
+    if axes and all(axis.HasField("dim_value") for axis in axes[1:]) and axes[0].HasField("dim_param"):
+        return raw
+    with torch.no_grad():
+        shape = module(x).shape
+    value = helper.make_tensor_value_info(model.graph.output[0].name, TensorProto.FLOAT, ["N", *shape[1:]])
+    model.graph.output[0].CopyFrom(value)
+    return bytes(model.SerializeToString())
+
+
+def seconds_on_this_machine(raw: bytes, shape: tuple[int, ...]) -> float:
+    """Of one sample of ``shape`` (without batch) through a graph, one thread of ONNX Runtime: the best of several runs."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
+    x_1 = np.zeros((1, *shape), np.float32)
+    best, end = math.inf, time.perf_counter() + _LONGEST_TIMING_S
+    for number in range(_TIMED_RUNS):
+        begin = time.perf_counter()
+        session.run(None, {session.get_inputs()[0].name: x_1})
+        now = time.perf_counter()
+        best = min(best, now - begin)
+        if now > end and number:
+            break
+    return best
 
 
 def _written(folder: Path, name: str, raw: bytes) -> GraphFile:
@@ -89,8 +127,12 @@ def export_artifact(
     rebuild: dict[str, Any],
     training: dict[str, Any],
     accuracies: tuple[float, ...] | None = None,
+    names: Sequence[str] = (),
+    files: Mapping[str, bytes] | None = None,
+    timed: bool = False,
 ) -> Artifact:
-    """Write ``folder`` and open it again, checked. ``rebuild`` is what makes the same network anew in torch.
+    """Write ``folder`` and open it again, checked. ``rebuild`` is what makes the same network anew in torch, together with
+    ``files``; ``names``: of the layers; ``timed``: each layer's seconds on this machine are measured and written down.
 
     Raises ``UsageError`` when the folder holds something else than an artifact.
     """
@@ -101,13 +143,16 @@ def export_artifact(
     for index, layer in enumerate(network.layers):
         with torch.no_grad():
             y = layer(x)
+        raw = onnx_bytes(layer, x)
         layers.append(
             LayerSpec(
-                graph=_written(folder, f"layer-{index}.onnx", _onnx_bytes(layer, x)),
+                graph=_written(folder, f"layer-{index}.onnx", raw),
                 in_shape=tuple(x.shape[1:]),
                 out_shape=tuple(y.shape[1:]),
                 macs=macs(layer, x),
                 params=_params(layer),
+                name=names[index] if names else "",
+                seconds=seconds_on_this_machine(raw, tuple(x.shape[1:])) if timed else None,
             )
         )
         if index in network.exit_layers:
@@ -116,7 +161,7 @@ def export_artifact(
             exits.append(
                 ExitSpec(
                     layer=index,
-                    graph=_written(folder, f"exit-{index}.onnx", _onnx_bytes(head, y)),
+                    graph=_written(folder, f"exit-{index}.onnx", onnx_bytes(head, y)),
                     macs=macs(head, y),
                     params=_params(head),
                     accuracy=accuracies[number] if accuracies else None,
@@ -132,6 +177,7 @@ def export_artifact(
         exits=tuple(exits),
         network=rebuild,
         weights=_written(folder, WEIGHTS_FILE, safetensors_bytes(_contiguous(network))),
+        files=tuple(_written(folder, file, content) for file, content in (files or {}).items()),
         training=training,
     )
     manifest = msgspec.structs.replace(manifest, digest=manifest.computed_digest())
@@ -141,7 +187,13 @@ def export_artifact(
 
 
 def _contiguous(network: MultiExitNetwork) -> dict[str, Tensor]:
-    return {key: value.contiguous() for key, value in network.state_dict().items()}
+    """The state, memory of its own for each entry: the format knows no weights that two layers share."""
+    seen: set[int] = set()
+    state = {}
+    for key, value in network.state_dict().items():
+        state[key] = value.contiguous() if value.data_ptr() not in seen else value.contiguous().clone()
+        seen.add(state[key].data_ptr())
+    return state
 
 
 def _params(module: nn.Module) -> int:

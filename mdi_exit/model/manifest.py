@@ -121,13 +121,22 @@ class DataRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Promise(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """With probability ``confidence`` over the draw of ``samples``, early exits at or above the calibrated thresholds turn
-    at most ``max_accuracy_loss`` of all right answers of the last exit into wrong ones; ``observed_loss``: on the samples.
+    for at most ``max_accuracy_loss`` of all items a right answer of the last exit into a wrong one.
+
+    ``observed_loss``: on the samples. ``codec``: of the cuts without one of their own, with which that was measured.
     """
 
     max_accuracy_loss: Share
     confidence: Share
     samples: Count
     observed_loss: Share
+    codec: Annotated[str, Meta(max_length=20)] = "float32"
+
+    def __str__(self) -> str:
+        return (
+            f"at most {100 * self.max_accuracy_loss:g} % of items wrong by leaving early, with confidence "
+            f"{100 * self.confidence:g} % ({self.samples:,} samples, features as {self.codec})"
+        )
 
 
 class Calibration(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -19,8 +19,11 @@ __all__ = ["MobileNetV2Config", "MultiExitNetwork", "mobilenetv2", "rebuilt"]
 class MultiExitNetwork(nn.Module):
     """Layers 0…L-1 in a row; ``exits`` maps a layer to the head at its end. The last layer always has one.
 
-    Layers take and give features (N×C×H×W here); heads give logits, N×K.
+    Layers take and give features (N×C×H×W here); heads give logits, N×K. ``channels_last``: whether the torch engine may run
+    it in that memory layout (traced layers are tied to the layout that they were traced in).
     """
+
+    channels_last = True
 
     def __init__(self, layers: Sequence[nn.Module], exits: Mapping[int, nn.Module]) -> None:
         super().__init__()

@@ -1,0 +1,1 @@
+"""Tools that make an artifact better before it is deployed."""
