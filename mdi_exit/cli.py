@@ -85,11 +85,18 @@ def _profile(argv: Sequence[str]) -> int:
     return profile(argv)
 
 
+def _codecs(argv: Sequence[str]) -> int:
+    from mdi_exit.workbench.codecs import main as codecs
+
+    return codecs(argv)
+
+
 _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "demo": ("the whole system on this machine, with a live view", _demo),
     "train": ("a multi-exit model from a data set to an artifact (needs the extra torch)", _train),
     "calibrate": ("temperatures, and thresholds that keep a promise (needs the extra offline)", _calibrate),
     "profile": ("what every exit says of every sample, for calibration and simulation", _profile),
+    "codecs": ("how small the features of a model can be, and what that costs", _codecs),
     "serve": ("labels over HTTP and a live page (needs the extra web)", _serve),
     "simulate": ("a scenario in virtual time: nodes, links, load, what changes", _simulate),
     "top": ("a running deployment in the terminal", _top),

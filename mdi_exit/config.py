@@ -37,8 +37,22 @@ __all__ = [
 
 PREFIX = "MDI_EXIT_"
 SECTIONS = (
-    "agent", "source", "demo", "control", "top", "plot", "announce", "serve", "calibrate", "profile", "simulate", "testbed",
-)  # fmt: skip
+    "agent",
+    "announce",
+    "calibrate",
+    "codecs",
+    "control",
+    "demo",
+    "partition",
+    "plan",
+    "plot",
+    "profile",
+    "serve",
+    "simulate",
+    "source",
+    "testbed",
+    "top",
+)
 REQUIRED: Any = object()
 _METADATA_KEY = "mdi_exit.setting"
 _MAX_SECRET_BYTES = 64 * 1024

@@ -36,6 +36,8 @@ class ModelPlan:
     ``feature_bytes``: for each layer, bytes of the float32 tensor that enters it.
     ``exit_thresholds``: calibrated, one for each exit (None, or none at all: the knob's own value), in force when the knob
     stands at ``calibrated_at``. ``inclusive``: a score equal to the threshold is enough (JEI-DNN's gates).
+    ``layer_macs`` and ``layer_bytes``, for the planner: multiply-accumulates of an item in each layer, exit head included,
+    and bytes that holding the layer takes; none at all: all alike.
     """
 
     digest: str
@@ -45,12 +47,16 @@ class ModelPlan:
     exit_thresholds: tuple[float | None, ...] = ()
     calibrated_at: float | None = None
     inclusive: bool = False
+    layer_macs: tuple[int, ...] = ()
+    layer_bytes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.layer_count < 1 or len(self.feature_bytes) != self.layer_count:
             raise ValueError(f"expected feature_bytes for {self.layer_count} layers, got {len(self.feature_bytes)}")
         if tuple(sorted(set(self.exit_layers))) != self.exit_layers or self.exit_layers[-1:] != (self.layer_count - 1,):
             raise ValueError(f"expected rising exit layers that end at {self.layer_count - 1}, got {self.exit_layers}")
+        if any(len(costs) not in (0, self.layer_count) for costs in (self.layer_macs, self.layer_bytes)):
+            raise ValueError(f"expected costs of {self.layer_count} layers, got others")
         if self.exit_thresholds and len(self.exit_thresholds) != len(self.exit_layers):
             raise ValueError(f"expected {len(self.exit_layers)} exit thresholds, got {len(self.exit_thresholds)}")
 

@@ -1,4 +1,4 @@
-"""``mdi-exit benchmark hop|agent|metrics|clients``: measure this machine, print a table, write the raw rows."""
+"""``mdi-exit benchmark hop|agent|metrics|clients|placement``: measure this machine, print a table, write the raw rows."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from broker.embedded import embedded_broker
 from mdi_exit import __version__
 from mdi_exit.benchmark.clients import ClientLoad, measure_clients
 from mdi_exit.benchmark.hop import hop
+from mdi_exit.benchmark.placement import placement_rows, show_placement
 from mdi_exit.benchmark.relays import aiomqtt_relay, tcp_relay, transport_relay
 from mdi_exit.benchmark.scrape import overhead_rows, scrape_rows, telemetry_rows
 from mdi_exit.errors import MdiExitError, UsageError
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         "what",
         choices=tuple(_MEASURES),
         help="hop: what the system costs a hop; agent: memory, start; metrics: what it costs to watch; "
-        "clients: many at once, at more than the capacity",
+        "clients: many at once, at more than the capacity; placement: plans against the best of all",
     )
     parser.add_argument("--out", type=Path, help="folder for the raw rows (JSON)")
     parser.add_argument("--window", type=int, default=64, help="items under way for the throughput (%(default)s)")
@@ -252,6 +253,13 @@ async def _clients(args: argparse.Namespace) -> list[dict[str, Any]]:
     return [total, *(row.to_json() for row in rows)]
 
 
+async def _placement(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Plans against exhaustive search and the even split; nothing runs."""
+    rows = placement_rows(args.scale)
+    show_placement(rows)
+    return rows
+
+
 async def _program(module: str, url: str, log: Path, *flags: str) -> asyncio.subprocess.Process:
     with log.open("wb") as output:
         return await asyncio.create_subprocess_exec(
@@ -282,4 +290,4 @@ async def _one_agent(url: str, span: str, folder: Path) -> dict[str, Any]:
     return {"layers": span, "ready_s": ready_s, "resident_mib": resident / 2**20}
 
 
-_MEASURES: Final = {"hop": _hop, "agent": _agent, "metrics": _metrics, "clients": _clients}
+_MEASURES: Final = {"hop": _hop, "agent": _agent, "metrics": _metrics, "clients": _clients, "placement": _placement}

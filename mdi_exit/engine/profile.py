@@ -30,12 +30,23 @@ class DeviceProfile:
 
     def seconds(self, manifest: Manifest, key: SegmentKey, batch: int) -> float:
         """Stated seconds for one batch of a segment. Batching saves only the fixed part."""
-        macs = sum(layer.macs for layer in manifest.layers[key.entry : key.stop])
+        macs = sum(layer.macs for layer in manifest.layers[key.entry : key.stop]) + _bottleneck_macs(manifest, key)
         if key.head:
             macs += next(spec.macs for spec in manifest.exits if spec.layer == key.stop - 1)
         _, height, width = manifest.input.shape
         scale = CAMERA_SIDE**2 / (height * width)
         return batch * macs * scale / self.macs_per_s + (key.stop - key.entry) * self.layer_overhead_s
+
+
+def _bottleneck_macs(manifest: Manifest, key: SegmentKey) -> int:
+    """Of the autoencoders within a segment, the decoder at its beginning and the encoder at its end."""
+    codes = [layer.bottleneck for layer in manifest.layers[key.entry : key.stop + 1]]
+    macs = sum(code.macs for code in codes[: key.stop - key.entry] if code is not None)
+    if codes[0] is not None:
+        macs -= codes[0].encoder_macs
+    if len(codes) > key.stop - key.entry and codes[-1] is not None:
+        macs += codes[-1].encoder_macs
+    return macs
 
 
 PROFILES: Final = {

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from mdi_exit.engine.base import Array, SegmentOutput
-from mdi_exit.errors import ArtifactError, EngineError
+from mdi_exit.errors import ArtifactError, EngineError, UsageError
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.build import rebuilt
 from mdi_exit.model.network import MultiExitNetwork
@@ -39,6 +39,8 @@ class TorchEngine:
         torch.set_num_threads(threads)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         artifact = Artifact.open(model)
+        if any(layer.bottleneck for layer in artifact.manifest.layers):
+            raise UsageError("engine torch", "a model without learned bottlenecks", f"{model}, which has some")
         self._manifest = artifact.manifest
         self._network = network_of(artifact).to(self._device)
         self._loaded: dict[SegmentKey, tuple[int, ...]] = {}

@@ -51,7 +51,7 @@ class Bottleneck(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A learned autoencoder on a cut: ``encoder`` ends the segment before it, ``decoder`` begins the one after it.
 
     It is part of the model: every item passes it, also one that stays on its node, so that results do not depend on the
-    path. ``shape``: of the code, which is what crosses the cut.
+    path. ``shape``: of the code, which is what crosses the cut. ``encoder_macs`` of ``macs`` are the encoder's.
     """
 
     encoder: GraphFile
@@ -59,6 +59,7 @@ class Bottleneck(Struct, frozen=True, kw_only=True, omit_defaults=True):
     shape: Shape
     macs: Count
     params: Count
+    encoder_macs: Count = 0
 
 
 class LayerSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -177,6 +178,7 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def plan(self) -> ModelPlan:
         """What the core needs to know. The short digest is the one on the wire."""
+        heads = {spec.layer: (spec.macs, spec.graph.bytes) for spec in self.exits}
         return ModelPlan(
             digest=self.digest[:32],
             layer_count=len(self.layers),
@@ -185,6 +187,10 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
             exit_thresholds=tuple(spec.threshold for spec in self.exits),
             calibrated_at=self.calibration.threshold,
             inclusive=self.calibration.measure == "gate",
+            layer_macs=tuple(layer.macs + heads.get(index, (0, 0))[0] for index, layer in enumerate(self.layers)),
+            layer_bytes=tuple(  # twice: a segment is held with its head and without
+                2 * (layer.graph.bytes + heads.get(index, (0, 0))[1]) for index, layer in enumerate(self.layers)
+            ),
         )
 
     def in_shape(self, layer: int) -> tuple[int, ...]:

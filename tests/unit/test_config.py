@@ -103,7 +103,7 @@ def test_a_wrong_flag_ends_in_one_plain_line(argv: list[str], line: str, capsys:
         ("[agnt]\nsize = 3", "got agnt; did you mean agent?"),
         (
             "size = 3",
-            "the tables [agent], [source], [demo], [control], [top], [plot], [announce], [serve], got size",
+            "[source], [testbed], [top], got size",
         ),
         ("[agent]\nsize = true", "[agent] size: expected SIZE, got true"),
         ("[agent]\nsize = [3]", "[agent] size: expected one value (SIZE), got a TOML list"),
