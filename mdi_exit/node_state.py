@@ -142,7 +142,9 @@ class NodeState:
             self._taking.clear()
         found = self._taking.get(layer)
         if found is None:
-            found = tuple(peer for peer in self.members if peer.takes(layer) and self._may_send_to(peer.name))
+            names = self.config.neighbours
+            near = self.members if names is None else filter(None, map(self.members.get, sorted(names)))
+            found = tuple(peer for peer in near if peer.takes(layer))
             self._taking[layer] = found
         return found
 

@@ -56,7 +56,7 @@ class Steering(Guidance):
             if worker.config.span is not None and worker.entries:
                 spans.append(worker.config.span)
             self._held_by_none = tuple(missing_layers(plan.layer_count, spans))
-            self._dead = frozenset(peer.name for peer in worker.members if not peer.alive)
+            self._dead = frozenset(worker.members.dead)
             self._astray = bool(self._dead)
         return self._held_by_none
 

@@ -294,7 +294,7 @@ class SimulatedNetwork:
 
     def _send_control(self, name: str, node: SimulatedNode, command: SendControl) -> None:
         self._control = command.control
-        self._broadcast(name, ControlReceived(command.control), CONTROL_BYTES)
+        self._broadcast(name, ControlReceived(command.control), CONTROL_BYTES, to_all=True)
 
     def _solve_routes(self, name: str, node: SimulatedNode, command: SolveRoutes) -> None:
         answer = RoutesSolved(self.solver.solve(command.problem), "no layout of it carries any load")
@@ -321,8 +321,8 @@ class SimulatedNetwork:
         if to in self.nodes and not (lossy and self.loss and self.rng.random() < self.loss):
             self.at(self.now + self.delay_s(sender, to, size), to, event)
 
-    def _broadcast(self, sender: str, event: Event, size: int = STATUS_BYTES) -> None:
-        """To all others, as a node listens that is told of no neighbours."""
+    def _broadcast(self, sender: str, event: Event, size: int = STATUS_BYTES, *, to_all: bool = False) -> None:
+        """To those who listen to ``sender``, or to all others; here everybody listens to everybody."""
         for other in self.nodes:
             if other != sender:
                 self._send(sender, other, event, size)
