@@ -35,10 +35,11 @@ def measure_bottleneck(out: Path | None, data_dir: Path | None) -> list[dict[str
 def _show(console: Console, rows: list[dict[str, Any]]) -> None:
     """Shapes and bytes at full width, then what was trained."""
     full, trained, *codecs = rows
+    codec = trained["codec"]
     console.print(
         f"full width: {len(full['layers'])} layers, cut before {full['cut_before']}: "
-        f"{_shape(full['features_shape'])} float32, {full['features_bytes']:,} bytes → {_shape(full['code_shape'])} int8, "
-        f"{full['code_bytes']['int8']:,} bytes ({full['features_bytes'] / full['code_bytes']['int8']:.0f} times less); "
+        f"{_shape(full['features_shape'])} float32, {full['features_bytes']:,} bytes → {_shape(full['code_shape'])} {codec}, "
+        f"{full['code_bytes'][codec]:,} bytes ({full['features_bytes'] / full['code_bytes'][codec]:.0f} times less); "
         f"{100 * full['bottleneck_macs'] / full['macs']:.1f} % more MACs"
     )
     table = Table(
