@@ -43,7 +43,7 @@ def _show(console: Console, rows: list[dict[str, Any]]) -> None:
         f"{100 * full['bottleneck_macs'] / full['macs']:.1f} % more MACs"
     )
     table = Table(
-        title=f"width {trained['width']:g}, {trained['images']:,} training images, {trained['test_images']:,} test images: "
+        title=f"width {trained['width']:g}, {trained['images']:,} training images, {codecs[0]['test_images']:,} test images: "
         "accuracy (%) at each exit"
     )
     for column in ("layer", "shape", "as", "bytes", "ratio"):
@@ -63,7 +63,9 @@ def _show(console: Console, rows: list[dict[str, Any]]) -> None:
         )  # fmt: skip
     console.print(table)
     points = " ".join(f"{points:+.2f}" for points in trained["points"])
-    console.print(f"points gained by exit through the bottleneck as {trained['codec']}: {points}")
+    console.print(
+        f"through the bottleneck as {codec}, in points at each exit, {trained['test_images']:,} test images: {points}"
+    )
 
 
 def _shape(shape: list[int]) -> str:
