@@ -12,7 +12,8 @@ from mdi_exit.measured import SegmentSeconds
 from mdi_exit.membership import Members, Peer
 from mdi_exit.policy.exiting import early_exits_wanted
 from mdi_exit.queues import Running, TaskStore
-from mdi_exit.segments import ModelPlan, SegmentKey
+from mdi_exit.segments import ModelPlan, SegmentKey, segment_stop
+from mdi_exit.span import LayerSpan
 from mdi_exit.standing import Standing
 from mdi_exit.wire import Control, Moved, ResultRow, Status
 from mdi_exit.worker_config import Totals, WorkerConfig
@@ -41,7 +42,8 @@ class NodeState:
         self._taking_of: tuple[int, WorkerConfig] = (-1, config)
         self._rng = rng
         self._entries: tuple[int, ...] = ()
-        self._keys: dict[tuple[int, bool], SegmentKey] = {}
+        self._keys: dict[int, SegmentKey] = {}
+        self._keys_for: tuple[object, ...] = (None, None, None)
         self._seconds = SegmentSeconds()
         self._running: Running | None = None
         self._batches = 0
@@ -155,10 +157,20 @@ class NodeState:
         span, plan = self.config.span, self.plan
         if span is None or plan is None or layer not in span or layer >= plan.layer_count:
             return None
-        wanted = layer, self.early_exits
-        if wanted not in self._keys:
-            self._keys[wanted] = plan.segment(layer, span, early_exits=wanted[1])
-        return self._keys[wanted]
+        found_for = self.control, plan, span
+        if any(a is not b for a, b in zip(self._keys_for, found_for, strict=True)):
+            self._keys_for = found_for
+            self._keys.clear()
+        if layer not in self._keys:
+            self._keys[layer] = plan.segment(layer, span, early_exits=self._head_wanted(plan, layer, span))
+        return self._keys[layer]
+
+    def _head_wanted(self, plan: ModelPlan, layer: int, span: LayerSpan) -> bool:
+        """Whether the exit that the segment from ``layer`` comes to can be taken, so that its head must be run."""
+        last = segment_stop(layer, span, plan.exit_layers) - 1
+        if plan.stateful or last not in plan.exit_layers:
+            return self.early_exits
+        return early_exits_wanted(self.threshold_of(plan.exit_index(last)))
 
     # --- how long things take
 
