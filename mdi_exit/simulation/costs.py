@@ -64,6 +64,8 @@ def costs_of_manifest(manifest: Manifest, codec: str = "float32") -> ModelCosts:
             inclusive=plan.inclusive,
             layer_macs=plan.layer_macs,
             layer_bytes=tuple(size // 2 for size in plan.layer_bytes),  # weights, once
+            stateful=plan.stateful,
+            head_macs=plan.head_macs,
         ),
         layer_macs=tuple(scale * layer.macs for layer in manifest.layers),
         exit_macs=tuple(scale * spec.macs for spec in manifest.exits),
