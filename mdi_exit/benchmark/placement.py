@@ -150,14 +150,14 @@ def placement_rows(scale: float) -> list[dict[str, Any]]:
     rows += simulated_rows(max(60.0 * scale, 20.0))
     for nodes, layers in ((3, 9), (6, 9), (10, 9), (20, 20)):
         problem = random_problem(Random(nodes), nodes=nodes, layers=layers)
-        begin = time.perf_counter()
+        begin = time.process_time()
         found = best_placement(problem)
         rows.append(
             {
                 "name": "time",
                 "nodes": nodes,
                 "layers": layers,
-                "seconds": time.perf_counter() - begin,
+                "cpu_s": time.process_time() - begin,
                 "predictions": found.predictions,
                 "of_limit": found.rate_per_s / rate_limit(problem, _everywhere(problem)),
             }
@@ -240,5 +240,8 @@ def show_placement(rows: list[dict[str, Any]]) -> None:
         table.add_row("its items a second, placed and even", f"{auto:.1f}, {even:.1f}")
     for row in rows:
         if row["name"] == "time":
-            table.add_row(f"a plan of {row['nodes']} nodes × {row['layers']} layers", f"{1000 * row['seconds']:.0f} ms")
+            table.add_row(
+                f"a plan of {row['nodes']} nodes × {row['layers']} layers, processor time",
+                f"{1000 * row['cpu_s']:.0f} ms",
+            )
     Console(width=110).print(table)
