@@ -138,7 +138,9 @@ async def _until_stopped(
         artifact = Artifact.open(settings.model)
         if settings.span is not None and settings.span.stop > (count := len(artifact.manifest.layers)):
             raise UsageError("--layers", f"layers in 0-{count - 1}, those of {settings.model}", settings.layers)
-        driver.use_local(LocalModel(driver, Composer(artifact), held))
+        composer = Composer(artifact)
+        composer.check()
+        driver.use_local(LocalModel(driver, composer, held))
     else:
         driver.client = ModelClient(driver, transport, held)
     start = asyncio.create_task(driver.start(transport), name="start")

@@ -79,6 +79,12 @@ def _announce(argv: Sequence[str]) -> int:
     return announce(argv)
 
 
+def _partition(argv: Sequence[str]) -> int:
+    from mdi_exit.workbench.partition import main as partition
+
+    return partition(argv)
+
+
 def _calibrate(argv: Sequence[str]) -> int:
     from mdi_exit.workbench.calibrate import main as calibrate
 
@@ -100,6 +106,7 @@ def _codecs(argv: Sequence[str]) -> int:
 _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "demo": ("the whole system on this machine, with a live view", _demo),
     "train": ("a multi-exit model from a data set to an artifact (needs the extra torch)", _train),
+    "partition": ("any torch model cut into layers, as an artifact (needs the extra torch)", _partition),
     "calibrate": ("temperatures, and thresholds that keep a promise (needs the extra offline)", _calibrate),
     "profile": ("what every exit says of every sample, for calibration and simulation", _profile),
     "codecs": ("how small the features of a model can be, and what that costs", _codecs),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from msgspec import Struct
 
 from mdi_exit.placement import Decision, PlacementRules, Problem
+from mdi_exit.routes import RoutingAnswer, RoutingProblem
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.span import LayerSpan
 from mdi_exit.wire import (
@@ -58,6 +59,7 @@ __all__ = [
     "RequestReceived",
     "RequestUnusable",
     "ResultsReceived",
+    "RoutesSolved",
     "RunSegment",
     "SegmentDone",
     "SegmentFailed",
@@ -74,6 +76,7 @@ __all__ = [
     "SendTelemetry",
     "SetAdmission",
     "SetLogLevel",
+    "SolveRoutes",
     "SpeedKnown",
     "StatusReceived",
     "Task",
@@ -285,6 +288,14 @@ class SetAdmission:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutesSolved:
+    """The answer to ``SolveRoutes``; None, and why, where there is none."""
+
+    answer: RoutingAnswer | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RequestEvent:
     """What concerns the requests of other programs."""
 
@@ -409,6 +420,13 @@ class SendControl:
 
 
 @dataclass(frozen=True, slots=True)
+class SolveRoutes:
+    """Work out thresholds and routes, beside everything else; answer with RoutesSolved."""
+
+    problem: RoutingProblem
+
+
+@dataclass(frozen=True, slots=True)
 class DrawInput:
     """The next sample is due: answer with InputOffered or InputEnded."""
 
@@ -482,6 +500,7 @@ Command = (
     | SendAck
     | SendProbe
     | SendControl
+    | SolveRoutes
     | DrawInput
     | PrepareRequest
     | SendReply
@@ -517,5 +536,6 @@ Event = (
     | InputSkipped
     | ResultsReceived
     | SetAdmission
+    | RoutesSolved
     | RequestEvent
 )

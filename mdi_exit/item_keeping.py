@@ -191,7 +191,7 @@ class ItemKeeping:
 
     @property
     def _full(self) -> bool:
-        return self.queue >= self.config.max_queue or len(self.pending) >= self.config.max_pending
+        return self.queue >= self.config.max_queue or len(self.pending) >= self._turns.most
 
     def _draw(self, now: float) -> None:
         """Ask for the samples that are due and prepare the requests that there is room for, in turn."""
@@ -276,7 +276,7 @@ class ItemKeeping:
         request = self.desk.prepared(ticket)
         if request is None:
             return
-        if len(self.pending) >= self.config.max_pending:
+        if len(self.pending) >= self._turns.most:
             self.desk.reply(
                 now, request, error="refused", reason=f"overloaded: {len(self.pending)} items are under way"
             )

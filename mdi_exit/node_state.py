@@ -76,6 +76,19 @@ class NodeState:
     def threshold(self) -> float:
         return self.control.threshold if self.control else 1.0
 
+    def threshold_of(self, exit_number: int) -> float:
+        """The threshold in force at one exit."""
+        if self.control and exit_number < len(self.control.thresholds):
+            return self.control.thresholds[exit_number]
+        return self.plan.threshold_at(exit_number, self.threshold) if self.plan else 1.0
+
+    @property
+    def early_exits(self) -> bool:
+        """Whether any exit but the last can be taken."""
+        if self.control and self.control.thresholds:
+            return any(map(early_exits_wanted, self.control.thresholds))
+        return early_exits_wanted(self.threshold)
+
     @property
     def run(self) -> int | None:
         return self.control.run if self.control else None
@@ -129,7 +142,9 @@ class NodeState:
             self._taking.clear()
         found = self._taking.get(layer)
         if found is None:
-            found = tuple(peer for peer in self.members if peer.takes(layer) and self._may_send_to(peer.name))
+            names = self.config.neighbours
+            near = self.members if names is None else filter(None, map(self.members.get, sorted(names)))
+            found = tuple(peer for peer in near if peer.takes(layer))
             self._taking[layer] = found
         return found
 
@@ -148,7 +163,7 @@ class NodeState:
         plan = self.plan
         if plan is None or layer not in self.holding.layers or layer >= plan.layer_count:
             return None
-        wanted = layer, early_exits_wanted(self.threshold)
+        wanted = layer, self.early_exits
         if wanted not in self._keys:
             self._keys[wanted] = self._segment_here(plan, *wanted)
         return self._keys[wanted]
@@ -180,6 +195,10 @@ class NodeState:
     def _remainder_s(self, now: float) -> float:
         running = self._running
         return max(running.expected_s - (now - running.started_at), 0.0) if running else 0.0
+
+    def links(self) -> dict[str, float]:
+        """B of each link, bytes a second; 0 where it is not known."""
+        return {peer.name: peer.out.delay.bytes_per_s for peer in self.members if peer.out.seq}
 
     def next_wakeup(self) -> float:
         """When ``Tick`` is wanted next, monotonic seconds."""

@@ -27,6 +27,7 @@ from mdi_exit.events import (
     RequestReceived,
     RequestUnusable,
     ResultsReceived,
+    RoutesSolved,
     SendReport,
     SendResults,
     SetAdmission,
@@ -71,6 +72,8 @@ class SourceState(Steering):
                 self._results(now, sender, SendResults(results.rows, results.moved, results.run))
             case SetAdmission():
                 self._set_admission(now, event)
+            case RoutesSolved():
+                self._routes_solved(now, event)
             case OrderReceived():
                 self._order_received(now, event)
             case GiveUp(reason):
@@ -86,6 +89,7 @@ class SourceState(Steering):
             case ModelKnown(plan):
                 self.plan = plan
                 self._work(now, event)
+                self._say_promise()
                 self._command(now)
             case TransportUp():
                 self._work(now, event)

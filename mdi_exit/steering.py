@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mdi_exit.errors import IllegalEventError, UsageError
 from mdi_exit.events import ControlReceived, Notice, OrderReceived, SendControl, SetAdmission
-from mdi_exit.item_keeping import ItemKeeping
+from mdi_exit.guidance import GUIDED, Guidance
 from mdi_exit.items import named_layers
 from mdi_exit.orders import (
     ORDERS,
@@ -21,6 +21,7 @@ from mdi_exit.orders import (
 from mdi_exit.placement import Decision, Device
 from mdi_exit.policy.steps import next_interval_s, next_threshold, smoothed
 from mdi_exit.segments import ModelPlan, segment_stop
+from mdi_exit.source_config import floor_reached
 from mdi_exit.span import missing_layers
 from mdi_exit.standing import heard
 from mdi_exit.wire import Control, Order
@@ -28,7 +29,7 @@ from mdi_exit.wire import Control, Order
 __all__ = ["Steering"]
 
 
-class Steering(ItemKeeping):
+class Steering(Guidance):
     """Decisions of the source beyond the single item."""
 
     def _look_around(self, now: float) -> None:
@@ -55,7 +56,7 @@ class Steering(ItemKeeping):
             if worker.config.span is not None and worker.entries:
                 spans.append(worker.config.span)
             self._held_by_none = tuple(missing_layers(plan.layer_count, spans))
-            self._dead = frozenset(peer.name for peer in worker.members if not peer.alive)
+            self._dead = frozenset(worker.members.dead)
             self._astray = bool(self._dead)
         return self._held_by_none
 
@@ -109,7 +110,7 @@ class Steering(ItemKeeping):
             return
         self._period_at = now + self.config.period_s
         config = self.config
-        waiting = self.desk.waiting if self.adapt == "threshold" else 0
+        waiting = 0 if self.adapt in ("none", "rate") else self.desk.waiting
         self._queue = smoothed(self._queue, self.queue + waiting)
         if not self._started or self.missing or self.stopped:
             return
@@ -119,6 +120,8 @@ class Steering(ItemKeeping):
             steps = config.threshold_steps
             threshold = next_threshold(self.threshold, self._queue, config.bands, steps, self.floor)
             self._set_threshold(now, threshold)
+        elif self.adapt in GUIDED:
+            self._set_threshold(now, self._guide(now))
 
     def _set_admission(self, now: float, event: SetAdmission) -> None:
         if event.threshold is not None:
@@ -165,6 +168,8 @@ class Steering(ItemKeeping):
             )
         if isinstance(action, SetThreshold) and action.threshold < self.floor and not action.force:
             raise UsageError(order.what, f"at least the floor {self.floor:g}, or force", f"{action.threshold:g}")
+        if isinstance(action, SetAdapt) and action.adapt == "latency" and self.config.target_p99_s is None:
+            raise UsageError(order.what, "a source that was given --target-p99", "none")
         if isinstance(action, SetRate) and action.per_s is None and self.adapt == "rate":
             raise UsageError(order.what, "a number while the rate follows the load", "max")
 
@@ -193,19 +198,33 @@ class Steering(ItemKeeping):
                     return f"the floor goes from {before:g} to {self.floor:g}"
             case SetAdapt(adapt):
                 self.adapt = adapt
+                self._turns.most = self.config.max_pending
+                self.shares, self.thresholds = (), ()
+                self._command(now)
                 if adapt != "rate":
                     self._set_rate(now, self.rate_per_s)
             case _:
                 raise IllegalEventError(f"expected an order for the source, got {action}", self.worker.story)
         return ""
 
+    def _say_promise(self) -> None:
+        if promised := self.config.promised:
+            self._out.append(Notice("promise", promised.at_start(self.threshold, self.floor)))
+
     def _set_threshold(self, now: float, threshold: float) -> None:
         if threshold == self.threshold:
             return
-        at_floor = threshold <= self.floor < self.threshold
+        at_floor, promised = threshold <= self.floor < self.threshold, self.config.promised
+        crossed = promised.crossed(self.threshold, threshold) if promised else ""
         self.threshold = threshold
         if at_floor and self.adapt == "threshold":
-            self._out.append(Notice("floor", f"the threshold is at its floor {threshold:g}: further load is refused"))
+            self._out.append(Notice("floor", floor_reached(threshold, promised)))
+        if crossed:
+            self._out.append(Notice("promise", crossed))
+        self._command(now)
+
+    def _set_threshold_and_tell(self, now: float, threshold: float) -> None:
+        self.threshold = threshold
         self._command(now)
 
     def _command(self, now: float) -> None:
@@ -220,9 +239,12 @@ class Steering(ItemKeeping):
             model=self.plan.digest,
             threshold=self.threshold,
             paused=self.stopped,
-            offloading=self._offloading,
+            offloading=self._offloading or ("optimiser" if self.adapt == "optimiser" else ""),
             log_level=self._log_level,
             spans=self.planning.on_wire(),
+            shares=self.shares,
+            thresholds=self.thresholds,
+            census=self.adapt in GUIDED,
             codec=self.config.codec,
         )
         if self.worker.connected:

@@ -36,6 +36,7 @@ from mdi_exit.events import (
     ProbeReceived,
     RequestEvent,
     ResultsReceived,
+    RoutesSolved,
     RunSegment,
     SegmentDone,
     SegmentFailed,
@@ -125,7 +126,8 @@ class WorkerState(Outgoing):
                 return True
             case Inject(task):
                 self.totals.injected += 1
-                self._place(Held(replace(task, since=now), Origin.INJECTED))
+                self._place(now, Held(replace(task, since=now), Origin.INJECTED))
+                return self.standing.places(now, task.next_layer)
             case ModelKnown(plan):
                 if self.plan is not None and plan.digest != self.plan.digest:
                     self._seconds.clear()
@@ -152,6 +154,7 @@ class WorkerState(Outgoing):
                 | ResultsReceived()
                 | SetAdmission()
                 | GiveUp()
+                | RoutesSolved()
                 | RequestEvent()
             ):
                 raise IllegalEventError(f"expected an event of a worker, got {event}", self.story)
@@ -201,10 +204,15 @@ class WorkerState(Outgoing):
             return f"{self.name} has no slot left for {sender}"
         return None
 
-    def _place(self, held: Held) -> None:
-        """Alg. 1: a new task goes into I_n or, where a neighbour could take it, into O_n to be offered."""
+    def _place(self, now: float, held: Held) -> None:
+        """Alg. 1: a new task goes into I_n or, where a neighbour could take it, into O_n to be offered.
+
+        Under a policy that decides for each task once it always goes there, for a moment.
+        """
         layer = held.task.next_layer
-        stays = not self.takers(layer) or keeps_here(self.inputs, self.outputs, self.config.output_limit)
+        stays = not self.takers(layer) or (
+            keeps_here(self.inputs, self.outputs, self.config.output_limit) and not self.standing.places(now, layer)
+        )
         self.store.add(held, output=not (self._mine(layer) and stays))
 
     def _segment_done(self, now: float, event: SegmentDone) -> None:
@@ -234,8 +242,9 @@ class WorkerState(Outgoing):
         key, plan, best = running.key, running.plan, task.best
         if outcome.label is not None and key.stop - 1 in plan.exit_layers:
             here = Best(plan.exit_index(key.stop - 1), outcome.label, outcome.score)
+            self.totals.scored(here.exit, here.score)
             best = here if best is None or here.score >= best.score else best
-            threshold = plan.threshold_at(here.exit, self.threshold)
+            threshold = self.threshold_of(here.exit)
             if should_exit(outcome.score, threshold, last=running.last, inclusive=plan.inclusive):
                 self._free_output(running)
                 self.totals.exited += 1
@@ -252,7 +261,7 @@ class WorkerState(Outgoing):
             exit_state=outcome.exit_state,
             since=now,
         )
-        self._place(Held(follower, Origin.PRODUCED))
+        self._place(now, Held(follower, Origin.PRODUCED))
 
     def _segment_failed(self, now: float, event: SegmentFailed) -> None:
         del now
@@ -296,12 +305,11 @@ class WorkerState(Outgoing):
             self._out.append(Notice("left", f"{node} left"))
 
     def _control_received(self, now: float, control: Control) -> None:
-        del now
         before, self.control = self.control, control
         self._entries = self._find_entries()
         if self.holding.auto and (span := control.spans.get(self.name)) is not None and span[0] < span[1]:
             self._assign(LayerSpan(*span))
-        self._out += self.standing.control(before, control)
+        self._out += self.standing.control(now, before, control)
         if before is not None and before.run != control.run:
             self._flush()
 

@@ -9,7 +9,7 @@ from typing import Final
 from mdi_exit import topics as kinds
 from mdi_exit.broker_stats import BrokerStats
 from mdi_exit.driver import NodeDriver
-from mdi_exit.errors import WireError
+from mdi_exit.errors import MdiExitError, WireError
 from mdi_exit.events import (
     Command,
     DrawInput,
@@ -24,8 +24,10 @@ from mdi_exit.events import (
     PrepareRequest,
     Record,
     ResultsReceived,
+    RoutesSolved,
     SendControl,
     SendReply,
+    SolveRoutes,
     StatusReceived,
     TelemetryReceived,
     Tick,
@@ -34,8 +36,10 @@ from mdi_exit.exchange import LocalModel, ModelHost
 from mdi_exit.executor import Executor
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
+from mdi_exit.optimum.routes import RouteSolver
 from mdi_exit.placement import decide
 from mdi_exit.results import Summary, SummaryBuilder
+from mdi_exit.routes import RoutingProblem
 from mdi_exit.run_energy import EnergyLedger
 from mdi_exit.source_state import SourceState
 from mdi_exit.timeline import Timeline
@@ -79,6 +83,7 @@ class SourceDriver(NodeDriver):
         self.timeline = Timeline(state)
         self.sinks: list[Sink] = []
         self.pictures: Pictures | None = None
+        self.solver = RouteSolver()
         self.energy = EnergyLedger()
         self.started_at: float | None = None
         self.last_result_at = 0.0
@@ -268,6 +273,8 @@ class SourceDriver(NodeDriver):
                 self._record(command)
             case MakePlan():
                 self.spawn("plan", self._plan(command))
+            case SolveRoutes(problem):
+                self.spawn("solve", self._solve(problem))
             case SendControl(control):
                 self.publish(kinds.CONTROL, self.topics.control, encode(control))
             case _:
@@ -276,6 +283,16 @@ class SourceDriver(NodeDriver):
     async def _plan(self, command: MakePlan) -> None:
         decision = await asyncio.to_thread(decide, command.problem, command.resting, command.rules)
         self.feed(PlanMade(decision))
+
+    async def _solve(self, problem: RoutingProblem) -> None:
+        """Work out routes in a thread; where that cannot be done the core is told why."""
+        try:
+            event = RoutesSolved(
+                await asyncio.to_thread(self.solver.solve, problem), "no layout of it carries any load"
+            )
+        except MdiExitError as error:
+            event = RoutesSolved(None, str(error))
+        self.feed(event)
 
     def _record(self, record: Record) -> None:
         self.last_result_at = self._loop.time()

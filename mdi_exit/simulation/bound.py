@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 
 from mdi_exit.optimum.bound import Bound, frontier, largest_rate
-from mdi_exit.optimum.exits import ExitTable
+from mdi_exit.optimum.exits import SETTINGS, ExitTable
 from mdi_exit.optimum.problem import Group, Medium, Node, Problem, Work
 from mdi_exit.policy.batching import MAX_BATCH
 from mdi_exit.segments import ModelPlan, needed_segments
@@ -23,10 +23,10 @@ from mdi_exit.trace import Trace
 __all__ = ["ScenarioBound", "exit_table", "problem_of"]
 
 
-def exit_table(trace: Trace, *, least: float = 0.0) -> ExitTable:
-    """The outcomes of a trace; ``least``: the lowest threshold that may be set."""
+def exit_table(trace: Trace, *, least: float = 0.0, settings: int = SETTINGS) -> ExitTable:
+    """The outcomes of a trace; ``least``: the lowest threshold that may be set; ``settings``: about how many there are."""
     known = trace.truth_N >= 0
-    return ExitTable.of_outcomes(trace.scores_NS[known], trace.right_NS[known], least=least)
+    return ExitTable.of_outcomes(trace.scores_NS[known], trace.right_NS[known], least=least, settings=settings)
 
 
 def problem_of(scenario: Scenario, begin_s: float = 0.0, end_s: float | None = None) -> Problem:

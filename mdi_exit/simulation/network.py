@@ -26,6 +26,7 @@ from mdi_exit.events import (
     Record,
     RequestPrepared,
     ResultsReceived,
+    RoutesSolved,
     RunSegment,
     SegmentDone,
     SegmentsReady,
@@ -37,6 +38,7 @@ from mdi_exit.events import (
     SendStatus,
     SendTask,
     SendTelemetry,
+    SolveRoutes,
     SpeedKnown,
     StatusReceived,
     Task,
@@ -45,6 +47,7 @@ from mdi_exit.events import (
     Tick,
     TransportUp,
 )
+from mdi_exit.optimum.routes import RouteSolver
 from mdi_exit.placement import decide
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.simulation.clock import Clock
@@ -73,6 +76,7 @@ TELEMETRY_BYTES = 330
 STATUS_BYTES = 240
 CONTROL_BYTES = 200
 
+SOLVER_S = 0.1
 _NEVER = float("inf")
 _TICK = Tick()
 
@@ -101,6 +105,8 @@ class SimulatedNetwork:
     """One deployment. ``delay_s(sender, receiver, bytes)``; ``loss``: share of features and link messages that vanish;
     ``load_s``: until the segments of another span are there.
 
+    ``solver``: of the policy ``optimiser``; its answers come ``SOLVER_S`` later.
+
     A subclass may carry messages otherwise (``_carry``).
     """
 
@@ -112,6 +118,7 @@ class SimulatedNetwork:
     load_s: float = 0.3
     draw: Callable[[], InputOffered | InputEnded] = InputEnded
     validate: bool = False
+    solver: RouteSolver = field(default_factory=RouteSolver)
     clock: Clock = field(default_factory=Clock)
     nodes: dict[str, SimulatedNode] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
@@ -136,6 +143,7 @@ class SimulatedNetwork:
             SendStatus: self._send_status,
             SendControl: self._send_control,
             DrawInput: self._draw_input,
+            SolveRoutes: self._solve_routes,
             PrepareRequest: self._prepare_request,
             SendReply: self._send_reply,
             Record: self._record,
@@ -286,7 +294,11 @@ class SimulatedNetwork:
 
     def _send_control(self, name: str, node: SimulatedNode, command: SendControl) -> None:
         self._control = command.control
-        self._broadcast(name, ControlReceived(command.control), CONTROL_BYTES)
+        self._broadcast(name, ControlReceived(command.control), CONTROL_BYTES, to_all=True)
+
+    def _solve_routes(self, name: str, node: SimulatedNode, command: SolveRoutes) -> None:
+        answer = RoutesSolved(self.solver.solve(command.problem), "no layout of it carries any load")
+        self.at(self.now + SOLVER_S, name, answer, node)
 
     def _draw_input(self, name: str, node: SimulatedNode, command: DrawInput) -> None:
         self.at(self.now, name, self.draw(), node)
@@ -309,8 +321,8 @@ class SimulatedNetwork:
         if to in self.nodes and not (lossy and self.loss and self.rng.random() < self.loss):
             self.at(self.now + self.delay_s(sender, to, size), to, event)
 
-    def _broadcast(self, sender: str, event: Event, size: int = STATUS_BYTES) -> None:
-        """To all others, as a node listens that is told of no neighbours."""
+    def _broadcast(self, sender: str, event: Event, size: int = STATUS_BYTES, *, to_all: bool = False) -> None:
+        """To those who listen to ``sender``, or to all others; here everybody listens to everybody."""
         for other in self.nodes:
             if other != sender:
                 self._send(sender, other, event, size)

@@ -42,13 +42,14 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final
 
 from mdi_exit import values
 from mdi_exit.config import nearest
 from mdi_exit.engine.profile import parse_profile
 from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import DEFAULT_MODEL
+from mdi_exit.orders import ADAPTATIONS
 from mdi_exit.policy.offloading import OFFLOADING
 from mdi_exit.segments import SegmentKey
 from mdi_exit.simulation.arrivals import Arrivals, read_arrivals
@@ -71,8 +72,6 @@ __all__ = [
     "read_scenario",
 ]
 
-Adapt = Literal["none", "rate", "threshold"]
-ADAPTATIONS: Final[tuple[Adapt, ...]] = get_args(Adapt)
 _BANDWIDTH = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kMG]?)(bit|B)/s")
 _UNIT: Final = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 
@@ -161,7 +160,7 @@ class Policy:
     """The rules by name, and what the source is told."""
 
     offloading: str = "paper"
-    adapt: Adapt = "none"
+    adapt: str = "none"
     threshold: float = 0.8
     floor: float = 0.5
     max_queue: int = 40
@@ -295,7 +294,7 @@ def _choice(known: Collection[str]) -> Callable[[str], str]:
     return parse
 
 
-def _adapt(text: str) -> Adapt:
+def _adapt(text: str) -> str:
     for known in ADAPTATIONS:
         if text == known:
             return known

@@ -9,7 +9,7 @@ import pytest
 
 from edge_agent.config import AgentSettings, default_name, resolve_agent
 from mdi_exit import __version__, values
-from mdi_exit.config import REQUIRED, Resolved, resolve, run_program, setting, settings_of
+from mdi_exit.config import REQUIRED, SECTIONS, Resolved, resolve, run_program, setting, settings_of
 from mdi_exit.errors import MdiExitError, StartError, UsageError
 from mdi_exit.span import LayerSpan
 from source.config import SourceSettings, resolve_source
@@ -101,10 +101,7 @@ def test_a_wrong_flag_ends_in_one_plain_line(argv: list[str], line: str, capsys:
     [
         ("[agent]\nsizes = 3", "[agent]: expected known settings, got sizes; did you mean size?"),
         ("[agnt]\nsize = 3", "got agnt; did you mean agent?"),
-        (
-            "size = 3",
-            "[source], [testbed], [top], got size",
-        ),
+        ("size = 3", f"the tables {', '.join(f'[{name}]' for name in SECTIONS)}, got size"),
         ("[agent]\nsize = true", "[agent] size: expected SIZE, got true"),
         ("[agent]\nsize = [3]", "[agent] size: expected one value (SIZE), got a TOML list"),
         ("[agent]\nsize = 3.5", "[agent] size: expected a whole number from 1 to 9, got '3.5'"),
