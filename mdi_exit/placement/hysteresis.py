@@ -27,7 +27,8 @@ class PlacementRules:
     """``gain``: share by which the predicted rate must grow for a move; ``rest_s``: of a node after a move.
 
     ``speed_band`` and ``mix_band``: change of a node's measured speed, as a share, and of the share of items that reach a
-    layer, that make the planner look again; ``settle_s``: how long it waits for more news first; ``effort``: predictions at
+    layer, that make the planner look again; ``smooth_s``: over which speeds are averaged; ``settle_s``: how long it waits for
+    more news first; ``effort``: predictions at
     most, None: by the number of nodes. Every constant is ours.
     """
 
@@ -35,6 +36,7 @@ class PlacementRules:
     rest_s: float = 30.0
     speed_band: float = 0.3
     mix_band: float = 0.1
+    smooth_s: float = 5.0
     settle_s: float = 1.0
     effort: int | None = None
 

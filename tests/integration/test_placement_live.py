@@ -45,7 +45,6 @@ def test_spans_are_given_and_lost_layers_taken_over(system: System) -> None:
     assert all(name in told.stdout for name in ("one", "two", "three", "items/s at most", "as it is"))
     lost = agents.pop(needed[0])
     lost.kill()
-    source.until_says("layers were lost")
     until(
         lambda: not missing_layers(_LAYERS, _spans({name: agent.log for name, agent in agents.items()}).values()),
         lambda: "\n".join(agent.log for agent in agents.values()),
