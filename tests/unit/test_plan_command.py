@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.placement import best_placement
+from mdi_exit.simulation.bound import ScenarioBound, exit_table
+from mdi_exit.simulation.record import trace_of
 from mdi_exit.simulation.scenario import read_scenario
 from mdi_exit.trial.plan import main, problem_of
 
@@ -58,3 +61,16 @@ def test_no_memory_is_no_plan(tmp_path: Path) -> None:
 def test_two_files_are_one_too_many() -> None:
     with pytest.raises(UsageError, match="one SCENARIO"):
         main(["a.toml", "b.toml"])
+
+
+@pytest.mark.parametrize("name", ["placement-one-slow", "three-node-mesh-overlapping", "two-node-disjoint"])
+def test_no_plan_promises_more_than_the_bound(name: str) -> None:
+    pytest.importorskip("scipy", reason="needs the extra 'bound'")
+    scenario = read_scenario(SCENARIOS / f"{name}.toml")
+    scenario = replace(scenario, changes=(), agents=tuple(replace(agent, join_at_s=0.0) for agent in scenario.agents))
+    fixed = [agent.name for agent in scenario.agents if not agent.auto]
+    bound = ScenarioBound(scenario, exit_table(trace_of(scenario))).rate()
+    assert bound is not None
+    for threshold in (0.3, 0.8, 1.0):
+        plan = best_placement(problem_of(scenario.outranked(threshold=threshold), fixed))
+        assert 0 < plan.rate_per_s <= bound * (1 + 1e-6)
