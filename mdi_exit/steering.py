@@ -86,7 +86,7 @@ class Steering(Guidance):
 
     def _planned(self, now: float, decision: Decision) -> None:
         epoch = self.planning.epoch
-        self._out += self.planning.made(now, decision)
+        self._out += self.planning.made(now, decision, self.worker.members)
         if self.planning.epoch != epoch:
             self._command(now)
 
