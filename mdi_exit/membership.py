@@ -55,6 +55,12 @@ class Peer:
         span = status.span
         return self.alive and status.online and status.state == "ready" and span is not None and span[0] < span[1]
 
+    @property
+    def served(self) -> list[LayerSpan]:
+        """Its span, and those that it leaves but serves still."""
+        held = [self.span] if self.span is not None else []
+        return held + [LayerSpan(*span) for span in self.status.leaving if span[0] < span[1]]
+
     def takes(self, layer: int) -> bool:
         return self.ready and layer in self.status.entries
 
@@ -75,8 +81,8 @@ class Members:
     peers: dict[str, Peer] = field(default_factory=dict)
     inbounds: dict[str, Inbound] = field(default_factory=dict)
     _silent_at: float = 0.0
-    _held: dict[str, tuple[int, int]] = field(default_factory=dict)
-    _spans: Counter[tuple[int, int]] = field(default_factory=Counter)
+    _served: dict[str, list[LayerSpan]] = field(default_factory=dict)
+    _spans: Counter[LayerSpan] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[Peer]:
         return iter(self.peers.values())
@@ -113,14 +119,12 @@ class Members:
     def _note(self, peer: Peer) -> None:
         """Something may have changed of it."""
         self.changes += 1
-        name, span = peer.status.node, peer.status.span if peer.ready else None
+        name = peer.status.node
         (self.dead.discard if peer.alive else self.dead.add)(name)
-        before = self._held.pop(name, None)
-        if before is not None:
-            self._spans[before] -= 1
-        if span is not None:
-            self._held[name] = span
-            self._spans[span] += 1
+        self._spans.subtract(self._served.pop(name, ()))
+        if peer.ready:
+            self._served[name] = peer.served
+            self._spans.update(peer.served)
 
     def telemetry(self, now: float, telemetry: Telemetry) -> Change:
         """Take in a load report; one of an unknown incarnation is dropped."""
@@ -176,9 +180,13 @@ class Members:
         return inbound
 
     def announced_spans(self) -> list[LayerSpan]:
-        """Spans of the nodes that are online, ready or not."""
-        return [peer.span for peer in self if peer.status.online and peer.span is not None]
+        """Spans of the nodes that are online, ready or not, those that are being left included."""
+        return [span for peer in self if peer.status.online for span in peer.served]
 
     def spans(self) -> list[LayerSpan]:
-        """Spans of the nodes that take tasks now, each once."""
-        return [LayerSpan(*span) for span, count in self._spans.items() if count]
+        """Spans of the nodes that take tasks now, each once, those that are being left included."""
+        return [span for span, count in self._spans.items() if count]
+
+    def held(self) -> frozenset[int]:
+        """Layers that the nodes that take tasks now hold, and do not merely leave."""
+        return frozenset(layer for peer in self if peer.ready and peer.span is not None for layer in peer.span)

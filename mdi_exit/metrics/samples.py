@@ -59,7 +59,7 @@ def node_samples(driver: NodeDriver, transport: Transport, now: float) -> Iterat
 
 def _identity(driver: NodeDriver, transport: Transport) -> Iterator[Sample]:
     config = driver.worker.config
-    who = (config.role, str(config.span or ""), config.engine, config.version, config.emulated)
+    who = (config.role, str(driver.worker.holding.span or ""), config.engine, config.version, config.emulated)
     yield "mdi_exit_info", (config.name, *who), 1
     yield "mdi_exit_ready", (), float(not readiness(driver, transport))
 
@@ -176,7 +176,7 @@ def _report(report: SourceReport) -> Iterator[Sample]:
 def fleet_samples(driver: NodeDriver, now: float) -> Iterator[Sample]:
     """What the other nodes report, and this node beside them in the same terms."""
     worker = driver.worker
-    config, span = worker.config, worker.config.span
+    config, span = worker.config, worker.holding.span
     own = Status(
         node=config.name,
         incarnation=config.incarnation,

@@ -8,8 +8,12 @@ leaves no trace, so a partitioned network trains without it.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
+import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,7 +57,8 @@ def exported(module: nn.Module, input_shape: tuple[int, ...], what: str) -> Expo
     """
     x_NCHW = torch.zeros(2, *input_shape)
     try:
-        return torch.export.export(module.eval(), (x_NCHW,), dynamic_shapes=({0: Dim("N", max=2**20)},))
+        with _quiet():
+            return torch.export.export(module.eval(), (x_NCHW,), dynamic_shapes=({0: Dim("N", max=2**20)},))
     except Exception as error:  # noqa: BLE001 - whatever the model's code or the tracer raises
         where = failed_at(error)
         raise UsageError(
@@ -61,9 +66,21 @@ def exported(module: nn.Module, input_shape: tuple[int, ...], what: str) -> Expo
         ) from None
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch prints and logs pages about a model that it cannot trace, beside the error that it raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
 def failed_at(error: Exception) -> str:
     """`` at FILE:LINE (`code`)`` of the innermost frame that is the model's own; nothing where there is none."""
-    libraries = (Path(torch.__file__).parent, Path(__file__).parent)
+    libraries = [Path(str(module.__file__)).parent for module in (torch, importlib)] + [Path(__file__).parent]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if path.suffix == ".py" and not any(path.is_relative_to(library) for library in libraries):

@@ -24,7 +24,7 @@ from mdi_exit.errors import ArtifactError, UsageError
 
 __all__ = ["dumped", "loaded"]
 
-_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
+_NAME: Final = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _ATEN: Final = re.compile(r"aten\.([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z0-9_]+)")
 _FORBIDDEN: Final = frozenset({"from_file"})  # the one ATen operation that opens a file
 _OPERATORS: Final[dict[str, Callable[..., Any]]] = {

@@ -38,7 +38,7 @@ from mdi_exit.optimum.exits import ExitTable, Floats, Setting
 from mdi_exit.optimum.problem import Problem
 from mdi_exit.optimum.programme import Column, Layout, Solution, Target, solve
 
-__all__ = ["Bound", "best_accuracy", "efficiency", "frontier", "largest_rate"]
+__all__ = ["Bound", "Search", "best_accuracy", "efficiency", "frontier", "largest_rate"]
 
 _ROUNDS: Final = 60
 _PROFIT: Final = 1e-5
@@ -66,19 +66,19 @@ class Bound:
 
 def largest_rate(problem: Problem, exits: ExitTable, *, accuracy: float = 0.0, most: float = math.inf) -> Bound | None:
     """The largest rate at a mean accuracy of at least ``accuracy``, at most ``most``; None if none has that accuracy."""
-    return _Search(problem, exits).best(Target(accuracy=accuracy, most=most))
+    return Search(problem, exits).best(Target(accuracy=accuracy, most=most))
 
 
 def best_accuracy(problem: Problem, exits: ExitTable, rate: float) -> Bound | None:
     """The best mean accuracy at just ``rate`` items a second; None if the rate is out of reach."""
-    return _Search(problem, exits).most_accurate(rate)
+    return Search(problem, exits).most_accurate(rate)
 
 
 def frontier(problem: Problem, exits: ExitTable, points: int = 12) -> tuple[Bound, ...]:
     """The largest rate at ``points`` accuracies, from the best that goes with the largest rate of all to the best of
     all, rates falling.
     """
-    search = _Search(problem, exits)
+    search = Search(problem, exits)
     fastest = search.best(Target())
     begin = search.most_accurate(fastest.rate * (1 - 1e-4)) if fastest else None
     if begin is None:
@@ -99,18 +99,24 @@ def efficiency(
     return None if bound is None or bound.rate <= 0 else rate / bound.rate
 
 
-class _Search:
-    """Column generation on one problem; what was found for one target serves the next."""
+class Search:
+    """Column generation on one problem; what was found for one target serves the next.
 
-    def __init__(self, problem: Problem, exits: ExitTable) -> None:
+    ``known``: settings to begin with; ``finer``: whether thresholds between those of the table are tried.
+    """
+
+    def __init__(
+        self, problem: Problem, exits: ExitTable, known: Sequence[Setting] = (), *, finer: bool = True
+    ) -> None:
         if exits.exits != len(problem.exits):
             raise ValueError(f"expected outcomes of {len(problem.exits)} exits, got {exits.exits}")
-        self.exits = exits
+        self.exits, self._finer = exits, finer
         self.layout = Layout(problem)
         accurate = int(np.argmax(exits.accuracy_G))
         shallow = int(np.argmin(exits.reach_KG.sum(axis=0)))
         deep = int(np.argmax(exits.reach_KG.sum(axis=0) - exits.heads_KG.sum(axis=0) * 1e-9))
-        self.settings = [exits.setting(number) for number in dict.fromkeys((accurate, shallow, deep))]
+        first = [exits.setting(number) for number in dict.fromkeys((accurate, shallow, deep))]
+        self.settings = list(dict.fromkeys([*first, *known]))
 
     def best(self, target: Target) -> Bound | None:
         if target.accuracy > float(np.max(self.exits.accuracy_G)) + 1e-12:
@@ -132,6 +138,16 @@ class _Search:
             return None
         return self.best(Target(rate_worth=0.0, right_worth=1.0, most=rate, least=rate * (1 - 1e-6)))
 
+    def singles(self, target: Target, count: int) -> list[Setting]:
+        """Settings that come near the best mixture each by itself, with at least the target's accuracy."""
+        solution = solve(self.layout, self.settings, target)
+        cost_G = _cheapest(self.layout, solution, self.exits.reach_KG, self.exits.heads_KG)
+        profit_G = _worth(solution, target, self.exits.accuracy_G) - cost_G
+        profit_G[self.exits.accuracy_G < target.accuracy - 1e-9] = -np.inf
+        best = np.argsort(-profit_G)[:count]
+        near = [setting for setting in self.settings if setting.accuracy >= target.accuracy - 1e-9]
+        return [*near, *(self.exits.setting(int(number)) for number in best if np.isfinite(profit_G[number]))]
+
     def _most_profitable(self, solution: Solution, target: Target) -> tuple[int, float]:
         """Which setting of the table would gain most an item at these prices, and how much."""
         cost_G = _cheapest(self.layout, solution, self.exits.reach_KG, self.exits.heads_KG)
@@ -143,7 +159,7 @@ class _Search:
         setting = self.exits.setting(number)
         worth = target.right_worth + solution.accuracy_price
         costs = _cost_of_exits(self.layout, solution, setting)
-        finer = self.exits.finer(setting, worth, costs) if worth > 0 else setting
+        finer = self.exits.finer(setting, worth, costs) if worth > 0 and self._finer else setting
         for new in (setting, finer):
             if new not in self.settings:
                 self.settings.append(new)

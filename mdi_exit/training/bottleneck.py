@@ -251,9 +251,7 @@ class _Run:
         self, checkpoint: Path | None, progress: Callable[[int, int, int, float], None] | None
     ) -> BottleneckTraining:
         optimiser = torch.optim.Adam(self.made.parameters(), self.config.learning_rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, self.config.learning_rate, total_steps=self.config.epochs * self.steps + 1, pct_start=0.1
-        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.config.epochs * self.steps)
         losses: list[float] = []
         earlier_s, begin = 0.0, time.monotonic()
         saved = read_checkpoint(checkpoint, self._purpose()) if checkpoint is not None else {}
