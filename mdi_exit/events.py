@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from msgspec import Struct
 
+from mdi_exit.placement import Decision, PlacementRules, Problem
 from mdi_exit.routes import RoutingAnswer, RoutingProblem
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.span import LayerSpan
@@ -38,14 +39,17 @@ __all__ = [
     "DrawInput",
     "Event",
     "GiveUp",
+    "HoldSegments",
     "Inject",
     "InputEnded",
     "InputOffered",
     "InputSkipped",
+    "MakePlan",
     "ModelKnown",
     "Notice",
     "OrderReceived",
     "Outcome",
+    "PlanMade",
     "PrepareRequest",
     "ProbeReceived",
     "Record",
@@ -73,6 +77,7 @@ __all__ = [
     "SetAdmission",
     "SetLogLevel",
     "SolveRoutes",
+    "SpeedKnown",
     "StatusReceived",
     "Task",
     "TaskReceived",
@@ -152,6 +157,13 @@ class SegmentsReady:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeedKnown:
+    """What the node expects of itself: seconds of one item in each layer of the model in force, exit head included."""
+
+    layer_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TaskReceived:
     sender: str
     incarnation: int
@@ -223,6 +235,13 @@ class Drain:
 
 
 # --- events of the source only
+
+
+@dataclass(frozen=True, slots=True)
+class PlanMade:
+    """The answer to ``MakePlan``."""
+
+    decision: Decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +342,22 @@ class RunSegment:
     batch: int
     key: SegmentKey
     tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HoldSegments:
+    """Have the segments of these spans, as far as others make them possible, and of no others."""
+
+    spans: tuple[LayerSpan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MakePlan:
+    """``decide(problem, resting, rules)`` takes long, so beside the loop: answer with PlanMade."""
+
+    problem: Problem
+    resting: tuple[str, ...]
+    rules: PlacementRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,6 +490,8 @@ class Drained:
 
 Command = (
     RunSegment
+    | HoldSegments
+    | MakePlan
     | SendTask
     | SendResults
     | SendTelemetry
@@ -479,6 +516,8 @@ Event = (
     | TransportDown
     | ModelKnown
     | SegmentsReady
+    | SpeedKnown
+    | PlanMade
     | TaskReceived
     | SegmentDone
     | SegmentFailed

@@ -179,7 +179,7 @@ class Guidance(ItemKeeping):
                     peer.name,
                     self._works(plan, peer.span, telemetry.speed_s),
                     None if neighbours is None else frozenset(neighbours),
-                    _capacity({name: link.byte_s for name, link in telemetry.links.items()}),
+                    _capacity({name: link.bytes_per_s for name, link in telemetry.links.items()}),
                 ))  # fmt: skip
         return tuple(found)
 
@@ -223,7 +223,7 @@ class Guidance(ItemKeeping):
         raise NotImplementedError
 
 
-def _capacity(byte_s: dict[str, float]) -> float | None:
-    """Bytes a second of a node's link, from what a byte more takes to each neighbour, both nodes' links being alike."""
-    known = [found for found in byte_s.values() if found > 0]
-    return 2.0 / min(known) if known else None
+def _capacity(bytes_per_s: dict[str, float]) -> float | None:
+    """Bytes a second of a node's link, from what crosses it and each neighbour's, both being alike; 0: not known."""
+    fastest = max(bytes_per_s.values(), default=0.0)
+    return 2.0 * fastest if fastest > 0 else None

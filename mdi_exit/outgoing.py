@@ -31,7 +31,7 @@ class Outgoing(NodeState):
         told = self._status
         if not self.connected or (told and (told.state, told.entries) == (self.state, self.entries)):
             return
-        span = self.config.span
+        span = self.holding.span
         self._status = Status(
             node=self.name,
             incarnation=self.config.incarnation,
@@ -44,6 +44,10 @@ class Outgoing(NodeState):
             engine=self.config.engine,
             emulated=self.config.emulated,
             version=self.config.version,
+            auto=self.holding.auto,
+            memory_bytes=self.config.memory_bytes,
+            layer_s=self.layer_s,
+            leaving=tuple((left.first, left.stop) for left in self.holding.leaving),
             neighbours=None if self.config.neighbours is None else tuple(sorted(self.config.neighbours)),
         )
         self._out.append(SendStatus(self._status))
@@ -100,6 +104,8 @@ class Outgoing(NodeState):
     def _send(self, now: float, layer: int, to: str) -> None:
         peer = self.members.peers[to]
         (held,) = self.store.take(layer, output=True)
+        if held.origin is Origin.RECEIVED:
+            self._released(held, now)
         task = held.task
         seq = peer.out.sent(now, layer, task.item, task.size_bytes)
         self.totals.sent[to] += 1
@@ -129,6 +135,14 @@ class Outgoing(NodeState):
             self.totals.dropped += 1
             return
         self.store.add(Held(command.task, Origin.INJECTED), output=True, front=True)
+
+    def _released(self, held: Held, now: float | None = None) -> None:
+        """A received task has left its slot: its sender gets the credit back with the next acknowledgement."""
+        inbound = self.members.inbounds.get(held.sender) if held.origin is Origin.RECEIVED else None
+        if inbound is not None:
+            inbound.released[held.task.next_layer] += 1
+            since = now if now is not None else inbound.received_at
+            self.members.owe(since, held.sender, inbound, self.config.ack_delay_s)
 
     # --- reports
 

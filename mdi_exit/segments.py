@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mdi_exit.span import LayerSpan
 
-__all__ = ["ModelPlan", "SegmentKey", "needed_segments", "segment_stop"]
+__all__ = ["ModelPlan", "SegmentKey", "needed_segments", "runs_in", "segment_stop"]
 
 
 class SegmentKey(NamedTuple):
@@ -94,6 +94,16 @@ class ModelPlan:
         stop = segment_stop(entry, span, self.exit_layers)
         ends_network = stop == self.layer_count
         return SegmentKey(entry, stop, head=ends_network or (early_exits and stop - 1 in self.exit_layers))
+
+
+def runs_in(plan: ModelPlan, key: SegmentKey, spans: Iterable[LayerSpan]) -> bool:
+    """Whether a node of one of these spans can be asked to run the segment."""
+    return any(
+        key.entry in span and key == plan.segment(key.entry, span, early_exits=early)
+        for span in spans
+        if span.stop <= plan.layer_count
+        for early in (True, False)
+    )
 
 
 def segment_stop(entry: int, span: LayerSpan, exit_layers: Iterable[int]) -> int:

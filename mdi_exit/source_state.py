@@ -21,6 +21,7 @@ from mdi_exit.events import (
     ModelKnown,
     Notice,
     OrderReceived,
+    PlanMade,
     ReplyFailed,
     RequestPrepared,
     RequestReceived,
@@ -80,12 +81,15 @@ class SourceState(Steering):
                 for item in list(self.pending):
                     attempt = self.pending[item].attempt
                     self._record(now, item, ResultRow(item, attempt, (), error=reason))
+            case PlanMade(decision):
+                self._planned(now, decision)
             case Drain():
                 self._end(now)
                 self._out.append(Drained())
             case ModelKnown(plan):
                 self.plan = plan
                 self._work(now, event)
+                self._say_promise()
                 self._command(now)
             case TransportUp():
                 self._work(now, event)

@@ -146,14 +146,14 @@ class Results(Struct, frozen=True, array_like=True, tag="results"):
 
 class LinkLoad(Struct, frozen=True, array_like=True):
     """What a node has sent to one neighbour since its start: tasks and bytes of features; the measured delay of an empty
-    message; credits left, all layers together; what a byte more adds to the delay, 0 where it is not known.
+    message; credits left, all layers together; bytes a second as measured by messages of several sizes, 0: not known.
     """
 
     tasks: UInt
     bytes: UInt
     delay_s: Seconds
     credits: UInt
-    byte_s: Seconds = 0.0
+    bytes_per_s: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class Board(Struct, frozen=True, array_like=True):
@@ -272,6 +272,10 @@ class Status(Struct, frozen=True, array_like=True, tag="status"):
 
     ``entries``: layers at which it takes tasks now. ``window``: tasks that each sender may have waiting there
     for each entry layer. ``neighbours``: the only nodes that it may send to; None: all.
+
+    ``auto``: the source may choose its span; ``memory_bytes``: for the model's layers, 0: enough. ``layer_s``: seconds that
+    it expects of itself for one item in each layer of the model in force. ``leaving``: spans of earlier plans that it serves
+    until others do.
     """
 
     node: Name
@@ -285,6 +289,10 @@ class Status(Struct, frozen=True, array_like=True, tag="status"):
     engine: Annotated[str, Meta(max_length=60)] = ""
     emulated: Annotated[str, Meta(max_length=60)] = ""
     version: Annotated[str, Meta(max_length=40)] = ""
+    auto: bool = False
+    memory_bytes: UInt = 0
+    layer_s: Annotated[tuple[Seconds, ...], Meta(max_length=4096)] = ()
+    leaving: Annotated[tuple[Span, ...], Meta(max_length=16)] = ()
     neighbours: Annotated[tuple[Name, ...], Meta(max_length=1024)] | None = None
 
 
@@ -327,8 +335,9 @@ class Control(Struct, frozen=True, array_like=True, tag="control"):
     """The state that the source wants, written by the source only. ``model``: digest of the artifact.
 
     ``offloading`` and ``log_level``: as ordered for all nodes; empty: nothing was ordered. ``codec``: of features at cuts for
-    which the model's manifest has none; empty: float32. ``shares``: where tasks go under the offloading policy
-    ``optimiser``; ``census``: telemetry is to tell ``scores``. ``thresholds``: of each exit but the last; empty: as
+    which the model's manifest has none; empty: float32. ``spans``: what each node that lets the source choose is to hold, by
+    the plan of this ``epoch``; one that is not named keeps what it has. ``shares``: where tasks go under the offloading
+    policy ``optimiser``; ``census``: telemetry is to tell ``scores``. ``thresholds``: of each exit but the last; empty: as
     ``threshold`` and the model say.
     """
 
@@ -342,6 +351,7 @@ class Control(Struct, frozen=True, array_like=True, tag="control"):
     offloading: Annotated[str, Meta(max_length=40)] = ""
     log_level: Annotated[str, Meta(max_length=40)] = ""
     codec: Annotated[str, Meta(max_length=20)] = ""
+    spans: dict[Name, Span] = {}
     shares: Annotated[tuple[Share, ...], Meta(max_length=4096)] = ()
     census: bool = False
     thresholds: Annotated[tuple[Score, ...], Meta(max_length=4096)] = ()

@@ -18,7 +18,8 @@ class WorkerConfig:
 
     ``window``: slots for each (sender, entry layer), and for each layer of the node's own products.
     ``neighbours``: to whom it may send (None: to all). ``output_limit``: T_O of Alg. 1.
-    ``unmeasured_s``: Γ until something is measured.
+    ``unmeasured_s``: Γ until something is measured. ``auto``: the source chooses the span, which is ``span`` to begin with;
+    ``memory_bytes``: what the model's layers may take here, 0: no limit.
     """
 
     name: str
@@ -38,6 +39,8 @@ class WorkerConfig:
     engine: str = ""
     emulated: str = ""
     version: str = ""
+    auto: bool = False
+    memory_bytes: int = 0
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ from mdi_exit.events import (
     Drain,
     Event,
     GiveUp,
+    HoldSegments,
     Inject,
     InputEnded,
     InputOffered,
@@ -31,6 +32,7 @@ from mdi_exit.events import (
     Notice,
     OrderReceived,
     Outcome,
+    PlanMade,
     ProbeReceived,
     RequestEvent,
     ResultsReceived,
@@ -41,6 +43,7 @@ from mdi_exit.events import (
     SegmentsReady,
     SendFailed,
     SetAdmission,
+    SpeedKnown,
     StatusReceived,
     Task,
     TaskReceived,
@@ -54,7 +57,8 @@ from mdi_exit.membership import Change
 from mdi_exit.policy.exiting import should_exit
 from mdi_exit.policy.queueing import keeps_here
 from mdi_exit.queues import Held, Origin, Running
-from mdi_exit.segments import SegmentKey
+from mdi_exit.segments import SegmentKey, runs_in
+from mdi_exit.span import LayerSpan
 from mdi_exit.wire import Best, Control, ResultRow, Status
 
 __all__ = ["WorkerState"]
@@ -69,6 +73,8 @@ class WorkerState(Hurrying):
         """Take in one event at ``now`` (monotonic seconds); returns what to do, in order."""
         self._story.append((now, type(event).__name__))
         epoch = self._take_in(now, event)
+        if self.holding.coming is not None or self.holding.leaving:
+            self._change_over()
         if self._hurried:
             self._answer_late(now)
         self._announce()
@@ -134,6 +140,8 @@ class WorkerState(Hurrying):
             case SegmentsReady(seconds):
                 self._seconds.ready(seconds)
                 self._entries = self._find_entries()
+            case SpeedKnown(layer_s):
+                self.layer_s, self._status = layer_s, None
             case TransportUp():
                 self._transport_up(now)
             case TransportDown():
@@ -144,6 +152,7 @@ class WorkerState(Hurrying):
                 InputOffered()
                 | InputEnded()
                 | InputSkipped()
+                | PlanMade()
                 | ResultsReceived()
                 | SetAdmission()
                 | GiveUp()
@@ -171,7 +180,8 @@ class WorkerState(Hurrying):
         why_not = self._why_not(event.sender, task)
         if why_not is None:
             self.totals.received += 1
-            self._keep(Held(replace(task, since=now), Origin.RECEIVED, event.sender))
+            late = not self._mine(task.next_layer)
+            self._keep(Held(replace(task, since=now), Origin.RECEIVED, event.sender), output=late)
             return
         inbound.released[task.next_layer] += 1
         if self.store.holds(task.item, task.attempt):
@@ -190,7 +200,7 @@ class WorkerState(Hurrying):
             return "here already"
         if self.leaving:
             return f"{self.name} is {self.state}"
-        if task.next_layer not in self.entries:
+        if task.next_layer not in self.entries and task.next_layer not in self.holding.left:
             return f"{self.name} does not take layer {task.next_layer}"
         if self.store.held_for(sender, task.next_layer) >= 2 * self.config.window:
             return f"{self.name} has no slot left for {sender}"
@@ -303,9 +313,42 @@ class WorkerState(Hurrying):
     def _control_received(self, now: float, control: Control) -> None:
         before, self.control = self.control, control
         self._entries = self._find_entries()
+        if self.holding.auto and (span := control.spans.get(self.name)) is not None and span[0] < span[1]:
+            self._assign(LayerSpan(*span))
         self._out += self.standing.control(now, before, control)
         if before is not None and before.run != control.run:
             self._flush()
+
+    # --- from one span to the next
+
+    def _assign(self, span: LayerSpan) -> None:
+        """The plan's span for this node: fetch it, serve what is held meanwhile."""
+        if self.holding.assign(span):
+            self._out.append(HoldSegments(self.holding.wanted))
+
+    def _change_over(self) -> None:
+        """Take up the span that was fetched; leave the old ones when others hold their layers."""
+        holding, plan = self.holding, self.plan
+        if plan is None or self.control is None:
+            return
+        planned = [LayerSpan(*span) for span in self.control.spans.values() if span[0] < span[1]]
+        if holding.coming is not None and holding.ready(
+            plan, [*self.members.announced_spans(), *planned], self._seconds
+        ):
+            holding.take_up()
+            self._out.append(Notice("span", f"{self.name} holds layers {holding.span}"))
+            self._spans_changed()
+        if holding.leaving and holding.abandoned() <= self.members.held():
+            for layer in sorted(holding.leave()):
+                self.store.hand_over(layer)
+            wanted = holding.wanted
+            self._seconds.retain(lambda key: runs_in(plan, key, wanted))
+            self._out.append(HoldSegments(wanted))
+            self._spans_changed()
+
+    def _spans_changed(self) -> None:
+        self._entries = self._find_entries()
+        self._status = None
 
     def _flush(self) -> None:
         """A new run: tasks of the old one are nobody's any more."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from mdi_exit import values
-from mdi_exit.config import REQUIRED, Resolved, resolve, setting
+from mdi_exit.config import REQUIRED, Derived, Resolved, resolve, setting
 from mdi_exit.errors import UsageError
+from mdi_exit.model.artifact import calibration_of
 from mdi_exit.orders import ADAPTATIONS
 from mdi_exit.settings import NodeSettings
 from mdi_exit.span import LayerSpan
@@ -41,6 +43,17 @@ def _show_per_second(value: float | None) -> str:
     return "none" if value is None else values.show_rate(value)
 
 
+def _calibrated(known: Mapping[str, Any], key: Literal["exit_threshold", "min_threshold"]) -> float | Derived:
+    """The threshold from which the model promises something; without a promise the one that it was calibrated for."""
+    found = calibration_of(known["model"])
+    at = found.threshold if found else None
+    if found is None or at is None:
+        return 0.8 if key == "exit_threshold" else 0.5
+    if found.promise is not None:
+        return Derived(at, f"model {known['model']}: promised")
+    return Derived(at, f"model {known['model']}: calibrated") if key == "exit_threshold" else min(0.5, at)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSettings(NodeSettings):
     """One source. ``rate`` is items a second (None: as fast as admission allows).
@@ -71,11 +84,13 @@ class SourceSettings(NodeSettings):
     )
     arrivals: str = setting("fixed", help="spacing of the arrivals", choices=("fixed", "poisson"))
     exit_threshold: float = setting(
-        0.8, help="confidence above which an item exits; 1: never early", parse=values.fraction, metavar="T"
-    )
+        0.8, help="confidence above which an item exits; 1: never early; default: the model's calibrated one, else 0.8",
+        parse=values.fraction, metavar="T", derive=lambda known: _calibrated(known, "exit_threshold"),
+    )  # fmt: skip
     min_threshold: float = setting(
-        0.5, help="the lowest that --adapt threshold may go", parse=values.fraction, metavar="T"
-    )
+        0.5, help="the lowest that --adapt threshold may go; default: what the model promises from, else 0.5",
+        parse=values.fraction, metavar="T", derive=lambda known: _calibrated(known, "min_threshold"),
+    )  # fmt: skip
     adapt: str = setting(
         "none", help="what follows the load: rate and threshold by the paper's steps, or the threshold by another rule",
         choices=ADAPTATIONS,

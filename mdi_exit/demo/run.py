@@ -68,13 +68,19 @@ def main(argv: Sequence[str]) -> int:
 
 def _default_deployment(nodes: int, layers: int, profile: str) -> Deployment:
     """A source with all layers, as in the paper, and agents of different speed whose spans overlap."""
-    spans = itertools.cycle((LayerSpan(2, layers), LayerSpan(layers // 2, layers), LayerSpan(2, layers - 2)))
+    spans = itertools.cycle(_spans(layers))
     speeds = itertools.cycle(_SPEEDS)
     agents = tuple(
         NodeSpec(f"agent-{number}", span, None, _scaled(profile, speed), join_at_s=2.0 * (number - 1))
         for number, span, speed in zip(range(1, nodes), spans, speeds, strict=False)
     )
     return Deployment(NodeSpec("source", LayerSpan(0, layers), None, _scaled(profile, 1.0)), agents, RunSpec())
+
+
+def _spans(layers: int) -> list[LayerSpan]:
+    """From the third layer on, the second half, the middle; of a short network what there is of these."""
+    wanted = ((2, layers), (layers // 2, layers), (2, layers - 2))
+    return [LayerSpan(first, stop) for first, stop in wanted if first < stop] or [LayerSpan(0, layers)]
 
 
 def _scaled(profile: str, speed: float) -> str | None:
@@ -127,6 +133,7 @@ async def _demo(settings: DemoSettings, given: AbstractSet[str]) -> int:
     """``given``: the settings that are no defaults; they outrank the topology's file."""
     console = Console()
     artifact = Artifact.open(settings.artifact)
+    Composer(artifact).check()
     layers = len(artifact.manifest.layers)
     if settings.profile != "none":
         parse_profile(settings.profile)

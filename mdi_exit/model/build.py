@@ -32,23 +32,41 @@ __all__ = ["MODEL_FORMS", "PROGRAM_FILE", "Built", "built", "rebuilt"]
 
 MODEL_FORMS: Final = "mobilenetv2, small_resnet18, a name of torchvision's, MODULE:FACTORY, or FILE.pt2"
 PROGRAM_FILE: Final = "program.json"
+_CLASSES: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """``description``: the manifest's ``network``; ``files``: what it refers to, by name; ``layer_names``: for people."""
+    """``description``: the manifest's ``network``; ``files``: what it refers to, by name; ``layer_names``: for people.
+
+    ``whole``: the model as it came, images to logits, of the same weights, in evaluation mode.
+    """
 
     network: MultiExitNetwork
     description: dict[str, Any]
     files: dict[str, bytes]
     layer_names: tuple[str, ...]
+    classes: int
+    whole: nn.Module
+
+
+class _LastExit(nn.Module):
+    """A multi-exit network as an ordinary one."""
+
+    def __init__(self, network: MultiExitNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        logits_NK: Tensor = self.network(x_NCHW)[-1]
+        return logits_NK
 
 
 def built(
     spec: str,
     *,
     input_shape: tuple[int, int, int],
-    classes: int,
+    classes: int | None,
     exits: int | Sequence[int] | None = None,
     weights: Path | None = None,
     seed: int = 0,
@@ -58,6 +76,7 @@ def built(
 ) -> Built:
     """The network of ``spec`` (``MODEL_FORMS``) for images C×H×W, untrained heads at ``exits``, in evaluation mode.
 
+    ``classes`` None: as many as the model has (the house's own: 10).
     ``exits``: the layers that end in one, the last among them or not; or how many there are, the last included, at equal
     shares of the cost; None: the network's own, else the last only. ``weights``: a state dict of the named model (.pt,
     loaded without code, or .safetensors); None: random by ``seed``. ``width``: of the channels, for the house's own models.
@@ -67,9 +86,9 @@ def built(
     if width is not None and spec != "mobilenetv2" and spec not in BACKBONES:
         raise UsageError("width", f"none for {spec}: mobilenetv2 and {', '.join(BACKBONES)} have one", width)
     if spec == "mobilenetv2":
-        made = _mobilenetv2(input_shape, classes, exits, width)
+        made = _mobilenetv2(input_shape, classes or _CLASSES, exits, width)
     elif spec in BACKBONES:
-        made = _backbone(spec, input_shape, classes, exits, width)
+        made = _backbone(spec, input_shape, classes or _CLASSES, exits, width)
     else:
         return _partitioned(spec, input_shape, classes, exits, weights, layers, crossing)
     if weights is not None:
@@ -161,7 +180,8 @@ def _mobilenetv2(
         )  # fmt: skip
     network = mobilenetv2(config).eval()
     description = {"kind": "mobilenetv2", **asdict(config), "exits": list(config.exits)}
-    return Built(network, description, {}, tuple(f"layer{index}" for index in range(len(network.layers))))
+    names = tuple(f"layer{index}" for index in range(len(network.layers)))
+    return Built(network, description, {}, names, classes, _LastExit(network).eval())
 
 
 def _backbone(
@@ -179,7 +199,8 @@ def _backbone(
         "kind": "backbone", "name": spec, "classes": classes, "width": width or 1.0, "input_shape": list(input_shape),
         "exits": list(chosen),
     }  # fmt: skip
-    return Built(_with_heads(modules, classifier, chosen, shapes, classes), description, {}, tuple(layers))
+    network = _with_heads(modules, classifier, chosen, shapes, classes)
+    return Built(network, description, {}, tuple(layers), classes, _LastExit(network).eval())
 
 
 def _rebuilt_backbone(description: Mapping[str, Any], files: Mapping[str, bytes]) -> MultiExitNetwork:
@@ -198,7 +219,7 @@ def _rebuilt_backbone(description: Mapping[str, Any], files: Mapping[str, bytes]
 def _partitioned(
     spec: str,
     input_shape: tuple[int, int, int],
-    classes: int,
+    classes: int | None,
     exits: int | Sequence[int] | None,
     weights: Path | None,
     layers: int | None,
@@ -208,13 +229,14 @@ def _partitioned(
         if weights is not None:
             raise UsageError("weights", "none: a saved program has its own", str(weights))
         program = _saved_program(Path(spec))
+        whole: nn.Module = program.module(check_guards=False)
     else:
-        module = _module(spec, input_shape, classes)
+        whole = _module(spec, input_shape, classes)
         if weights is not None:
-            _load(module, weights, spec)
-        program = exported(module, input_shape, spec)
+            _load(whole, weights, spec)
+        program = exported(whole, input_shape, spec)
     found = partitioned(tidied(program, spec, input_shape), input_shape, spec, crossing=crossing, layers=layers)
-    _check_classes(found, classes, spec)
+    classes = _checked_classes(found, classes, spec)
     modules = list(found.layers)
     chosen = _exit_layers(exits, modules, _example(input_shape))
     description = {
@@ -224,15 +246,17 @@ def _partitioned(
     files = {PROGRAM_FILE: dumped([*modules, found.classifier], spec)}
     network = _with_heads(modules, found.classifier, chosen, found.shapes, classes)
     network.channels_last = False
-    return Built(network, description, files, found.names)
+    return Built(network, description, files, found.names, classes, whole)
 
 
-def _check_classes(found: Partition, classes: int, spec: str) -> None:
+def _checked_classes(found: Partition, classes: int | None, spec: str) -> int:
     x_N = _example(found.shapes[-1])
     with torch.no_grad():
         logits_NK = found.classifier.eval()(x_N)
-    if tuple(logits_NK.shape) != (1, classes):
-        raise UsageError(f"{spec}: classes", str(classes), f"logits of shape {tuple(logits_NK.shape)}")
+    count: int = logits_NK.shape[1]
+    if classes not in (None, count):
+        raise UsageError(f"{spec}: classes", str(classes), f"{count} logits")
+    return count
 
 
 def _rebuilt_partition(description: Mapping[str, Any], files: Mapping[str, bytes]) -> MultiExitNetwork:
@@ -254,7 +278,7 @@ def _saved_program(path: Path) -> torch.export.ExportedProgram:
         raise UsageError(f"model {path}", "a file saved by torch.export.save", reason) from None
 
 
-def _module(spec: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+def _module(spec: str, input_shape: tuple[int, int, int], classes: int | None) -> nn.Module:
     if ":" in spec:
         return _from_factory(spec)
     names = torchvision.models.list_models(module=torchvision.models)
@@ -263,8 +287,10 @@ def _module(spec: str, input_shape: tuple[int, int, int], classes: int) -> nn.Mo
     options: dict[str, Any] = {"image_size": input_shape[1]} if spec.startswith("vit_") else {}
     if spec in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}
+    if classes is not None:
+        options["num_classes"] = classes
     try:
-        made: nn.Module = torchvision.models.get_model(spec, weights=None, num_classes=classes, **options)
+        made: nn.Module = torchvision.models.get_model(spec, weights=None, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"model {spec}", f"one that can be made for input {input_shape}", error) from None
     return made

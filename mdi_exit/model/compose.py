@@ -13,6 +13,7 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from mdi_exit.errors import ArtifactError
 from mdi_exit.model.artifact import Artifact
+from mdi_exit.model.manifest import ExitSpec
 from mdi_exit.segments import SegmentKey
 
 __all__ = ["FEATURES", "GATE", "INPUT", "LOGITS", "Composer", "checked_graph"]
@@ -33,13 +34,15 @@ def checked_graph(
     """
     try:
         model = onnx.load_from_string(raw)
+        is_external = any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph))
         # Infers shapes too, so that the output's declared one is not taken on trust.
-        onnx.checker.check_model(model, full_check=True)
+        if not is_external:
+            onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # noqa: BLE001 - protobuf and onnx raise many kinds for the one fault: not a graph
         raise ArtifactError(what, "a valid ONNX graph", str(error).splitlines()[0][:200] or "none") from None
-    graph = model.graph
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
+    if is_external:
         raise ArtifactError(what, "all weights inside the file", "a reference to external data")
+    graph = model.graph
     if foreign := {entry.domain for entry in model.opset_import} - _OPERATOR_SETS:
         raise ArtifactError(what, "standard operators only", f"operators of {', '.join(sorted(foreign))}")
     if len(graph.input) != 1 or len(graph.output) != 1:
@@ -85,6 +88,16 @@ class Composer:
             self._made[key] = self._compose(key).SerializeToString(deterministic=True)
         return self._made[key]
 
+    def check(self) -> None:
+        """Look at every graph now rather than when a segment is asked for. Raises ``ArtifactError``."""
+        manifest = self.artifact.manifest
+        for layer in range(len(manifest.layers)):
+            self._layer(layer)
+            self._half(layer, "encoder")
+            self._half(layer, "decoder")
+        for spec in manifest.exits:
+            self._head(spec)
+
     def _compose(self, key: SegmentKey) -> ModelProto:
         """Layers in a row, the autoencoders of the cuts inside and at both ends with them, then head and gate."""
         manifest = self.artifact.manifest
@@ -118,21 +131,25 @@ class Composer:
             return [checked_graph(self.artifact.read(code.encoder), what, spec.in_shape, code.shape)]
         return [checked_graph(self.artifact.read(code.decoder), what, code.shape, spec.in_shape)]
 
+    def _head(self, spec: ExitSpec) -> tuple[ModelProto, ModelProto | None]:
+        """The head of an exit, and its gate if it has one."""
+        manifest, what = self.artifact.manifest, f"{self.artifact.folder}: exit at layer {spec.layer}"
+        out_shape = (len(manifest.labels),) if manifest.labels else None  # a model without names has any number
+        head = checked_graph(self.artifact.read(spec.graph), what, manifest.layers[spec.layer].out_shape, out_shape)
+        if spec.gate is None:
+            return head, None
+        shape = tuple(dim.dim_value for dim in head.graph.output[0].type.tensor_type.shape.dim[1:])
+        return head, checked_graph(self.artifact.read(spec.gate), f"{what}: gate", shape, (1,))
+
     def _with_head(self, model: ModelProto, key: SegmentKey, end: str) -> ModelProto:
         manifest = self.artifact.manifest
-        last = key.stop - 1
-        spec = next(spec for spec in manifest.exits if spec.layer == last)
-        what = f"{self.artifact.folder}: exit at layer {last}"
-        out_shape = (len(manifest.labels),) if manifest.labels else None  # a model without names has any number
-        raw = checked_graph(self.artifact.read(spec.graph), what, manifest.layers[last].out_shape, out_shape)
-        head = _renamed(raw, "head_", "head_in", LOGITS)
+        head, gate = self._head(next(spec for spec in manifest.exits if spec.layer == key.stop - 1))
         keep = [LOGITS] if key.stop == len(manifest.layers) else [end, LOGITS]
+        head = _renamed(head, "head_", "head_in", LOGITS)
         model = onnx.compose.merge_models(model, head, io_map=[(end, "head_in")], outputs=keep)
-        if spec.gate is None:
+        if gate is None:
             return model
-        shape = tuple(dim.dim_value for dim in head.graph.output[0].type.tensor_type.shape.dim[1:])
-        raw = checked_graph(self.artifact.read(spec.gate), f"{what}: gate", shape, (1,))
-        gate = _renamed(raw, "gate_", "gate_in", GATE)
+        gate = _renamed(gate, "gate_", "gate_in", GATE)
         return onnx.compose.merge_models(model, gate, io_map=[(LOGITS, "gate_in")], outputs=[*keep, GATE])
 
 

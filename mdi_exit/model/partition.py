@@ -248,15 +248,16 @@ def _path(node: Node) -> str:
 
 
 def _names(places: _Places, stops: Sequence[int]) -> list[str]:
-    """Each layer after the module that holds its costly operations, or after the first and the last of these."""
-    names: list[str] = []
-    begin = 0
-    for stop in [*stops, len(places.nodes)]:
-        paths = [_path(places.nodes[index]) for index in range(begin, stop) if places.macs[index]]
-        begin = stop
-        prefix = _prefix(paths)
-        name = prefix if prefix and prefix not in names else f"{paths[0]}..{paths[-1]}"
-        names.append(name[:120])
+    """Each layer after the module that holds its costly operations and nobody else's, or after the first and the last."""
+    paths = []
+    for begin, stop in itertools.pairwise([0, *stops, len(places.nodes)]):
+        paths.append([_path(places.nodes[index]) for index in range(begin, stop) if places.macs[index]])
+    names = []
+    for number, own in enumerate(paths):
+        prefix = _prefix(own)
+        others = [path for other, theirs in enumerate(paths) if other != number for path in theirs]
+        alone = prefix and not any(path == prefix or path.startswith(prefix + ".") for path in others)
+        names.append((prefix if alone or own[0] == own[-1] else f"{own[0]}..{own[-1]}")[:120])
     return names
 
 

@@ -155,6 +155,8 @@ class Cell:
             dead_after_s=max(2.5, 5 * self.scenario.policy.telemetry_period_s),
             engine="simulated",
             emulated=node.profile or "",
+            auto=node.auto,
+            memory_bytes=(node.memory_bytes or 0) if node.auto else 0,
         )
 
     def start(self) -> None:

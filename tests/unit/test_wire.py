@@ -56,7 +56,7 @@ MESSAGES: dict[str, tuple[wire.Message, bytes]] = {
     "telemetry": (
         wire.Telemetry(
             *(7, 11, "nano-1", 3, 1, 0.25, {4: 0.25}, {4: 0.0625}, {4: 13}, {"source": 9}, {"sent": 5}, {2: 7}),
-            links={"nano-2": wire.LinkLoad(5, 4096, 0.002, 11, 2**-20)},
+            links={"nano-2": wire.LinkLoad(5, 4096, 0.002, 11, 2.5e6)},
             board=wire.Board(2**26, 48.5, 5.25, 99.5, True),
             scores={0: (0, 2, 5)},
         ),
@@ -81,7 +81,12 @@ MESSAGES: dict[str, tuple[wire.Message, bytes]] = {
     "reply": (wire.Reply("desk", "a-1", 9, "Ankle boot", 0.75, 2, ("source", "nano-1"), 0.125), b""),
     "status": (
         wire.Status(
-            "nano-1", 11, True, "agent", "ready", (4, 9), (4, 6), 16, "onnxruntime CPU", neighbours=("source",)
+            *("nano-1", 11, True, "agent", "ready", (4, 9), (4, 6), 16, "onnxruntime CPU"),
+            neighbours=("source",),
+            auto=True,
+            memory_bytes=2**28,
+            layer_s=(0.25, 0.5),
+            leaving=((0, 4),),
         ),
         b"",
     ),
@@ -91,6 +96,7 @@ MESSAGES: dict[str, tuple[wire.Message, bytes]] = {
         wire.Control(
             *(7, 11, "source", 0, "ab" * 16, 0.9),
             codec="int8",
+            spans={"nano-1": (4, 9)},
             shares=(wire.Share(4, "source", {"nano-1": 0.75, "source": 0.25}),),
             census=True,
             thresholds=(0.5, 0.75),
