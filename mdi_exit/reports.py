@@ -17,7 +17,7 @@ __all__ = ["FULL_PERIOD_S", "Shortener", "completed"]
 FULL_PERIOD_S: Final = 1.0
 _SPARE_BYTES_PER_S: Final = 150
 _BOARD_BYTES: Final = 45
-_LINK_BYTES: Final = 20
+_LINK_BYTES: Final = 29
 _RECEIVED_BYTES: Final = 45
 _ENTRY_BYTES: Final = 7
 

@@ -73,17 +73,16 @@ class ScenarioBound:
 def _works(scenario: Scenario, node: ScenarioNode) -> Iterator[Work]:
     """The segments that the node can be asked for, at the largest batch, at its first speed.
 
-    A node of ``layers = "auto"`` may hold any layers, and an item may leave it after each: no placement allows more.
+    A node that may be given any span may run each layer by itself.
     """
-    if node.span is None and not node.auto:
-        return
     plan, exits = scenario.model.plan, scenario.model.plan.exit_layers
-    spans = [other.span for other in scenario.nodes if other.span is not None]
     last = plan.layer_count
+    single = [LayerSpan(layer, layer + 1) for layer in range(last)]
+    spans = [other.span for other in scenario.nodes if other.span is not None]
     if any(other.auto for other in scenario.nodes):
-        spans += [LayerSpan(0, stop) for stop in range(1, last + 1)]
-    held = [LayerSpan(layer, layer + 1) for layer in range(last)] if node.span is None else [node.span]
-    for key in sorted(key for span in held for key in needed_segments(plan, span, spans)):
+        spans += single
+    own = single if node.auto else [node.span] if node.span is not None else []
+    for key in sorted({key for span in own for key in needed_segments(plan, span, spans)}):
         if key.head == (key.stop == last):
             seconds = node.speed.seconds(key, MAX_BATCH, exits) / MAX_BATCH
             ends_in_exit = key.stop < last and key.stop - 1 in exits

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.simulation.efficiency import efficiency_of
 from mdi_exit.simulation.run import Simulated, Simulation, simulate
 from mdi_exit.simulation.scenario import Scenario, read_scenario
 from mdi_exit.snapshot import read_timeline
@@ -70,6 +71,17 @@ def test_two_nodes_reach_their_capacity(tmp_path: Path) -> None:
     early = run(tmp_path, TWO, 'rate = "max"\nexit_threshold = 0.5\nduration = "30s"\n').summary
     assert early.rate_per_s == pytest.approx(min(1 / 0.01, 1 / ((1 - EARLY) * 0.03)), rel=0.04)
     assert early.exits[0] / early.completed == pytest.approx(EARLY, abs=0.02)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 1.0])
+@pytest.mark.parametrize("rate", ["max", "20/s", "200/s"])
+def test_no_run_passes_the_bound(tmp_path: Path, threshold: float, rate: str) -> None:
+    found = scenario(tmp_path, TWO, f'rate = "{rate}"\nexit_threshold = {threshold}\nduration = "20s"\n')
+    reached = efficiency_of(found, simulate(found))
+    assert reached is not None
+    assert 0.2 < reached.efficiency < 1 + 1e-6
+    if rate == "20/s":
+        assert reached.efficiency > 0.97, "what is offered is the bound"
 
 
 def test_at_light_load_latency_is_the_way_and_the_work(tmp_path: Path) -> None:
@@ -211,6 +223,7 @@ def test_the_command_writes_what_the_source_writes(tmp_path: Path, capsys: pytes
     summary = json.loads(files["summary"].read_text())
     assert (summary["scenario"], summary["seed"], summary["threshold"]) == ("trial", 3, 1.0)
     assert summary["admitted"] == pytest.approx(100, abs=2)
+    assert 0.9 < summary["efficiency"] <= 1 + 1e-6
     assert len(files["results"].read_text().splitlines()) == summary["admitted"]
     assert len(read_timeline(files["timeline"])) == 10
     assert picture.read_bytes().startswith(b"\x89PNG")
