@@ -69,7 +69,8 @@ def main(argv: Sequence[str]) -> int:
         kinds = {node.name: node.profile or "" for node in scenario.nodes}
         _show(Console(), problem_of(scenario, settings.fixed or ()), kinds)
         if any(len(scenario.reachable(node)) < len(scenario.nodes) - 1 for node in scenario.nodes):
-            Console().print("The plan lets every node send to every other; this scenario's neighbours are fewer.")
+            note = "The plan lets every node send to every other; this scenario's neighbours are fewer."
+            Console().print(note, soft_wrap=True)
         return 0
     return asyncio.run(_live(settings))
 
