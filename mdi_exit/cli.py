@@ -43,6 +43,12 @@ def _plan(argv: Sequence[str]) -> int:
     return plan(argv)
 
 
+def _testbed(argv: Sequence[str]) -> int:
+    from mdi_exit.trial.testbed import main as testbed
+
+    return testbed(argv)
+
+
 def _benchmark(argv: Sequence[str]) -> int:
     from mdi_exit.benchmark.command import main as benchmark
 
@@ -112,6 +118,7 @@ _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "codecs": ("how small the features of a model can be, and what that costs", _codecs),
     "serve": ("labels over HTTP and a live page (needs the extra web)", _serve),
     "simulate": ("a scenario in virtual time: nodes, links, load, what changes", _simulate),
+    "testbed": ("the same scenario live, one process for each node, emulated devices and links", _testbed),
     "plan": ("which node should hold which layers, and what that would give", _plan),
     "top": ("a running deployment in the terminal", _top),
     "control": ("orders to a running deployment: pause, threshold, drain, ...", _control),
