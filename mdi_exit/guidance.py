@@ -120,9 +120,9 @@ class Guidance(ItemKeeping):
         """Mean seconds of the layers up to each exit, over the nodes that run them."""
         by_layer: dict[int, list[float]] = {}
         for node in self._loads(plan):
-            for entry, stop, seconds in node.works:
+            for entry, stop, seconds, head_s in node.works:
                 for layer in range(entry, stop):
-                    by_layer.setdefault(layer, []).append(seconds / (stop - entry))
+                    by_layer.setdefault(layer, []).append((seconds + head_s) / (stop - entry))
         starts = (0, *(layer + 1 for layer in plan.exit_layers[:-1]))
         return [
             sum(sum(found) / len(found) for layer in range(first, last + 1) if (found := by_layer.get(layer, [])))
@@ -144,7 +144,6 @@ class Guidance(ItemKeeping):
             cut_bytes=plan.feature_bytes,
             nodes=nodes,
             choices=self._choices(plan, mix),
-            thresholds=tuple(self._thresholds(plan, self.threshold)),
             lowest=tuple(self._thresholds(plan, self.floor)),
             wanted=self._wanted(),
         )))  # fmt: skip
@@ -161,23 +160,45 @@ class Guidance(ItemKeeping):
             knobs = [self.threshold if mix.known or self._wanted() is None else min(self.threshold, _LOOK_S)]
         else:
             knobs = self._knobs()
-        return tuple(RoutingChoice(knob, mix.reach(self._thresholds(plan, knob))) for knob in knobs)
+        thresholds = [self._thresholds(plan, knob) for knob in knobs]
+        return tuple(
+            RoutingChoice(knob, mix.reach(of_exits), tuple(of_exits))
+            for knob, of_exits in zip(knobs, thresholds, strict=True)
+        )
 
     def _loads(self, plan: ModelPlan) -> tuple[NodeLoad, ...]:
         worker = self.worker
         own = worker.config
         speeds = {layer: worker.seconds(layer, worker.store.inputs.waiting(layer)) for layer in worker.entries}
-        found = [NodeLoad(own.name, _works(plan, own.span, speeds), own.neighbours, _capacity(worker.links()))]
+        found = [NodeLoad(own.name, self._works(plan, own.span, speeds), own.neighbours, _capacity(worker.links()))]
         for peer in worker.members:
             telemetry = peer.telemetry
             if peer.ready and telemetry is not None:
                 neighbours = peer.status.neighbours
                 found.append(NodeLoad(
                     peer.name,
-                    _works(plan, peer.span, telemetry.speed_s),
+                    self._works(plan, peer.span, telemetry.speed_s),
                     None if neighbours is None else frozenset(neighbours),
                     _capacity({name: link.bytes_per_s for name, link in telemetry.links.items()}),
                 ))  # fmt: skip
+        return tuple(found)
+
+    def _works(
+        self, plan: ModelPlan, span: LayerSpan | None, speed_s: dict[int, float]
+    ) -> tuple[tuple[int, int, float, float], ...]:
+        """(entry, stop, seconds, those of the head) of the segments that a node has measured as they are run now."""
+        if span is None or span.stop > plan.layer_count:
+            return ()
+        found = []
+        for entry, measured_s in sorted(speed_s.items()):
+            if entry in span:
+                stop = segment_stop(entry, span, plan.exit_layers)
+                part = 0.0 if stop == plan.layer_count else plan.head_part(entry, stop)
+                head_run = stop - 1 in plan.exit_layers and (
+                    self.worker.threshold_of(plan.exit_index(stop - 1)) < 1.0 or plan.stateful
+                )
+                body_s = measured_s * (1 - part) if head_run else measured_s
+                found.append((entry, stop, body_s, body_s * part / (1 - part)))
         return tuple(found)
 
     def _routes_solved(self, now: float, event: RoutesSolved) -> None:
@@ -200,17 +221,6 @@ class Guidance(ItemKeeping):
     def _set_threshold_and_tell(self, now: float, threshold: float) -> None:
         """Publish both with one message."""
         raise NotImplementedError
-
-
-def _works(plan: ModelPlan, span: LayerSpan | None, speed_s: dict[int, float]) -> tuple[tuple[int, int, float], ...]:
-    """(entry, stop, seconds) of the segments that a node has measured."""
-    if span is None:
-        return ()
-    return tuple(
-        (entry, segment_stop(entry, span, plan.exit_layers), seconds)
-        for entry, seconds in sorted(speed_s.items())
-        if entry in span and span.stop <= plan.layer_count
-    )
 
 
 def _capacity(bytes_per_s: dict[str, float]) -> float | None:

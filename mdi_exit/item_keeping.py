@@ -72,6 +72,7 @@ class ItemKeeping:
         self._dead: frozenset[str] = frozenset()
         self._astray = False  # whether an item may be held by one of the dead
         self._told_missing: tuple[int, ...] | None = None
+        self._told_floor = False
         self.latencies_s: deque[float] = deque(maxlen=200)
         self.forecast = Forecast()
         self.pending: dict[int, Pending] = {}

@@ -13,7 +13,8 @@ from mdi_exit.measured import SegmentSeconds
 from mdi_exit.membership import Members, Peer
 from mdi_exit.policy.exiting import early_exits_wanted
 from mdi_exit.queues import Running, TaskStore
-from mdi_exit.segments import ModelPlan, SegmentKey
+from mdi_exit.segments import ModelPlan, SegmentKey, segment_stop
+from mdi_exit.span import LayerSpan
 from mdi_exit.standing import Standing
 from mdi_exit.wire import Control, Moved, ResultRow, Status
 from mdi_exit.worker_config import Totals, WorkerConfig
@@ -44,7 +45,7 @@ class NodeState:
         self._taking_of: tuple[int, WorkerConfig] = (-1, config)
         self._rng = rng
         self._entries: tuple[int, ...] = ()
-        self._keys: dict[tuple[int, bool], SegmentKey] = {}
+        self._keys: dict[int, SegmentKey] = {}
         self._seconds = SegmentSeconds()
         self._running: Running | None = None
         self._batches = 0
@@ -163,14 +164,21 @@ class NodeState:
         plan = self.plan
         if plan is None or layer not in self.holding.layers or layer >= plan.layer_count:
             return None
-        wanted = layer, self.early_exits
-        if wanted not in self._keys:
-            self._keys[wanted] = self._segment_here(plan, *wanted)
-        return self._keys[wanted]
+        if layer not in self._keys:
+            self._keys[layer] = self._segment_here(plan, layer)
+        return self._keys[layer]
 
-    def _segment_here(self, plan: ModelPlan, layer: int, early_exits: bool) -> SegmentKey:
+    def _head_wanted(self, plan: ModelPlan, layer: int, span: LayerSpan) -> bool:
+        """Whether the exit that the segment from ``layer`` comes to can be taken, so that its head must be run."""
+        last = segment_stop(layer, span, plan.exit_layers) - 1
+        if plan.stateful or last not in plan.exit_layers:
+            return self.early_exits
+        return early_exits_wanted(self.threshold_of(plan.exit_index(last)))
+
+    def _segment_here(self, plan: ModelPlan, layer: int) -> SegmentKey:
         """Of the held span, or of one that is being left where only that can be run."""
-        keys = [plan.segment(layer, span, early_exits=early_exits) for span in self.holding.served if layer in span]
+        spans = [span for span in self.holding.served if layer in span]
+        keys = [plan.segment(layer, span, early_exits=self._head_wanted(plan, layer, span)) for span in spans]
         return next((key for key in keys if key in self._seconds), keys[0])
 
     # --- how long things take

@@ -93,6 +93,8 @@ class Planning:
     _due_at: float | None = None
     _again_at: float = math.inf
     _told: str = ""
+    _factors: dict[str, float] = field(default_factory=dict)
+    _measured_at: float = 0.0
 
     def on_wire(self) -> dict[str, Span]:
         """For ``Control.spans``."""
@@ -111,7 +113,9 @@ class Planning:
             return None
         self.mix.seen(exits)
         reach = self.mix.reach(plan)
-        devices = [own, *devices_of(((peer.status, peer.telemetry, self.spans.get(peer.name)) for peer in peers), plan)]
+        self._measure(now, peers, plan)
+        reports = [(peer.status, peer.telemetry, self.spans.get(peer.name)) for peer in peers]
+        devices = [own, *devices_of(reports, plan, self._factors)]
         basis = _Basis(
             frozenset(
                 (device.name, self._starts[device.name], device.span if device.fixed else None)
@@ -153,15 +157,33 @@ class Planning:
         starts = {peer.name: peer.status.incarnation for peer in peers}
         for name in [name for name in self.spans if starts.get(name) != self._starts.get(name)]:
             del self.spans[name]
-        for name in [name for name in self.moved_at if starts.get(name) != self._starts.get(name)]:
-            del self.moved_at[name]
+        for known in (self.moved_at, self._factors):
+            for name in [name for name in known if starts.get(name) != self._starts.get(name)]:
+                del known[name]
         self._starts = starts
+
+    def _measure(self, now: float, peers: Iterable[Peer], plan: ModelPlan) -> None:
+        """Follow the measured speeds slowly: a busy moment is no reason to move a model."""
+        weight = min((now - self._measured_at) / self.rules.smooth_s, 1.0)
+        self._measured_at = now
+        for peer in peers:
+            factor = _measured(peer.status, peer.telemetry, plan)
+            if factor is not None:
+                before = self._factors.get(peer.name, factor)
+                self._factors[peer.name] = before + weight * (factor - before)
 
     # --- what came of it
 
-    def made(self, now: float, decision: Decision) -> list[Command]:
-        """Take the planner's answer; lines for people. The plan in force is then ``spans``."""
+    def made(self, now: float, decision: Decision, members: Members) -> list[Command]:
+        """Take the planner's answer; lines for people. The plan in force is then ``spans``.
+
+        An answer that counts on a node that has gone meanwhile is not taken: the question is put again.
+        """
         asked, self._asked = self._asked, None
+        there = {(peer.name, peer.status.incarnation) for peer in members if _is_there(peer)}
+        if asked is not None and any((name, start) not in there for name, start, _ in asked.nodes):
+            self._look_at = now
+            return []
         self._basis, self._again_at = asked, now + self.rules.rest_s
         told: list[Command] = []
         if decision.rate_per_s == 0.0:
@@ -170,7 +192,7 @@ class Planning:
             )
         self.rate_per_s, self.bottleneck = decision.rate_per_s, decision.bottleneck
         changed = [name for name in (*decision.moved, *decision.joined) if name in self._starts]
-        for name in decision.spans.keys() & self._starts.keys():
+        for name in sorted(decision.spans.keys() & self._starts.keys()):
             self.spans[name] = decision.spans[name]
         if not changed:
             return told
@@ -196,26 +218,32 @@ def _is_there(peer: Peer) -> bool:
     return peer.alive and status.online and status.role == "agent" and status.state not in _ABSENT
 
 
-def devices_of(reports: Iterable[tuple[Status, Telemetry | None, LayerSpan | None]], plan: ModelPlan) -> list[Device]:
+def devices_of(
+    reports: Iterable[tuple[Status, Telemetry | None, LayerSpan | None]],
+    plan: ModelPlan,
+    factors: Mapping[str, float] | None = None,
+) -> list[Device]:
     """Nodes as the planner sees them, of their own reports; with each the span that it is to have, None: as it says.
 
-    Stated times are corrected by the measured ones; where a node has measured nothing yet, as much as those of the others.
+    Stated times are corrected by the measured ones (``factors``: how many times longer a node takes than stated; None: as
+    in the reports); where a node has measured nothing yet, as much as those of the others.
     """
     known = [(status, telemetry, span) for status, telemetry, span in reports if _stated(status, plan) is not None]
-    factors = {status.node: _measured(status, telemetry, plan) for status, telemetry, _ in known}
-    measured = [factor for factor in factors.values() if factor is not None]
-    usual = median(measured) if measured else 1.0
+    if factors is None:
+        found = ((status.node, _measured(status, telemetry, plan)) for status, telemetry, _ in known)
+        factors = {name: factor for name, factor in found if factor is not None}
+    usual = median(factors.values()) if factors else 1.0
     devices = []
     for status, telemetry, given in known:
         span = given if given is not None and status.auto else _span(status)
         if span is not None and span.stop > plan.layer_count:
             continue
-        factor = factors[status.node]
+        factor = factors.get(status.node, usual)
         rates = [link.bytes_per_s for link in telemetry.links.values()] if telemetry else []
         devices.append(
             Device(
                 name=status.node,
-                layer_s=tuple((usual if factor is None else factor) * s for s in _stated(status, plan) or ()),
+                layer_s=tuple(factor * s for s in _stated(status, plan) or ()),
                 memory_bytes=status.memory_bytes or math.inf,
                 bytes_per_s=max(rates, default=0.0) or math.inf,
                 span=span,

@@ -9,30 +9,31 @@ __all__ = ["NodeLoad", "RoutingAnswer", "RoutingChoice", "RoutingProblem"]
 
 @dataclass(frozen=True, slots=True)
 class NodeLoad:
-    """A node as measured: ``works`` are (entry, stop, seconds a task); ``neighbours`` None: all.
+    """A node as measured: ``works`` are (entry, stop, seconds a task, of the exit head alone); ``neighbours`` None: all.
 
     ``bytes_per_s``: of its link in each direction; None: not known, no limit.
     """
 
     name: str
-    works: tuple[tuple[int, int, float], ...]
+    works: tuple[tuple[int, int, float, float], ...]
     neighbours: frozenset[str] | None = None
     bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingChoice:
-    """A threshold and the share of items that would come to each exit under it."""
+    """A threshold, the share of items that would come to each exit under it, and what it means for each exit but the last."""
 
     threshold: float
     reach: tuple[float, ...]
+    thresholds: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingProblem:
     """``choices``: thresholds to choose from, falling; ``wanted``: items a second to be made room for, None: as many as
-    can be, at the first choice. ``thresholds``: of the exits at that choice, ``lowest``: at the floor; a solver that knows
-    outcomes keeps to the accuracy that these have.
+    can be, at the first choice. ``lowest``: thresholds of the exits at the floor; a solver that knows outcomes keeps to
+    the accuracy that these have or, where no rate is wanted, to that of the first choice.
     """
 
     source: str
@@ -40,7 +41,6 @@ class RoutingProblem:
     cut_bytes: tuple[int, ...]
     nodes: tuple[NodeLoad, ...]
     choices: tuple[RoutingChoice, ...]
-    thresholds: tuple[float, ...]
     lowest: tuple[float, ...]
     wanted: float | None = None
 

@@ -86,7 +86,7 @@ class Steering(Guidance):
 
     def _planned(self, now: float, decision: Decision) -> None:
         epoch = self.planning.epoch
-        self._out += self.planning.made(now, decision)
+        self._out += self.planning.made(now, decision, self.worker.members)
         if self.planning.epoch != epoch:
             self._command(now)
 
@@ -119,6 +119,8 @@ class Steering(Guidance):
         elif self.adapt == "threshold":
             steps = config.threshold_steps
             threshold = next_threshold(self.threshold, self._queue, config.bands, steps, self.floor)
+            if threshold == self.threshold == self.floor and config.bands.steps_down(self._queue):
+                self._tell_floor()  # it may have been there from the start
             self._set_threshold(now, threshold)
         elif self.adapt in GUIDED:
             self._set_threshold(now, self._guide(now))
@@ -212,20 +214,25 @@ class Steering(Guidance):
             self._out.append(Notice("promise", promised.at_start(self.threshold, self.floor)))
 
     def _set_threshold(self, now: float, threshold: float) -> None:
-        if threshold == self.threshold:
-            return
-        at_floor, promised = threshold <= self.floor < self.threshold, self.config.promised
+        if threshold != self.threshold:
+            self._set_threshold_and_tell(now, threshold)
+
+    def _set_threshold_and_tell(self, now: float, threshold: float) -> None:
+        reached, promised = threshold <= self.floor < self.threshold, self.config.promised
         crossed = promised.crossed(self.threshold, threshold) if promised else ""
         self.threshold = threshold
-        if at_floor and self.adapt == "threshold":
-            self._out.append(Notice("floor", floor_reached(threshold, promised)))
+        self._told_floor &= threshold <= self.floor
+        if reached and self.adapt not in ("none", "rate"):
+            self._tell_floor()
         if crossed:
             self._out.append(Notice("promise", crossed))
         self._command(now)
 
-    def _set_threshold_and_tell(self, now: float, threshold: float) -> None:
-        self.threshold = threshold
-        self._command(now)
+    def _tell_floor(self) -> None:
+        """Say once that the threshold can fall no further, though the load would have it."""
+        if not self._told_floor:
+            self._told_floor = True
+            self._out.append(Notice("floor", floor_reached(self.threshold, self.config.promised)))
 
     def _command(self, now: float) -> None:
         """Publish the desired state, and obey it."""

@@ -370,10 +370,11 @@ class WorkerState(Outgoing):
     # --- running
 
     def _reclaim(self) -> bool:
-        """Work conservation: an idle node takes the head of O_n back if it can run it."""
+        """Work conservation: an idle node takes back from O_n as many tasks as it would run at once."""
         for layer in self.store.outputs.latest_first():
-            if self._batch_for(layer, self.store.outputs.waiting(layer)):
-                self.store.reclaim(layer)
+            if batch := self._batch_for(layer, self.store.outputs.waiting(layer)):
+                for _ in range(batch[1]):
+                    self.store.reclaim(layer)
                 return True
         return False
 

@@ -35,14 +35,15 @@ def measure_bottleneck(out: Path | None, data_dir: Path | None) -> list[dict[str
 def _show(console: Console, rows: list[dict[str, Any]]) -> None:
     """Shapes and bytes at full width, then what was trained."""
     full, trained, *codecs = rows
+    codec = trained["codec"]
     console.print(
         f"full width: {len(full['layers'])} layers, cut before {full['cut_before']}: "
-        f"{_shape(full['features_shape'])} float32, {full['features_bytes']:,} bytes → {_shape(full['code_shape'])} int8, "
-        f"{full['code_bytes']['int8']:,} bytes ({full['features_bytes'] / full['code_bytes']['int8']:.0f} times less); "
+        f"{_shape(full['features_shape'])} float32, {full['features_bytes']:,} bytes → {_shape(full['code_shape'])} {codec}, "
+        f"{full['code_bytes'][codec]:,} bytes ({full['features_bytes'] / full['code_bytes'][codec]:.0f} times less); "
         f"{100 * full['bottleneck_macs'] / full['macs']:.1f} % more MACs"
     )
     table = Table(
-        title=f"width {trained['width']:g}, {trained['images']:,} training images, {trained['test_images']:,} test images: "
+        title=f"width {trained['width']:g}, {trained['images']:,} training images, {codecs[0]['test_images']:,} test images: "
         "accuracy (%) at each exit"
     )
     for column in ("layer", "shape", "as", "bytes", "ratio"):
@@ -62,7 +63,9 @@ def _show(console: Console, rows: list[dict[str, Any]]) -> None:
         )  # fmt: skip
     console.print(table)
     points = " ".join(f"{points:+.2f}" for points in trained["points"])
-    console.print(f"points gained by exit through the bottleneck as {trained['codec']}: {points}")
+    console.print(
+        f"through the bottleneck as {codec}, in points at each exit, {trained['test_images']:,} test images: {points}"
+    )
 
 
 def _shape(shape: list[int]) -> str:

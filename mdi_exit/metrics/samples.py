@@ -148,6 +148,12 @@ def source_samples(state: SourceState, now: float) -> Iterator[Sample]:
     for outcome, count in _bounded(state.desk.replies):
         yield "mdi_exit_replies", (outcome,), count
     yield "mdi_exit_reply_seconds", (), state.desk.labelled_s.copy()
+    planning = state.planning
+    yield "mdi_exit_plan_epoch", (), planning.epoch
+    yield "mdi_exit_plan_moves", ("better",), planning.moves - planning.forced
+    yield "mdi_exit_plan_moves", ("lost",), planning.forced
+    if planning.epoch:
+        yield "mdi_exit_plan_expected_per_second", (), planning.rate_per_s
     if state.missing is not None:
         yield "mdi_exit_missing_layers", (), len(state.missing)
     for kind, count in _bounded(state.noticed):

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import MANIFEST_FILE, Artifact
-from mdi_exit.model.graph import traceable
+from mdi_exit.model.graph import quiet, traceable
 from mdi_exit.model.manifest import FORMAT_VERSION, ExitSpec, GraphFile, InputSpec, LayerSpec, Manifest
 from mdi_exit.model.network import MultiExitNetwork
 
@@ -45,29 +45,32 @@ def macs(module: nn.Module, x: Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-def onnx_bytes(module: nn.Module, x: Tensor) -> bytes:
-    """The graph of one module in evaluation mode, batch dynamic, weights inside, standard operators.
+def onnx_bytes(module: nn.Module, x: Tensor, what: str = "model") -> bytes:
+    """The graph of one module in evaluation mode, batch dynamic, weights inside, standard operators. ``what``: in messages.
 
     The older of torch's two exporters: it needs the onnx package alone (the newer one onnxscript and onnx_ir too) and takes
     a second or two for all layers of a ResNet. It freezes sizes that a traced graph hands around as numbers, hence
-    ``traceable``; where it cannot tell the shape that leaves, the shape is written down here.
+    ``traceable``; where it cannot tell the shape that leaves, the shape is written down here. Raises ``UsageError``.
     """
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), quiet():
         warnings.filterwarnings("ignore", message=".*legacy TorchScript-based ONNX export.*")
         warnings.filterwarnings("ignore", message=".*feature will be removed.*")
-        warnings.filterwarnings("ignore", message=".*ONNX export of.*|.*onnx.*shape inference.*|.*Constant folding.*")
         warnings.filterwarnings("ignore", category=TracerWarning)
-        torch.onnx.export(
-            traceable(module) if isinstance(module, GraphModule) else module,
-            (x,),
-            buffer,  # type: ignore[arg-type]  # a file object is documented, and works
-            input_names=["x"],
-            output_names=["y"],
-            dynamic_axes={"x": {0: "N"}, "y": {0: "N"}},
-            opset_version=_OPSET,
-            dynamo=False,
-        )
+        warnings.filterwarnings("ignore", module=r"torch\.(onnx|jit)")
+        try:
+            torch.onnx.export(
+                traceable(module, x) if isinstance(module, GraphModule) else module,
+                (x,),
+                buffer,  # type: ignore[arg-type]  # a file object is documented, and works
+                input_names=["x"],
+                output_names=["y"],
+                dynamic_axes={"x": {0: "N"}, "y": {0: "N"}},
+                opset_version=_OPSET,
+                dynamo=False,
+            )
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            raise UsageError(what, "operations that ONNX has", str(error).splitlines()[0][:200]) from None
     return _shaped(buffer.getvalue(), module, x)
 
 
@@ -143,7 +146,7 @@ def export_artifact(
     for index, layer in enumerate(network.layers):
         with torch.no_grad():
             y = layer(x)
-        raw = onnx_bytes(layer, x)
+        raw = onnx_bytes(layer, x, f"layer {index} of {name}")
         layers.append(
             LayerSpec(
                 graph=_written(folder, f"layer-{index}.onnx", raw),

@@ -13,24 +13,27 @@ import importlib
 import io
 import logging
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.fx.passes.shape_prop import ShapeProp
 
 from mdi_exit.errors import UsageError
 
 __all__ = [
+    "as_traced",
     "described",
     "exported",
     "failed_at",
     "is_fixed",
     "is_random",
     "mutated",
+    "quiet",
     "root_of",
     "tensor_of",
     "tidied",
@@ -57,7 +60,7 @@ def exported(module: nn.Module, input_shape: tuple[int, ...], what: str) -> Expo
     """
     x_NCHW = torch.zeros(2, *input_shape)
     try:
-        with _quiet():
+        with quiet():
             return torch.export.export(module.eval(), (x_NCHW,), dynamic_shapes=({0: Dim("N", max=2**20)},))
     except Exception as error:  # noqa: BLE001 - whatever the model's code or the tracer raises
         where = failed_at(error)
@@ -67,8 +70,8 @@ def exported(module: nn.Module, input_shape: tuple[int, ...], what: str) -> Expo
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch prints and logs pages about a model that it cannot trace, beside the error that it raises."""
+def quiet() -> Iterator[None]:
+    """torch prints and logs pages about a model that it cannot trace or export, beside the error that it raises."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -76,6 +79,17 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def as_traced() -> Iterator[None]:
+    """Attention by the operations that a trace holds, not by the kernel that eager torch uses for inference alone."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def failed_at(error: Exception) -> str:
@@ -317,19 +331,28 @@ def _becomes_module(graph: GraphModule, node: Node, path: str, module: nn.Module
     graph.graph.erase_node(node)
 
 
-def traceable(graph: GraphModule) -> GraphModule:
-    """A copy that a tracer sees as it sees a model's own code, sizes included.
+def traceable(graph: GraphModule, x_N: Tensor) -> GraphModule:
+    """A copy that a tracer for ONNX sees as it sees a model's own code, sizes included. ``x_N``: what enters.
 
     ``aten.sym_size`` gives a plain number, which tracing freezes; ``Tensor.size`` does not. What takes sizes is then called
-    as a method of its tensor, or as the function in ``torch``.
+    as a method of its tensor, or as the function in ``torch``. Adaptive pooling to a size that does not divide is two
+    matrix products.
     """
+    ShapeProp(graph).propagate(x_N)
     copy = torch.fx.Graph()
     sizes: set[Node] = set()
+    extra: dict[str, Tensor] = {}
 
     def transformed(node: Node, known: dict[Node, Node]) -> Node:
         has_size = any(each in sizes for each in node.all_input_nodes)
         if node.target is aten.sym_size.int or (has_size and getattr(node.target, "__module__", "") == "_operator"):
             sizes.add(node)
+        if node.target is aten.adaptive_avg_pool2d.default and (pools := _uneven_pools(node)) is not None:
+            extra.update({f"{node.name}_rows": pools[0], f"{node.name}_columns": pools[1]})
+            rows = copy.call_function(
+                torch.matmul, (copy.get_attr(f"{node.name}_rows"), known[node.all_input_nodes[0]])
+            )
+            return copy.call_function(torch.matmul, (rows, copy.get_attr(f"{node.name}_columns")))
         made = copy.node_copy(node, known.__getitem__)
         if node.target is aten.sym_size.int:
             made.op, made.target = "call_method", "size"
@@ -344,4 +367,27 @@ def traceable(graph: GraphModule) -> GraphModule:
     known: dict[Node, Node] = {}
     for node in graph.graph.nodes:
         known[node] = transformed(node, known)
-    return GraphModule(graph, copy)
+    root: dict[str, Any] = dict(extra)
+    for node in graph.graph.nodes:
+        if node.op in ("get_attr", "call_module"):
+            path = str(node.target)
+            root[path] = _attribute(graph, node) if node.op == "get_attr" else graph.get_submodule(path)
+    return GraphModule(root, copy).eval()  # or the exporter would set the shared parts to training at its end
+
+
+def _uneven_pools(node: Node) -> tuple[Tensor, Tensor] | None:
+    """Matrices that take the means over rows (from the left) and columns (from the right); None where sizes divide."""
+    *_, height, width = tuple(node.all_input_nodes[0].meta["tensor_meta"].shape)
+    rows, columns = cast(Sequence[int], node.args[1])
+    if height % rows == 0 and width % columns == 0:
+        return None
+    return _means(height, rows), _means(width, columns).T.contiguous()
+
+
+def _means(size: int, count: int) -> Tensor:
+    """count×size: each row the mean over one of ``count`` stretches of ``size``, as adaptive pooling makes them."""
+    matrix = torch.zeros(count, size)
+    for index in range(count):
+        begin, end = index * size // count, -(-(index + 1) * size // count)
+        matrix[index, begin:end] = 1.0 / (end - begin)
+    return matrix

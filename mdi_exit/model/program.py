@@ -24,7 +24,7 @@ from mdi_exit.errors import ArtifactError, UsageError
 
 __all__ = ["dumped", "loaded"]
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _ATEN: Final = re.compile(r"aten\.([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z0-9_]+)")
 _FORBIDDEN: Final = frozenset({"from_file"})  # the one ATen operation that opens a file
 _OPERATORS: Final[dict[str, Callable[..., Any]]] = {
@@ -205,7 +205,9 @@ def _node(graph: Graph, step: _Step, nodes: dict[str, Node], root: dict[str, Any
         if is_weight != (kind == "weight"):
             raise ValueError(f"{step.target}: no such {kind}")
         return graph.get_attr(path) if is_weight else graph.call_module(path, args)
-    kwargs = {_checked_name(key): _value(each, nodes) for key, each in step.kwargs.items()}
+    if not all(map(str.isidentifier, step.kwargs)):
+        raise ValueError(f"no names of arguments: {', '.join(step.kwargs)}")
+    kwargs = {key: _value(each, nodes) for key, each in step.kwargs.items()}
     return graph.call_function(_function(step.target), args, kwargs)
 
 

@@ -34,7 +34,7 @@ class RouteSolver:
     one threshold moves all exits, by what the nodes report of their scores.
     """
 
-    SETTINGS: Final = 5_000  # fewer than of the bound: among many some look good by chance
+    SETTINGS: Final = 10_000  # fewer than of the bound: among many some look good by chance
 
     def __init__(self, exits: ExitTable | None = None) -> None:
         self.exits = exits
@@ -56,7 +56,8 @@ class RouteSolver:
         target = _target(asked, exits, search)
         if search.best(target) is None:
             return None
-        tried = [(_alone(search.layout, setting), setting) for setting in search.singles(target, _SINGLES)]
+        even = [exits.at(choice.thresholds) for choice in asked.choices]
+        tried = [(_alone(search.layout, setting), setting) for setting in search.singles(target, _SINGLES, even)]
         self._known = search.settings[-_KEPT:]
         if not tried:
             return None
@@ -85,7 +86,7 @@ def _by_mix(asked: RoutingProblem) -> RoutingAnswer | None:
 def _target(asked: RoutingProblem, exits: ExitTable, search: Search) -> Target:
     """The accuracy to keep to: that of the threshold in force, or the best at the rate that is wanted."""
     if asked.wanted is None:
-        return Target(accuracy=exits.at(asked.thresholds).accuracy)
+        return Target(accuracy=exits.at(asked.choices[0].thresholds).accuracy)
     lowest = exits.at(asked.lowest).accuracy
     best = search.most_accurate(asked.wanted)
     return Target(accuracy=lowest if best is None else max(best.accuracy - _ACCURACY_STEP, lowest))
@@ -110,7 +111,8 @@ def _first_with_room(asked: RoutingProblem, rate: Callable[[int], float]) -> int
 
 
 def _setting(choice: RoutingChoice) -> Setting:
-    return Setting((choice.threshold,) * (len(choice.reach) - 1), choice.reach, 1.0, (True,) * len(choice.reach))
+    heads = (*(threshold < 1.0 for threshold in choice.thresholds), True)
+    return Setting(choice.thresholds, choice.reach, 1.0, heads)
 
 
 def _problem(asked: RoutingProblem) -> Problem:

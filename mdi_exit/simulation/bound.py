@@ -3,7 +3,7 @@
 Beside the relaxations named there: over a run in which nodes slow down, die or join, or links change, each has its mean
 over the run's time as its capacity throughout, as if work could be put off and done before it came. Tasks move where the
 system can move them, at the ends of segments, between neighbours, to nodes with the next layer. Placement is the
-scenario's.
+scenario's; of agents that let the source place their layers, any, whatever the memory.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def _show(console: Console, problem: Problem, kinds: Mapping[str, str]) -> None:
     if found.rate_per_s == 0.0:
         raise MdiExitError("no placement: the nodes cannot hold all layers between them")
     table = Table()
-    for column in ("node", "device", "layers now", "planned", "busy", "link", "memory"):
+    for column in ("node", "device", "now", "planned", "busy", "link", "memory, MB"):
         table.add_column(column, justify="left" if column in ("node", "device") else "right", no_wrap=True)
     for device in problem.devices:
         table.add_row(*_row(problem, found, device, kinds.get(device.name, "")))
@@ -206,5 +206,5 @@ def _row(problem: Problem, found: Placement, device: Device, kind: str) -> tuple
         str(span or "-") + (" (fixed)" if device.fixed and span is not None else ""),
         f"{prediction.busy[device.name]:.0%}" if device.name in prediction.busy else "-",
         f"{prediction.link_busy[device.name]:.0%}" if device.name in prediction.link_busy else "-",
-        f"{held / 1e6:.3g}{limit} MB" if span is not None else "-",
+        f"{held / 1e6:.3g}{limit}" if span is not None else "-",
     )

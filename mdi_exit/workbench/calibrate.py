@@ -15,6 +15,7 @@ from rich.progress import Progress
 from mdi_exit import values
 from mdi_exit.calibration.budget import best_under_budget
 from mdi_exit.calibration.procedure import fitted_temperatures, least_for, parted, promised
+from mdi_exit.calibration.temperature import scipy_part
 from mdi_exit.confidence import MEASURES
 from mdi_exit.config import REQUIRED, resolve, setting
 from mdi_exit.data.sets import Dataset
@@ -52,6 +53,13 @@ def _open_share(text: str) -> float:
     return value
 
 
+def _picture(text: str) -> Path:
+    path = values.path(text)
+    if path.suffix not in (".png", ".svg"):
+        raise UsageError("", "a file that ends in .png or .svg", repr(text))
+    return path
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrateSettings:
     """``out`` and ``in_place`` unset: nothing is written but the picture."""
@@ -83,7 +91,7 @@ class CalibrateSettings:
     in_place: bool = setting(False, help="or into the artifact itself", parse=values.switch)
     picture: Path | None = setting(
         None, help="reliability by exit, and accuracy against cost; default: calibration.png in the artifact written",
-        parse=values.path, metavar="FILE.png|.svg",
+        parse=_picture, metavar="FILE.png|.svg",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -129,6 +137,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _check(manifest: Manifest, settings: CalibrateSettings, samples: Samples) -> None:
     """What can be refused before the model is run. Raises ``UsageError``."""
+    scipy_part("optimize")
     if settings.out is not None:
         check_output(settings.out)
     if len(manifest.exits) < 2:

@@ -195,10 +195,12 @@ def _verified(artifact: Artifact, whole: Any, *, channels_last: bool) -> str:
     """
     import torch
 
+    from mdi_exit.model.graph import as_traced
+
     shape = artifact.manifest.input.shape
     x_NCHW = np.random.default_rng(0).standard_normal((_VERIFIED_IMAGES, *shape)).astype(np.float32)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    with torch.inference_mode():
+    with torch.inference_mode(), as_traced():
         expected_NK = whole.to(memory_format=layout)(torch.from_numpy(x_NCHW).contiguous(memory_format=layout)).numpy()
     in_torch = chained(make_engine("torch", model=str(artifact.folder)), artifact, x_NCHW)
     in_onnx = chained(make_engine("onnxruntime"), artifact, x_NCHW)

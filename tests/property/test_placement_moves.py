@@ -9,6 +9,7 @@ from random import Random
 import pytest
 
 from mdi_exit.events import Command, InputEnded, InputOffered
+from mdi_exit.membership import Members
 from mdi_exit.placement import Decision, PlacementRules
 from mdi_exit.planning import Planning
 from mdi_exit.segments import ModelPlan, SegmentKey
@@ -28,9 +29,11 @@ class Watched(Planning):
 
     decided: list[tuple[float, str, bool]]
 
-    def made(self, now: float, decision: Decision) -> list[Command]:
-        self.decided = [*getattr(self, "decided", []), *((now, name, decision.forced) for name in decision.moved)]
-        return super().made(now, decision)
+    def made(self, now: float, decision: Decision, members: Members) -> list[Command]:
+        before, told = self.epoch, super().made(now, decision, members)
+        if self.epoch != before:
+            self.decided = [*getattr(self, "decided", []), *((now, name, decision.forced) for name in decision.moved)]
+        return told
 
 
 @dataclass

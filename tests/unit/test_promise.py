@@ -9,14 +9,27 @@ import msgspec
 import pytest
 
 from mdi_exit.errors import UsageError
-from mdi_exit.events import ModelKnown, Notice, OrderReceived, SetAdmission, StatusReceived, Tick, TransportUp
+from mdi_exit.events import (
+    DrawInput,
+    InputOffered,
+    ModelKnown,
+    Notice,
+    OrderReceived,
+    SegmentsReady,
+    SetAdmission,
+    StatusReceived,
+    TelemetryReceived,
+    Tick,
+    TransportUp,
+)
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact, calibration_of, rewritten
 from mdi_exit.model.manifest import Calibration, Promise
 from mdi_exit.orders import order_of
 from mdi_exit.segments import ModelPlan
 from mdi_exit.source_config import Promised, SourceConfig
 from mdi_exit.source_state import SourceState
-from mdi_exit.wire import Status
+from mdi_exit.span import LayerSpan
+from mdi_exit.wire import Status, Telemetry
 from mdi_exit.worker_config import WorkerConfig
 from source.app import _promised
 from source.config import resolve_source
@@ -31,10 +44,10 @@ def told(state: SourceState, now: float, event: object, kind: str) -> list[str]:
     return [c.text for c in state.handle(now, event) if isinstance(c, Notice) and c.kind == kind]  # type: ignore[arg-type]
 
 
-def source(**config: object) -> SourceState:
+def source(*, span: str | None = None, **config: object) -> SourceState:
     state = SourceState(
         SourceConfig(run=7, promised=PROMISED, **config),  # type: ignore[arg-type]
-        WorkerConfig("source", 1, None),
+        WorkerConfig("source", 1, LayerSpan.parse(span) if span else None),
         Random(0),
     )
     state.handle(0.0, TransportUp())
@@ -61,6 +74,31 @@ def test_adaptation_stops_at_the_promise_and_names_it() -> None:
     state.handle(0.0, ModelKnown(PLAN))
     lines = told(state, 1.0, SetAdmission(threshold=0.75), "floor")
     assert lines == [f"the threshold is at its floor 0.75: further load is refused, to keep what is promised ({WORDS})"]
+
+
+def test_adaptation_that_begins_at_the_promise_under_load_says_so_once() -> None:
+    state = source(span="0-3", threshold=0.75, floor=0.75, rate_per_s=100.0, period_s=0.5)
+    state.handle(0.0, ModelKnown(PLAN))
+    span = LayerSpan.parse("0-3")
+    keys = {PLAN.segment(layer, span, early_exits=early): 0.01 for layer in span for early in (True, False)}
+    state.handle(0.0, SegmentsReady(keys))
+    state.handle(0.0, StatusReceived(Status("a", 50, True, "agent", "ready", (4, 9), tuple(range(4, 9)), 100)))
+    lines: list[str] = []
+    for step in range(1, 200):  # nothing is ever run, so the queue is full
+        now = step / 20
+        commands = state.handle(now, TelemetryReceived(Telemetry(7, 50, "a", 0, 0, 0.0)))
+        commands += state.handle(now, Tick())
+        if step == 40:
+            commands += state.handle(now, OrderReceived(order_of("desk", 1, ["adapt", "threshold"])))
+        for command in commands:  # which grow
+            if isinstance(command, DrawInput):
+                commands += state.handle(now, InputOffered(f"{now} {len(commands)}", None, 100))
+            elif isinstance(command, Notice) and command.kind == "floor":
+                lines.append(command.text)
+        assert state.threshold == 0.75
+    assert state.threshold == 0.75
+    assert len(lines) == 1
+    assert "at its floor 0.75: further load is refused, to keep what is promised" in lines[0]
 
 
 def test_a_floor_below_the_promise_is_not_said_to_keep_it() -> None:

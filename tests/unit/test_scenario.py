@@ -93,6 +93,7 @@ def test_costs_and_outcomes_of_a_table(folder: Path) -> None:
 
 def test_a_codec_makes_features_smaller(folder: Path) -> None:
     assert scenario(folder, TWO + '[run]\ncodec = "float16"\n').model.plan.feature_bytes == (2000, 1000, 500)
+    assert scenario(folder, TWO + '[run]\ncodec = "int4+zstd"\n').model.plan.feature_bytes == (500, 250, 125)
 
 
 def test_links_media_and_the_broker(folder: Path) -> None:
