@@ -50,6 +50,10 @@ def _testbed(argv: Sequence[str]) -> int:
 
 
 def _benchmark(argv: Sequence[str]) -> int:
+    if argv[:1] == ["simulator"]:
+        from mdi_exit.trial.speed import main as simulator
+
+        return simulator(argv[1:])
     from mdi_exit.benchmark.command import main as benchmark
 
     return benchmark(argv)
@@ -124,7 +128,7 @@ _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "control": ("orders to a running deployment: pause, threshold, drain, ...", _control),
     "plot": ("pictures of a run, from the files that the source wrote", _plot),
     "announce": ("let agents find a broker by mDNS", _announce),
-    "benchmark": ("measure this machine: hop, agent, metrics, clients, placement", _benchmark),
+    "benchmark": ("measure this machine: hop, agent, metrics, clients, placement, simulator", _benchmark),
 }
 
 
