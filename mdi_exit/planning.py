@@ -102,9 +102,13 @@ class Planning:
 
     # --- when
 
+    def due(self, now: float) -> bool:
+        """Whether ``look`` would look."""
+        return now >= self._look_at and self._asked is None
+
     def look(self, now: float, members: Members, own: Device, plan: ModelPlan, exits: Counter[int]) -> MakePlan | None:
         """What to ask of the planner now, if anything. ``own``: the source's own part."""
-        if now < self._look_at or self._asked is not None:
+        if not self.due(now):
             return None
         self._look_at = now + _LOOK_S
         peers = [peer for peer in members if _is_there(peer)]
