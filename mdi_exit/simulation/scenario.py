@@ -212,12 +212,14 @@ class Scenario:
         duration_s: float | None = None,
         threshold: float | None = None,
         offloading: str | None = None,
+        adapt: str | None = None,
     ) -> Scenario:
         """With what is given elsewhere (flags) in place of the file's."""
         policy = replace(
             self.policy,
             threshold=self.policy.threshold if threshold is None else threshold,
             offloading=offloading or self.policy.offloading,
+            adapt=adapt or self.policy.adapt,
         )
         return replace(
             self,

@@ -41,6 +41,7 @@ __all__ = ["TestbedSettings", "main", "run_live"]
 
 _DEPLOYMENT: Final = "testbed"
 _MOST_NODES: Final = 16
+_USUAL_POLICY: Final = "paper"
 _START_S: Final = 90.0
 _OVERTIME_S: Final = 60.0
 _POLL_S: Final = 0.1
@@ -162,6 +163,7 @@ class _Run:
             if started_at is None and (elapsed_s := self._elapsed_s()) is not None:
                 started_at = now - elapsed_s
                 psutil.cpu_percent()  # from here on
+                await self._order_policy()
             while started_at is not None and changes and now - started_at >= changes[0].at_s:
                 await self._change(changes.pop(0))
             self._look(now, begin, started_at)
@@ -188,6 +190,19 @@ class _Run:
         moments = read_timeline(path) if path.exists() else []
         return moments[-1].elapsed_s if moments and moments[-1].admitted else None
 
+    async def _order_policy(self) -> None:
+        """The offloading policy is no setting but an order."""
+        policy = self.scenario.policy.offloading
+        if policy == _USUAL_POLICY:
+            return
+        flags = ("--broker", self.urls[self.scenario.source.name], "--deployment", _DEPLOYMENT)
+        words = ("policy", "offloading", policy)
+        order = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "mdi_exit.cli", "control", *flags, *words, stdout=asyncio.subprocess.DEVNULL
+        )
+        if await order.wait():
+            raise MdiExitError(f"the order of the policy {policy} was not obeyed")
+
     async def _change(self, change: Change) -> None:
         if change.link is not None:
             self.wires.change(change.node, change.link)
@@ -204,7 +219,8 @@ class _Run:
 
     def _flags(self, node: Node) -> list[str]:
         flags = ["--broker", self.urls[node.name], "--name", node.name, "--deployment", _DEPLOYMENT, "--metrics", "off"]
-        flags += ["--layers", str(node.span)] if node.span is not None else []
+        layers = "auto" if node.auto else str(node.span or "")
+        flags += ["--layers", layers] if layers else []
         flags += [f"--neighbours={','.join(node.neighbours)}"] if node.neighbours is not None else []
         flags += ["--profile", str(node.profile), "--window", str(node.window)]
         return [*flags, "--telemetry-period", f"{self.scenario.policy.telemetry_period_s:g}s"]
