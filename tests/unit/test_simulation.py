@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +234,20 @@ def test_the_command_writes_what_the_source_writes(tmp_path: Path, capsys: pytes
         main(argv)
     with pytest.raises(UsageError, match="got none"):
         main([])
+
+
+def test_the_order_of_sets_is_not_in_the_results(tmp_path: Path) -> None:
+    """Names are hashed anew in each process."""
+    scenario(
+        tmp_path, TWO + node("b", "1-2", (9, 0.02, 0.03)), 'rate = "60/s"\narrivals = "poisson"\nduration = "5s"\n'
+    )
+    text = (tmp_path / "trial.toml").read_text().replace("[source]\n", '[source]\nneighbours = ["a", "b"]\n')
+    (tmp_path / "trial.toml").write_text(text)
+    written = []
+    for number in ("1", "2"):
+        out = tmp_path / f"{number}.jsonl"
+        command = [sys.executable, "-m", "mdi_exit.cli", "simulate", tmp_path / "trial.toml", "--results", out]
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": number})
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
+    assert written[0]
