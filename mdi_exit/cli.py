@@ -54,6 +54,10 @@ def _benchmark(argv: Sequence[str]) -> int:
         from mdi_exit.trial.speed import main as simulator
 
         return simulator(argv[1:])
+    if argv[:1] == ["policies"]:
+        from mdi_exit.trial.policies import main as policies
+
+        return policies(argv[1:])
     from mdi_exit.benchmark.command import main as benchmark
 
     return benchmark(argv)
@@ -128,7 +132,7 @@ _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "control": ("orders to a running deployment: pause, threshold, drain, ...", _control),
     "plot": ("pictures of a run, from the files that the source wrote", _plot),
     "announce": ("let agents find a broker by mDNS", _announce),
-    "benchmark": ("measure this machine: hop, agent, metrics, clients, placement, simulator", _benchmark),
+    "benchmark": ("measure this machine: hop, agent, metrics, clients, placement, simulator, policies", _benchmark),
 }
 
 

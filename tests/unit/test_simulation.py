@@ -18,6 +18,7 @@ from mdi_exit.simulation.scenario import Scenario, read_scenario
 from mdi_exit.snapshot import read_timeline
 from mdi_exit.trace import Trace
 from mdi_exit.trial.simulate import main
+from mdi_exit.trial.speed import measured
 
 SAMPLES = 400
 EARLY = 0.6
@@ -234,6 +235,16 @@ def test_the_command_writes_what_the_source_writes(tmp_path: Path, capsys: pytes
         main(argv)
     with pytest.raises(UsageError, match="got none"):
         main([])
+
+
+def test_the_speed_is_measured() -> None:
+    ring = 'count = 300\nneighbours = ["next"]\nlayers = "0-8"\n'
+    text = f'[source]\nneighbours = ["edge-1"]\n[[agents]]\nname = "edge"\n{ring}[run]\nrate = "5/s"\nduration = "1s"\n'
+    row = measured("ring", text)
+    assert row.nodes == 301
+    assert row.events >= row.items > 0
+    assert row.handled_per_s > 0
+    assert row.memory_mb < 301 * 0.5, "half a megabyte a node would be too much for ten thousand"
 
 
 def test_the_order_of_sets_is_not_in_the_results(tmp_path: Path) -> None:
