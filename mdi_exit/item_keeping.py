@@ -95,6 +95,7 @@ class ItemKeeping:
         self.planning = Planning(worker.name, config.placement)
         self._timers: list[tuple[float, int, int]] = []
         self._waiting: deque[tuple[int, int]] = deque()
+        self._expiring: list[tuple[float, int]] = []
         self._tokens = _RETRY_TOKENS
         self._tokens_at = 0.0
         self._out: list[Command] = []
@@ -242,16 +243,26 @@ class ItemKeeping:
 
     def _offered(self, now: float, event: InputOffered) -> None:
         self._own_offered += 1
-        if not self._turns.offered() or self._full or self._ended:
+        deadline_at = now + self.config.deadline_s if self.config.deadline_s else math.inf
+        if not self._turns.offered() or self._full or self._ended or now + self._expected_s(now) >= deadline_at:
             self._own_refused += 1
             return
-        self._admit(now, Pending(event.sample, event.truth, event.payload, event.size_bytes, now))
+        entry = Pending(event.sample, event.truth, event.payload, event.size_bytes, now, deadline_at=deadline_at)
+        self._admit(now, entry)
+
+    def _expected_s(self, now: float) -> float:
+        """How long an item that comes in now will take, where that matters."""
+        if self.config.deadline_s is None or not self.pending:
+            return 0.0
+        return self.forecast.expected_s(now, len(self.pending), self.retry_timer.mean_s)
 
     def _admit(self, now: float, entry: Pending) -> None:
         item, self._next_item = self._next_item, self._next_item + 1
         self.admitted += 1
         self._tokens = min(self._tokens + self.config.retry_share, _RETRY_TOKENS)
         self.pending[item] = entry
+        if entry.deadline_at < math.inf and entry.request is None:
+            heapq.heappush(self._expiring, (entry.expires_at, item))
         self._inject(now, item)
 
     def _skipped(self, count: int) -> None:
@@ -264,10 +275,9 @@ class ItemKeeping:
         entry = self.pending[item]
         entry.sent_at, entry.holder, entry.overdue = now, self.worker.name, False
         self._arm(now, item)
-        deadline_at = entry.request.deadline_at if entry.request else math.inf
         task = Task(
             self.config.run, item, entry.attempt, 0, entry.payload, entry.size_bytes,
-            deadline_at=deadline_at if deadline_at < math.inf else None,
+            deadline_at=entry.deadline_at if entry.deadline_at < math.inf else None,
         )  # fmt: skip
         self._work(now, Inject(task))
 
@@ -283,16 +293,27 @@ class ItemKeeping:
             )
         else:
             request.item = self._next_item
-            self._admit(now, Pending(request.sample, None, payload, size_bytes, now, request=request))
+            entry = Pending(
+                request.sample, None, payload, size_bytes, now, request=request, deadline_at=request.deadline_at
+            )
+            self._admit(now, entry)
 
     def _expire(self, now: float) -> None:
-        """Requests whose deadline has passed are answered, wherever they are."""
+        """Requests whose deadline has passed are answered, wherever they are; of the own input, a moment later.
+
+        A client is promised an answer by its deadline, so nodes answer in time for the way back; nobody waits for an item
+        of the own input, so that an answer that is under way is not made an error.
+        """
         for request in self.desk.expired(now):
             if request.item is None:
                 self.desk.reply(now, request, error="deadline", reason=request.deadline_passed)
             else:
                 attempt = self.pending[request.item].attempt
                 self._record(now, request.item, ResultRow(request.item, attempt, (), error=request.deadline_passed))
+        while self._expiring and self._expiring[0][0] <= now:
+            _, item = heapq.heappop(self._expiring)
+            if (entry := self.pending.get(item)) is not None:
+                self._record(now, item, ResultRow(item, entry.attempt, (), error=entry.deadline_passed))
 
     def _end(self, now: float) -> None:
         """Nothing new is taken any more."""
@@ -332,11 +353,11 @@ class ItemKeeping:
     def _record(self, now: float, item: int, row: ResultRow) -> None:
         entry = self.pending.pop(item)
         request = entry.request
+        if entry.deadline_at < math.inf:
+            self.forecast.learn(missed=now >= entry.deadline_at)
         if request is not None:
             if row.label is not None and request.too_late(now):
                 row = final_error(row, request.deadline_passed)
-            if request.deadline_at < math.inf:
-                self.forecast.learn(missed=request.too_late(now))
             self.desk.result(now, request, row)
         if row.label is None:
             self.errors += 1

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from mdi_exit.policy.deadline import grace_s
 from mdi_exit.requests import Request
 from mdi_exit.wire import ResultRow
 
@@ -20,7 +21,10 @@ _CAUTION_STEP: Final = 0.05
 
 @dataclass(slots=True)
 class Pending:
-    """An admitted item. ``holder``: the node that has the present attempt, as far as the source knows."""
+    """An admitted item. ``holder``: the node that has the present attempt, as far as the source knows.
+
+    ``deadline_at``: until when its answer is of use, infinity without.
+    """
 
     sample: str
     truth: int | None
@@ -32,6 +36,18 @@ class Pending:
     holder: str = ""
     overdue: bool = False
     request: Request | None = None
+    deadline_at: float = math.inf
+
+    @property
+    def expires_at(self) -> float:
+        """When the source waits for an answer no longer."""
+        return (
+            self.deadline_at + grace_s(self.deadline_at - self.admitted_at) if self.deadline_at < math.inf else math.inf
+        )
+
+    @property
+    def deadline_passed(self) -> str:
+        return f"the deadline of {self.deadline_at - self.admitted_at:g} s has passed"
 
 
 @dataclass(slots=True)

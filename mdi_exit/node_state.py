@@ -55,6 +55,7 @@ class NodeState:
         self._telemetry_at = 0.0
         self._status: Status | None = None
         self._drained_told = False
+        self._hurried: list[tuple[float, int, int]] = []
         self._out: list[Command] = []
 
     # --- what it is

@@ -71,6 +71,15 @@ class _Side:
         self.length -= count
         return taken
 
+    def withdraw(self, item: int, attempt: int) -> Held | None:
+        for queue in self.by_layer.values():
+            for place, held in enumerate(queue):
+                if (held.task.item, held.task.attempt) == (item, attempt):
+                    del queue[place]
+                    self.length -= 1
+                    return held
+        return None
+
     def waiting(self, layer: int) -> int:
         return len(self.by_layer.get(layer, ()))
 
@@ -136,6 +145,17 @@ class TaskStore:
     def reclaim(self, layer: int) -> None:
         """Move the head of O_n for ``layer`` to I_n; its slot stays taken."""
         self.inputs.put(*self.outputs.take(layer))
+
+    def withdraw(self, item: int, attempt: int) -> Held | None:
+        """Take one attempt out of whichever queue it waits in; its slot becomes free. None if it waits in none."""
+        if not self.holds(item, attempt):
+            return None
+        held = self.inputs.withdraw(item, attempt) or self.outputs.withdraw(item, attempt)
+        if held is not None:
+            self._forget(held)
+            if held.origin is Origin.PRODUCED:
+                self.release(held.task.next_layer)
+        return held
 
     def hand_over(self, layer: int) -> None:
         """Move all of I_n for ``layer`` to O_n: it is no longer run here. Slots stay taken."""

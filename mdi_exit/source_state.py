@@ -123,8 +123,7 @@ class SourceState(Steering):
     def next_wakeup(self) -> float:
         """When ``Tick`` is wanted next, monotonic seconds."""
         due = [self.worker.next_wakeup(), self._period_at, self.desk.next_wakeup(connected=self.worker.connected)]
-        if self._timers:
-            due.append(self._timers[0][0])
+        due += [heap[0][0] for heap in (self._timers, self._expiring) if heap]
         drawing = self._started and not self._ended and not self.stopped
         if self._paced and drawing and self._turns.may_arrive:
             due.append(self._arrival_at)

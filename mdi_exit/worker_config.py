@@ -47,8 +47,9 @@ class WorkerConfig:
 class Totals:
     """What has happened since the start. ``exits`` is by exit number, ``sent`` by neighbour, ``run_s`` by entry layer.
 
-    ``unsent``: tasks that the transport did not take, by neighbour; they are not in ``sent``. ``scores``: by exit number, how
-    many scores fell into each bin of ``policy.mix``.
+    ``unsent``: tasks that the transport did not take, by neighbour; they are not in ``sent``.
+    ``hurried``: of ``exited``, those that took the best exit so far because of their deadline. ``scores``: by exit number,
+    how many scores fell into each bin of ``policy.mix``.
     """
 
     received: int = 0
@@ -59,6 +60,7 @@ class Totals:
     failed: int = 0
     duplicates: int = 0
     dropped: int = 0
+    hurried: int = 0
     exits: Counter[int] = field(default_factory=Counter)
     sent: Counter[str] = field(default_factory=Counter)
     unsent: Counter[str] = field(default_factory=Counter)

@@ -52,8 +52,8 @@ from mdi_exit.events import (
     TransportDown,
     TransportUp,
 )
+from mdi_exit.hurrying import Hurrying
 from mdi_exit.membership import Change
-from mdi_exit.outgoing import Outgoing
 from mdi_exit.policy.exiting import should_exit
 from mdi_exit.policy.queueing import keeps_here
 from mdi_exit.queues import Held, Origin, Running
@@ -66,7 +66,7 @@ __all__ = ["WorkerState"]
 _GREETING_DELAY_S: Final = 0.02
 
 
-class WorkerState(Outgoing):
+class WorkerState(Hurrying):
     """One node's queues, links and engine bookkeeping. See the module's docstring."""
 
     def handle(self, now: float, event: Event) -> list[Command]:
@@ -75,6 +75,8 @@ class WorkerState(Outgoing):
         epoch = self._take_in(now, event)
         if self.holding.coming is not None or self.holding.leaving:
             self._change_over()
+        if self._hurried:
+            self._answer_late(now)
         self._announce()
         if self.connected:
             self._forward_mandatory(now)
@@ -179,7 +181,7 @@ class WorkerState(Outgoing):
         if why_not is None:
             self.totals.received += 1
             late = not self._mine(task.next_layer)
-            self.store.add(Held(replace(task, since=now), Origin.RECEIVED, event.sender), output=late)
+            self._keep(Held(replace(task, since=now), Origin.RECEIVED, event.sender), output=late)
             return
         inbound.released[task.next_layer] += 1
         if self.store.holds(task.item, task.attempt):
@@ -213,7 +215,7 @@ class WorkerState(Outgoing):
         stays = not self.takers(layer) or (
             keeps_here(self.inputs, self.outputs, self.config.output_limit) and not self.standing.places(now, layer)
         )
-        self.store.add(held, output=not (self._mine(layer) and stays))
+        self._keep(held, output=not (self._mine(layer) and stays))
 
     def _segment_done(self, now: float, event: SegmentDone) -> None:
         running = self._batch(event.batch)
@@ -261,7 +263,11 @@ class WorkerState(Outgoing):
             exit_state=outcome.exit_state,
             since=now,
         )
-        self._place(now, Held(follower, Origin.PRODUCED))
+        if self._is_hopeless(now, follower, self.seconds(key.stop)):
+            self._free_output(running)
+            self._answer_best(follower)
+        else:
+            self._place(now, Held(follower, Origin.PRODUCED))
 
     def _segment_failed(self, now: float, event: SegmentFailed) -> None:
         del now
@@ -392,17 +398,22 @@ class WorkerState(Outgoing):
         if self._running is not None:
             return
         for layer in self.store.inputs.latest_first():
-            if batch := self._batch_for(layer, self.store.inputs.waiting(layer)):
-                self._start(now, *batch)
-                return
+            while batch := self._batch_for(layer, self.store.inputs.waiting(layer)):
+                if self._start(now, *batch):
+                    return
 
-    def _start(self, now: float, key: SegmentKey, count: int) -> None:
+    def _start(self, now: float, key: SegmentKey, count: int) -> bool:
+        """Run the oldest tasks for a layer; False if all of them had no time left for it and were answered instead."""
         plan = self.plan
         if plan is None:
             raise IllegalEventError("a segment starts without a model", self.story)
-        helds = self.store.take(key.entry, count)
-        for held in helds:
+        taken = self.store.take(key.entry, count)
+        for held in taken:
             self._released(held, now)
+        helds = self._in_time(now, taken, count * self.seconds(key.entry, count))
+        if not helds:
+            return False
+        count = len(helds)
         tasks = tuple(held.task for held in helds)
         expected_s = count * self.seconds(key.entry, count)
         self._batches += 1
@@ -410,3 +421,4 @@ class WorkerState(Outgoing):
         if not self._running.last:
             self.store.reserve(key.stop, count)
         self._out.append(RunSegment(self._batches, key, tasks))
+        return True
