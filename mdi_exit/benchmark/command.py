@@ -70,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--scenarios", type=Path, default=Path("benchmarks/scenarios"), help="optimum: the folder (%(default)s)"
     )
+    parser.add_argument("--match", default="", help="optimum: only scenarios whose names have this (default: all)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="optimum: processes (%(default)s)")
     parser.add_argument("--data-dir", type=Path, help="risk, bottleneck: where Fashion-MNIST is looked for and stored")
     args = parser.parse_args(argv)
@@ -276,7 +277,7 @@ async def _optimum(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise UsageError("benchmark optimum", "the extra 'offline' (pip install 'mdi-exit[offline]')", "none")
     from mdi_exit.benchmark.optimum import measure_optimum
 
-    return measure_optimum(args.scenarios, args.scale, args.workers)
+    return measure_optimum(args.scenarios, args.scale, args.workers, args.match)
 
 
 async def _bottleneck(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ bound's. ``overload``: three times the bound's rate for a minute under ``latency
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -43,19 +44,27 @@ _STATIONARY: Final = (
       for model in ("mobilenetv2", "resnet50", "resnet50-bottleneck")),
     "unequal-slow", "unequal-fast", "slow-link",
 )  # fmt: skip
+_STEP: Final = "unequal-slow"
 _WARM_S: Final = 10.0
 _TARGET_S: Final = 0.2
 _SETTINGS: Final = 4_000
 Row = dict[str, Any]
 
 
-def measure_optimum(folder: Path, scale: float, workers: int) -> list[Row]:
-    """All rows; ``scale``: of the virtual minutes. Raises ``UsageError``."""
+def measure_optimum(folder: Path, scale: float, workers: int, match: str = "") -> list[Row]:
+    """All rows; ``scale``: of the virtual minutes; ``match``: a regular expression that the scenarios' names are to have.
+
+    Raises ``UsageError``.
+    """
     if not (folder / f"{_STATIONARY[0]}.toml").is_file():
         raise UsageError("--scenarios", "the folder benchmarks/scenarios", folder)
-    jobs = [("steady", folder / f"{name}.toml", policy, scale) for name in _STATIONARY for policy in OPTIMUM_POLICIES]
-    jobs += [("step", folder / "unequal-slow.toml", policy, scale) for policy in OPTIMUM_POLICIES]
-    jobs += [("overload", folder / f"{name}.toml", "latency", scale) for name in _STATIONARY]
+    names = [name for name in _STATIONARY if re.search(match, name)]
+    if not names:
+        raise UsageError("--match", f"part of one of {', '.join(_STATIONARY)}", match)
+    jobs = [("steady", folder / f"{name}.toml", policy, scale) for name in names for policy in OPTIMUM_POLICIES]
+    jobs += [("overload", folder / f"{name}.toml", "latency", scale) for name in names]
+    if _STEP in names:
+        jobs += [("step", folder / f"{_STEP}.toml", policy, scale) for policy in OPTIMUM_POLICIES]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = [pool.submit(_measured, *job) for job in jobs]
         done = track(as_completed(waiting), "simulating", total=len(waiting), console=Console(stderr=True))
