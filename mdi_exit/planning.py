@@ -95,6 +95,8 @@ class Planning:
     _told: str = ""
     _factors: dict[str, float] = field(default_factory=dict)
     _measured_at: float = 0.0
+    _changes: int = -1
+    _any_auto: bool = False
 
     def on_wire(self) -> dict[str, Span]:
         """For ``Control.spans``."""
@@ -102,15 +104,22 @@ class Planning:
 
     # --- when
 
+    def due(self, now: float, members: Members) -> bool:
+        """Whether it is time to ``look``: asked at most events, so a deployment without such agents costs nothing."""
+        if now < self._look_at or self._asked is not None:
+            return False
+        if members.changes != self._changes:
+            self._changes = members.changes
+            self._any_auto = any(peer.status.auto for peer in members)
+        return self._any_auto
+
     def look(self, now: float, members: Members, own: Device, plan: ModelPlan, exits: Counter[int]) -> MakePlan | None:
         """What to ask of the planner now, if anything. ``own``: the source's own part."""
-        if now < self._look_at or self._asked is not None:
+        if not self.due(now, members):
             return None
         self._look_at = now + _LOOK_S
         peers = [peer for peer in members if _is_there(peer)]
         self._forget_absent(peers)
-        if not any(peer.status.auto for peer in peers):
-            return None
         self.mix.seen(exits)
         reach = self.mix.reach(plan)
         self._measure(now, peers, plan)

@@ -65,6 +65,8 @@ class Steering(Guidance):
     def _plan_ahead(self, now: float, plan: ModelPlan) -> None:
         """Ask the planner where there is reason to."""
         worker = self.worker
+        if not self.planning.due(now, worker.members):
+            return
         own = Device(worker.name, self._own_layer_s(plan), 0, span=worker.config.span, fixed=True)
         ask = self.planning.look(now, worker.members, own, plan, self.exits)
         if ask is not None:

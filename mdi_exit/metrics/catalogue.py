@@ -89,7 +89,9 @@ _OF_NODES: Final[dict[str, Row]] = {
     "mdi_exit_neighbour_alive": _node("gauge", "1 while the other node gives signs of life.", "", "node"),
     "mdi_exit_neighbour_delay_seconds": _node("gauge", "Measured delay of an empty message.", "seconds", "to"),
     "mdi_exit_link_tasks": _node("counter", "Tasks sent over the link, from the start of the neighbour.", "tasks", "to"),
-    "mdi_exit_link_bytes": _node("counter", "Bytes of features sent over the link.", "bytes", "to"),
+    "mdi_exit_link_bytes": _node(
+        "counter", "Bytes of features sent over the link; of compressed ones, what the last of its cut took.", "bytes", "to"
+    ),
     "mdi_exit_link_lost": _node("counter", "Tasks that got lost on the link, as far as known.", "tasks", "to"),
     "mdi_exit_link_delay_seconds": _node("gauge", "Measured delay of an empty message over the link.", "seconds", "to"),
     "mdi_exit_link_credits": _node("gauge", "Tasks that may be sent over the link now, all layers together.", "tasks", "to"),

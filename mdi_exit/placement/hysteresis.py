@@ -96,6 +96,8 @@ def _thrifty(problem: Problem, found: Placement, least: float) -> Placement:
             for span in wanted
             if problem.fits(problem.by_name[name], span)
         ]
+        if not ways:
+            break
         best = max(ways, key=lambda way: (way.rate_per_s, _held(way)))
         if best.rate_per_s >= target:
             return best

@@ -68,6 +68,9 @@ def main(argv: Sequence[str]) -> int:
         scenario = read_scenario(Path(resolved.words[0]).expanduser()).outranked(threshold=settings.threshold)
         kinds = {node.name: node.profile or "" for node in scenario.nodes}
         _show(Console(), problem_of(scenario, settings.fixed or ()), kinds)
+        if any(len(scenario.reachable(node)) < len(scenario.nodes) - 1 for node in scenario.nodes):
+            note = "The plan lets every node send to every other; this scenario's neighbours are fewer."
+            Console().print(note, soft_wrap=True)
         return 0
     return asyncio.run(_live(settings))
 

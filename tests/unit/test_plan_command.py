@@ -29,7 +29,11 @@ def test_a_plan_is_printed_with_its_rate_and_its_limit(capsys: pytest.CaptureFix
 
 def test_spans_as_they_are_stand_beside_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(SCENARIOS / "three-node-mesh-disjoint.toml")]) == 0
-    assert "as it is: " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "as it is: " in told
+    assert "neighbours are fewer" not in told
+    assert main([str(SCENARIOS / "three-node-circular-disjoint.toml")]) == 0
+    assert "neighbours are fewer" in capsys.readouterr().out
 
 
 def test_nodes_may_keep_their_layers() -> None:
