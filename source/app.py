@@ -150,7 +150,7 @@ def _state(settings: SourceSettings, engine: str, emulated: str, calibration: Ca
         max_pending=settings.max_pending,
         requests=RequestLimits(per_client=settings.max_requests),
         deadline_s=settings.deadline,
-        offloading=settings.offloading,
+        offloading=settings.offloading or "",
         target_p99_s=settings.target_p99,
         codec=settings.codec,
     )

@@ -55,12 +55,6 @@ def _calibrated(known: Mapping[str, Any], key: Literal["exit_threshold", "min_th
     return Derived(at, f"model {known['model']}: calibrated") if key == "exit_threshold" else min(0.5, at)
 
 
-def _offloading(value: str) -> str:
-    if value not in OFFLOADING:
-        raise UsageError("", "one of " + ", ".join(OFFLOADING), repr(value))
-    return value
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSettings(NodeSettings):
     """One source. ``rate`` is items a second (None: as fast as admission allows).
@@ -102,10 +96,11 @@ class SourceSettings(NodeSettings):
         "none", help="what follows the load: rate and threshold by the paper's steps, or the threshold by another rule",
         choices=ADAPTATIONS,
     )  # fmt: skip
-    offloading: str = setting(
-        "", help="how all nodes offer tasks: " + ", ".join(OFFLOADING) + "; default: the paper's rule, or what --adapt wants",
-        parse=_offloading, metavar="NAME", show=lambda name: name or "-",
-    )  # fmt: skip
+    offloading: str | None = setting(
+        None,
+        help="how all nodes offer tasks; default: by the paper's rule, or as --adapt wants",
+        choices=tuple(OFFLOADING),
+    )
     outcomes: Path | None = setting(
         None, help="what the exits said of known samples (mdi-exit profile): --adapt optimiser then gives each exit a "
         "threshold of its own", parse=values.path, metavar="TRACE.npz",

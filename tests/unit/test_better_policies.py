@@ -21,6 +21,7 @@ from mdi_exit.events import (
     Tick,
     TransportUp,
 )
+from mdi_exit.guidance import _capacities
 from mdi_exit.optimum.exits import ExitTable
 from mdi_exit.optimum.routes import RouteSolver
 from mdi_exit.policy.blind import anyone, shortest_queue
@@ -291,3 +292,11 @@ def test_drift_moves_the_threshold_with_what_is_under_way() -> None:
     state.pending = dict.fromkeys(range(1, 400))  # type: ignore[assignment] # only their number matters here
     assert state._guide(1.0) < calm
     assert state._turns.most < 400
+
+
+def test_a_slow_link_is_told_from_a_fast_one() -> None:
+    """Ten bytes a second at one, a hundred at the two others: up the one, down the other."""
+    slow, fast = 0.1, 0.01
+    found = _capacities({("s", "a"): 1 / (fast + fast), ("s", "b"): 1 / (fast + slow), ("a", "s"): 0.0})
+    assert found == {"s": pytest.approx(100), "a": pytest.approx(100), "b": pytest.approx(10)}
+    assert _capacities({}) == {}
