@@ -43,7 +43,21 @@ def _plan(argv: Sequence[str]) -> int:
     return plan(argv)
 
 
+def _testbed(argv: Sequence[str]) -> int:
+    from mdi_exit.trial.testbed import main as testbed
+
+    return testbed(argv)
+
+
 def _benchmark(argv: Sequence[str]) -> int:
+    if argv[:1] == ["simulator"]:
+        from mdi_exit.trial.speed import main as simulator
+
+        return simulator(argv[1:])
+    if argv[:1] == ["policies"]:
+        from mdi_exit.trial.policies import main as policies
+
+        return policies(argv[1:])
     from mdi_exit.benchmark.command import main as benchmark
 
     return benchmark(argv)
@@ -112,12 +126,13 @@ _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "codecs": ("how small the features of a model can be, and what that costs", _codecs),
     "serve": ("labels over HTTP and a live page (needs the extra web)", _serve),
     "simulate": ("a scenario in virtual time: nodes, links, load, what changes", _simulate),
+    "testbed": ("the same scenario live, one process for each node, emulated devices and links", _testbed),
     "plan": ("which node should hold which layers, and what that would give", _plan),
     "top": ("a running deployment in the terminal", _top),
     "control": ("orders to a running deployment: pause, threshold, drain, ...", _control),
     "plot": ("pictures of a run, from the files that the source wrote", _plot),
     "announce": ("let agents find a broker by mDNS", _announce),
-    "benchmark": ("measure this machine: hop, agent, metrics, clients, placement", _benchmark),
+    "benchmark": ("measure this machine: hop, agent, metrics, clients, placement, simulator, policies", _benchmark),
 }
 
 

@@ -72,6 +72,7 @@ __all__ = [
     "read_scenario",
 ]
 
+_USUAL_DEVICE: Final = "jetson-nano"
 _BANDWIDTH = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kMG]?)(bit|B)/s")
 _UNIT: Final = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 
@@ -211,12 +212,14 @@ class Scenario:
         duration_s: float | None = None,
         threshold: float | None = None,
         offloading: str | None = None,
+        adapt: str | None = None,
     ) -> Scenario:
         """With what is given elsewhere (flags) in place of the file's."""
         policy = replace(
             self.policy,
             threshold=self.policy.threshold if threshold is None else threshold,
             offloading=offloading or self.policy.offloading,
+            adapt=adapt or self.policy.adapt,
         )
         return replace(
             self,
@@ -392,7 +395,7 @@ def _nodes(table: Table, model: ModelCosts, usual: Link, *, agent: bool) -> list
         window=table.get("window", values.integer(1, 4096), 16),
         memory_bytes=table.get("memory", values.memory),
         join_at_s=table.get("join_at", _instant, 0.0) if agent else 0.0,
-        profile=table.get("profile", values.device),
+        profile=table.get("profile", values.device, None if "layer_seconds" in table.content else _USUAL_DEVICE),
         auto=agent and span is None,
     )
     table.done()
@@ -410,7 +413,7 @@ def _speed(table: Table, model: ModelCosts) -> Speed:
     exit_s = table.all("exit_seconds", values.positive_float)
     overhead_s = table.get("overhead", _instant)
     if layer_s is None:
-        device = parse_profile(table.get("profile", values.device, "jetson-nano"))
+        device = parse_profile(table.get("profile", values.device, _USUAL_DEVICE))
         return Speed(
             tuple(macs / device.macs_per_s for macs in model.layer_macs),
             tuple(macs / device.macs_per_s for macs in model.exit_macs),

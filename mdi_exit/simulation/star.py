@@ -83,6 +83,16 @@ class Wires:
         self._stations[name] = _Station(link, up, down, self.media[link.medium] if link.medium else None)
         self._ways.clear()
 
+    def up(self, name: str) -> tuple[tuple[Pipe, ...], float]:
+        """What lies between the node and the receivers' links, and the seconds of delay on its side."""
+        station = self._stations[name]
+        return (*station.up, *self.broker), station.link.delay_s
+
+    def down(self, name: str) -> tuple[tuple[Pipe, ...], float]:
+        """What lies between the broker and the node."""
+        station = self._stations[name]
+        return station.down, station.link.delay_s
+
     def way(self, sender: str, to: str) -> _Way:
         found = self._ways.get((sender, to))
         if found is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mdi_exit import values
 from mdi_exit.config import setting
 from mdi_exit.errors import UsageError
+from mdi_exit.orders import ADAPTATIONS
 from mdi_exit.policy.offloading import OFFLOADING
 from mdi_exit.simulation.scenario import Scenario
 
@@ -43,6 +44,9 @@ class TrialSettings:
     policy: str | None = setting(
         None, help="offloading policy; default: the scenario's", choices=tuple(OFFLOADING), show=_inherited
     )
+    adapt: str | None = setting(
+        None, help="what follows the load; default: the scenario's", choices=ADAPTATIONS, show=_inherited
+    )
     threshold: float | None = setting(
         None, help="exit threshold at the start; default: the scenario's", parse=values.fraction, metavar="T",
         show=_inherited,
@@ -62,5 +66,9 @@ class TrialSettings:
     def applied(self, scenario: Scenario) -> Scenario:
         """The scenario with what is set here."""
         return scenario.outranked(
-            seed=self.seed, duration_s=self.duration, threshold=self.threshold, offloading=self.policy
+            seed=self.seed,
+            duration_s=self.duration,
+            threshold=self.threshold,
+            offloading=self.policy,
+            adapt=self.adapt,
         )

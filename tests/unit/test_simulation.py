@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from mdi_exit.simulation.scenario import Scenario, read_scenario
 from mdi_exit.snapshot import read_timeline
 from mdi_exit.trace import Trace
 from mdi_exit.trial.simulate import main
+from mdi_exit.trial.speed import measured
 
 SAMPLES = 400
 EARLY = 0.6
@@ -231,3 +235,30 @@ def test_the_command_writes_what_the_source_writes(tmp_path: Path, capsys: pytes
         main(argv)
     with pytest.raises(UsageError, match="got none"):
         main([])
+
+
+def test_the_speed_is_measured() -> None:
+    ring = 'count = 300\nneighbours = ["next"]\nlayers = "0-8"\n'
+    text = f'[source]\nneighbours = ["edge-1"]\n[[agents]]\nname = "edge"\n{ring}[run]\nrate = "5/s"\nduration = "1s"\n'
+    row = measured("ring", text)
+    assert row.nodes == 301
+    assert row.events >= row.items > 0
+    assert row.handled_per_s > 0
+    assert row.memory_mb < 301 * 0.5, "half a megabyte a node would be too much for ten thousand"
+
+
+def test_the_order_of_sets_is_not_in_the_results(tmp_path: Path) -> None:
+    """Names are hashed anew in each process."""
+    scenario(
+        tmp_path, TWO + node("b", "1-2", (9, 0.02, 0.03)), 'rate = "60/s"\narrivals = "poisson"\nduration = "5s"\n'
+    )
+    text = (tmp_path / "trial.toml").read_text().replace("[source]\n", '[source]\nneighbours = ["a", "b"]\n')
+    (tmp_path / "trial.toml").write_text(text)
+    written = []
+    for number in ("1", "2"):
+        out = tmp_path / f"{number}.jsonl"
+        command = [sys.executable, "-m", "mdi_exit.cli", "simulate", tmp_path / "trial.toml", "--results", out]
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": number})
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
+    assert written[0]
