@@ -109,7 +109,7 @@ def run(seed: int) -> Deployment:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [range(start, start + 20) for start in range(0, 200, 20)], ids=str)
+@pytest.mark.parametrize("seeds", [range(start, start + 10) for start in range(0, 200, 10)], ids=str)
 def test_items_are_conserved_and_nodes_rest_between_moves(seeds: range) -> None:
     moved = 0
     for seed in seeds:
