@@ -52,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
         "clients: many at once, at more than the capacity; placement: plans against the best of all; "
         "risk: whether calibrated thresholds keep their promise; "
         "optimum: how near simulated policies come to the bound; "
-        "bottleneck: ResNet-50's first cut made small (needs torch)",
+        "bottleneck: ResNet-50's first cut made small (needs torch); "
+        "strategies: joint, distilled, frozen and JEI-DNN exits at equal cost (needs torch)",
     )
     parser.add_argument("--out", type=Path, help="folder for the raw rows (JSON)")
     parser.add_argument("--window", type=int, default=64, help="items under way for the throughput (%(default)s)")
@@ -72,7 +73,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--match", default="", help="optimum: only scenarios whose names have this (default: all)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="optimum: processes (%(default)s)")
-    parser.add_argument("--data-dir", type=Path, help="risk, bottleneck: where Fashion-MNIST is looked for and stored")
+    parser.add_argument(
+        "--data-dir", type=Path, help="risk, bottleneck, strategies: where Fashion-MNIST is looked for and stored"
+    )
     args = parser.parse_args(argv)
     if args.window < 1 or not args.scale > 0 or args.rounds < 1:
         raise UsageError("--window, --scale, --rounds", "values above 0", (args.window, args.scale, args.rounds))
@@ -289,6 +292,15 @@ async def _bottleneck(args: argparse.Namespace) -> list[dict[str, Any]]:
     return measure_bottleneck(args.out, args.data_dir)
 
 
+async def _strategies(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Joint, distilled, frozen and JEI-DNN exits, three seeds. Goes on with the pairs that are missing in ``--out``."""
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("benchmark strategies", "the extra 'torch' (pip install 'mdi-exit[torch]')", "none")
+    from mdi_exit.benchmark.strategies_run import measure_strategies
+
+    return measure_strategies(args.out, args.data_dir)
+
+
 async def _program(module: str, url: str, log: Path, *flags: str) -> asyncio.subprocess.Process:
     with log.open("wb") as output:
         return await asyncio.create_subprocess_exec(
@@ -333,4 +345,5 @@ _MEASURES: Final = {
     "optimum": _optimum,
     "risk": _risk,
     "bottleneck": _bottleneck,
+    "strategies": _strategies,
 }
