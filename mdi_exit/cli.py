@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -24,11 +23,9 @@ def _demo(argv: Sequence[str]) -> int:
 def _train(argv: Sequence[str]) -> int:
     if importlib.util.find_spec("torch") is None:
         raise UsageError("mdi-exit train", "the extra 'torch' (pip install 'mdi-exit[torch]')", "none")
-    from mdi_exit.training import command
+    from mdi_exit.training.command import main as train
 
-    parser = argparse.ArgumentParser(prog="mdi-exit train", description="Train a multi-exit model, export an artifact.")
-    command.add_arguments(parser)
-    return command.run(parser.parse_args(argv))
+    return train(argv)
 
 
 def _simulate(argv: Sequence[str]) -> int:

@@ -54,6 +54,7 @@ SECTIONS = (
     "source",
     "testbed",
     "top",
+    "train",
 )
 REQUIRED: Any = object()
 _METADATA_KEY = "mdi_exit.setting"

@@ -12,6 +12,7 @@ from mdi_exit.config import REQUIRED, Derived, Resolved, resolve, setting
 from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import calibration_of
 from mdi_exit.orders import ADAPTATIONS
+from mdi_exit.policy.offloading import OFFLOADING
 from mdi_exit.settings import NodeSettings
 from mdi_exit.span import LayerSpan
 from mdi_exit.tensors import CODECS
@@ -54,6 +55,12 @@ def _calibrated(known: Mapping[str, Any], key: Literal["exit_threshold", "min_th
     return Derived(at, f"model {known['model']}: calibrated") if key == "exit_threshold" else min(0.5, at)
 
 
+def _offloading(value: str) -> str:
+    if value not in OFFLOADING:
+        raise UsageError("", "one of " + ", ".join(OFFLOADING), repr(value))
+    return value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSettings(NodeSettings):
     """One source. ``rate`` is items a second (None: as fast as admission allows).
@@ -94,6 +101,14 @@ class SourceSettings(NodeSettings):
     adapt: str = setting(
         "none", help="what follows the load: rate and threshold by the paper's steps, or the threshold by another rule",
         choices=ADAPTATIONS,
+    )  # fmt: skip
+    offloading: str = setting(
+        "", help="how all nodes offer tasks: " + ", ".join(OFFLOADING) + "; default: the paper's rule, or what --adapt wants",
+        parse=_offloading, metavar="NAME", show=lambda name: name or "-",
+    )  # fmt: skip
+    outcomes: Path | None = setting(
+        None, help="what the exits said of known samples (mdi-exit profile): --adapt optimiser then gives each exit a "
+        "threshold of its own", parse=values.path, metavar="TRACE.npz",
     )  # fmt: skip
     target_p99: float | None = setting(
         None, help="latency that 99 of 100 answers are to keep to; the threshold follows from it, as with --adapt latency",
@@ -164,6 +179,8 @@ class SourceSettings(NodeSettings):
             self._no_input_of_its_own()
         if self.adapt == "latency" and self.target_p99 is None:
             raise UsageError("--adapt latency", "a latency to keep to, by --target-p99", "none")
+        if self.outcomes is not None and self.adapt != "optimiser":
+            raise UsageError("--outcomes", "--adapt optimiser", self.adapt)
         if self.target_p99 is not None and self.adapt not in ("none", "latency"):
             raise UsageError("--target-p99", "--adapt latency, or none", self.adapt)
         if self.policy not in ("none", "rate") and self.min_threshold > self.exit_threshold:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mdi_exit.cut_rows import Row, accuracies_of, cut_rows, input_rows
 from mdi_exit.data import Dataset, Splits, inputs_of
@@ -32,7 +32,12 @@ from mdi_exit.model.variant import Variant, write_variant
 from mdi_exit.segments import SegmentKey
 from mdi_exit.tensors import encode_tensor
 from mdi_exit.training.bottleneck import Autoencoder, BottleneckConfig, autoencoder, exported, train_bottleneck
-from mdi_exit.training.joint import TrainConfig, train_joint
+from mdi_exit.training.loop import FitSettings, fit
+from mdi_exit.training.phases import Trainee
+from mdi_exit.training.recipe import Recipe
+from mdi_exit.training.record import EpochRow
+from mdi_exit.training.samples import held_out, samples_of
+from mdi_exit.training.strategies.joint import JointPhase, exit_weights
 
 __all__ = ["BottleneckLoad", "full_width_row", "resnet50", "trained_rows"]
 
@@ -143,7 +148,7 @@ def trained_rows(
     images = parts.train.subset(np.arange(min(load.images, len(parts.train))))
     test = parts.test.subset(np.arange(min(load.tests, len(parts.test))))
     x_NCHW = torch.from_numpy(inputs_of(images.images_NHWC, SPEC))
-    network, names, losses = _network(load, x_NCHW, torch.from_numpy(images.labels_N), work, say)
+    network, names, losses = _network(load, images, work, say)
     artifact = _exported(network, work / "plain", images.classes)
     before = accuracies_of(artifact, test)
     say(f"accuracy by exit: {_percent(before)}")
@@ -193,18 +198,23 @@ def _each_codec(artifact: Artifact, variant: Artifact, test: Dataset) -> Iterato
 
 
 def _network(
-    load: BottleneckLoad, x_NCHW: Tensor, labels_N: Tensor, work: Path, say: Callable[[str], None]
+    load: BottleneckLoad, images: Dataset, work: Path, say: Callable[[str], None]
 ) -> tuple[MultiExitNetwork, tuple[str, ...], list[float]]:
+    """Trained jointly on ``images`` but for a tenth, on which each epoch is looked at."""
     network, names = resnet50(load.width)
-    config = TrainConfig(
-        epochs=load.network_epochs, batch_size=128, learning_rate=0.05, weight_decay=5e-4, threads=load.threads
-    )
-    told = _Told("network", say)
-    losses = train_joint(
-        network, x_NCHW, labels_N, config, checkpoint=work / "network.pt",
-        progress=lambda step: told(step.epoch, step.step, step.steps, step.loss),
+    recipe = Recipe(epochs=load.network_epochs, batch_size=128, learning_rate=0.05, weight_decay=5e-4)
+    trainee = Trainee(network)
+    phase = JointPhase(trainee, recipe, exit_weights("half", len(network.exit_layers)))
+    kept, validation = held_out(images, max(len(images) // 10, 1), 0)
+
+    def told(row: EpochRow) -> None:
+        say(f"network, epoch {row.epoch}: loss {row.loss:.4f}, validation {_percent(row.accuracies)}")
+
+    rows = fit(
+        trainee, [phase], samples_of(kept, SPEC), samples_of(validation, SPEC), FitSettings(threads=load.threads),
+        checkpoint=work / "network.pt", epoch_done=told,
     )  # fmt: skip
-    return network, names, losses
+    return network, names, [row.loss for row in rows]
 
 
 class _Told:

@@ -41,6 +41,8 @@ class TorchEngine:
         artifact = Artifact.open(model)
         if any(layer.bottleneck for layer in artifact.manifest.layers):
             raise UsageError("engine torch", "a model without learned bottlenecks", f"{model}, which has some")
+        if any(spec.gate for spec in artifact.manifest.exits):
+            raise UsageError("engine torch", "a model without gates", f"{model}, which has some")
         self._manifest = artifact.manifest
         self._network = network_of(artifact).to(self._device)
         self._loaded: dict[SegmentKey, tuple[int, ...]] = {}

@@ -26,7 +26,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import MANIFEST_FILE, Artifact
 from mdi_exit.model.graph import quiet, traceable
-from mdi_exit.model.manifest import FORMAT_VERSION, ExitSpec, GraphFile, InputSpec, LayerSpec, Manifest
+from mdi_exit.model.manifest import (
+    FORMAT_VERSION,
+    Calibration,
+    DataRecord,
+    ExitSpec,
+    GraphFile,
+    InputSpec,
+    LayerSpec,
+    Manifest,
+)
 from mdi_exit.model.network import MultiExitNetwork
 
 __all__ = ["checked_folder", "export_artifact", "macs", "onnx_bytes"]
@@ -133,9 +142,14 @@ def export_artifact(
     names: Sequence[str] = (),
     files: Mapping[str, bytes] | None = None,
     timed: bool = False,
+    gates: Sequence[nn.Module] = (),
+    calibration: Calibration | None = None,
+    data: DataRecord | None = None,
 ) -> Artifact:
     """Write ``folder`` and open it again, checked. ``rebuild`` is what makes the same network anew in torch, together with
     ``files``; ``names``: of the layers; ``timed``: each layer's seconds on this machine are measured and written down.
+    ``gates``: from logits to a gate's value, for each early exit (none for a network without gates); with them each early
+    exit gets the threshold of ``calibration``.
 
     Raises ``UsageError`` when the folder holds something else than an artifact.
     """
@@ -161,6 +175,9 @@ def export_artifact(
         if index in network.exit_layers:
             head = network.exits[str(index)]
             number = network.exit_layers.index(index)
+            gate = gates[number] if number < len(gates) else None
+            with torch.no_grad():
+                logits_NK = head(y)
             exits.append(
                 ExitSpec(
                     layer=index,
@@ -168,6 +185,8 @@ def export_artifact(
                     macs=macs(head, y),
                     params=_params(head),
                     accuracy=accuracies[number] if accuracies else None,
+                    gate=_written(folder, f"gate-{index}.onnx", onnx_bytes(gate, logits_NK)) if gate else None,
+                    threshold=calibration.threshold if gate and calibration else None,
                 )
             )
         x = y
@@ -178,6 +197,8 @@ def export_artifact(
         labels=labels,
         layers=tuple(layers),
         exits=tuple(exits),
+        calibration=calibration or Calibration(),
+        data=data,
         network=rebuild,
         weights=_written(folder, WEIGHTS_FILE, safetensors_bytes(_contiguous(network))),
         files=tuple(_written(folder, file, content) for file, content in (files or {}).items()),

@@ -1,11 +1,11 @@
-"""``mdi-exit train``: from a data set to an artifact."""
+"""``mdi-exit train``: from a data set and a model to an artifact."""
 
 from __future__ import annotations
 
-import argparse
-import math
-import time
-from dataclasses import asdict
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,148 +15,240 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mdi_exit.data import DATASETS, Dataset, load
+from mdi_exit.config import resolve
+from mdi_exit.data import splits
+from mdi_exit.data.splits import Splits
 from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.export import checked_folder, export_artifact
-from mdi_exit.model.manifest import InputSpec
-from mdi_exit.model.network import MobileNetV2Config, MultiExitNetwork, mobilenetv2
-from mdi_exit.training.joint import Progress as Step
-from mdi_exit.training.joint import TrainConfig, exit_accuracies, normalised, train_joint
+from mdi_exit.model.manifest import Calibration, InputSpec, Measure
+from mdi_exit.training.config import TrainSettings
+from mdi_exit.training.curve import curve_of, thresholds_for, trace_of
+from mdi_exit.training.feed import ImageFeed
+from mdi_exit.training.loop import FitSettings, Step, fit
+from mdi_exit.training.phases import Evaluation
+from mdi_exit.training.plan import Plan, planned
+from mdi_exit.training.record import EpochRow, TensorBoard, write_csv
+from mdi_exit.training.samples import Samples, held_out, input_spec, samples_of
+from mdi_exit.training.strategies.jei import AlternatingPhase
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["PICTURE_FILE", "RECORD_FILE", "main", "train"]
 
-MODELS = ("mobilenetv2",)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of ``mdi-exit train``."""
-    defaults = TrainConfig()
-    parser.add_argument("--dataset", default="fashion-mnist", metavar="NAME", help=f"{', '.join(DATASETS)}")
-    parser.add_argument("--model", default="mobilenetv2", metavar="NAME", help=f"{', '.join(MODELS)}")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the artifact")
-    parser.add_argument("--epochs", type=int, default=defaults.epochs, metavar="N", help="default %(default)s")
-    parser.add_argument("--width", type=float, default=0.5, metavar="W", help="of all channels; default %(default)s")
-    parser.add_argument("--batch-size", type=int, default=defaults.batch_size, metavar="N", help="default %(default)s")
-    parser.add_argument(
-        "--learning-rate", type=float, default=defaults.learning_rate, metavar="R", help="peak; default %(default)s"
-    )
-    parser.add_argument("--seed", type=int, default=defaults.seed, metavar="N", help="default %(default)s")
-    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N training images")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets are looked for and stored")
-    parser.add_argument("--threads", type=int, default=defaults.threads, metavar="N", help="default %(default)s")
+RECORD_FILE = "training.csv"
+PICTURE_FILE = "accuracy-vs-cost.png"
+GATE_THRESHOLD = 0.5
+_MOST_VALIDATION = 5000
+_FEW_GATE_BATCHES = 1000
 
 
-def run(args: argparse.Namespace) -> int:
-    """Train, measure every exit on the whole test set, export. Raises ``UsageError``."""
-    if args.model not in MODELS:
-        raise UsageError("--model", f"one of {', '.join(MODELS)}", repr(args.model))
-    for flag in ("epochs", "width", "batch_size", "learning_rate", "threads", "limit"):
-        value = getattr(args, flag)
-        if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"--{flag.replace('_', '-')}", "a number above 0", value)
-    if not 0 <= args.seed < 2**63:
-        raise UsageError("--seed", "a number from 0 to 2⁶³ - 1", args.seed)
-    args.out = args.out.absolute()
-    checked_folder(args.out)  # now, and not after an hour of training
-    train_set, test_set = load(args.dataset, "train", args.data_dir), load(args.dataset, "test", args.data_dir)
-    config = TrainConfig(
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        seed=args.seed,
-        limit=args.limit,
-        threads=args.threads,
-    )
-    _train(args, config, train_set, test_set)
+def main(argv: Sequence[str]) -> int:
+    """Run the tool; returns the exit status. Raises ``MdiExitError``."""
+    settings = resolve(
+        TrainSettings, argv, os.environ, prog="mdi-exit train", section="train",
+        description="Trains the exits of a model, and the model, and exports an artifact.",
+        epilog="A run that was cut short goes on when it is started again with the same settings.",
+    ).settings  # fmt: skip
+    train(settings, Console())
     return 0
 
 
-def _input_spec(train_set: Dataset) -> InputSpec:
-    """Mean and standard deviation of the training images, four digits."""
-    scaled_NHWC = train_set.images_NHWC / np.float32(255)
-    mean = tuple(round(float(value), 4) for value in scaled_NHWC.mean(axis=(0, 1, 2), dtype=np.float64))
-    std = tuple(round(float(value), 4) for value in scaled_NHWC.std(axis=(0, 1, 2), dtype=np.float64))
-    _, height, width, channels = train_set.images_NHWC.shape
-    return InputSpec(kind="image", shape=(channels, height, width), mean=mean, std=std)
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """``parts``: as they are; the others as the network takes them."""
+
+    parts: Splits
+    spec: InputSpec
+    train: Samples
+    validation: Samples
+    test: Samples
 
 
-def _train(args: argparse.Namespace, config: TrainConfig, train_set: Dataset, test_set: Dataset) -> None:
-    console = Console()
-    spec = _input_spec(train_set)
-    torch.manual_seed(config.seed)
-    shape = MobileNetV2Config(classes=len(train_set.classes), channels_in=spec.shape[0], width=args.width)
-    network = mobilenetv2(shape)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    console.print(f"{args.model} ×{args.width:g}: {parameters:,} parameters, exits at layers {network.exit_layers}")
-    images_NCHW = normalised(train_set.images_NHWC, spec.mean, spec.std)
-    test_NCHW = normalised(test_set.images_NHWC, spec.mean, spec.std)
-    checkpoint = args.out.with_name(args.out.name + ".checkpoint.pt")
-    begin = time.monotonic()
-    losses, epochs_timed = _with_progress(
-        console, network, images_NCHW, train_set, test_set, test_NCHW, config, checkpoint
-    )
-    seconds = time.monotonic() - begin
-    accuracies = exit_accuracies(network, test_set, test_NCHW)
-    artifact = export_artifact(
-        network,
-        args.out,
-        name=f"{args.dataset}-{args.model}",
-        input_spec=spec,
-        labels=train_set.classes,
-        rebuild={"kind": args.model, **asdict(shape), "exits": list(shape.exits)},
-        training={
-            "dataset": args.dataset,
-            "images": min(config.limit or len(train_set), len(train_set)),
-            "test_images": len(test_set),
-            "config": _plain(config),
-            "seconds": round(seconds, 1),
-            "epochs_timed": epochs_timed,  # fewer than all when the run went on from a checkpoint
-            "losses": [round(loss, 5) for loss in losses],
-            "accuracy_by_exit": list(accuracies),
-            "torch": str(torch.__version__),
-        },
-        accuracies=accuracies,
-    )
+def train(settings: TrainSettings, console: Console) -> Artifact:
+    """Train, measure every exit on the whole test set, export. Raises ``UsageError``."""
+    out = settings.out.absolute()
+    checked_folder(out)  # now, and not after an hour of training
+    board = TensorBoard(_beside(out, "tensorboard")) if settings.tensorboard else None
+    parts = splits(settings.data, seed=settings.seed, data_dir=settings.data_dir, shape=settings.input_shape)
+    if not len(parts.train):
+        raise UsageError("--dataset", "one with samples for training", repr(settings.data))
+    spec = input_spec(parts.train, settings.input_shape)
+    plan = planned(settings, spec, len(parts.train.classes))
+    data = _data(settings, parts, spec, plan.model.network.channels_last)
+    parameters = sum(parameter.numel() for parameter in plan.trainee.parameters())
+    console.print(f"{settings.model}: {parameters:,} parameters, exits at layers {plan.costs.exit_layers}")
+    _say_if_gates_learn_little(plan, len(data.train), console)
+    checkpoint, record = _beside(out, "checkpoint.pt"), _beside(out, "training.csv")
+    rows = _fitted(settings, plan, data, console, checkpoint, record, board)
+    artifact = _exported(settings, plan, data, rows, out, console)
+    record.replace(out / RECORD_FILE)
     checkpoint.unlink(missing_ok=True)
-    _show(console, artifact, len(test_set))
+    return artifact
 
 
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    return {key: value for key, value in asdict(config).items() if value is not None}
+def _say_if_gates_learn_little(plan: Plan, images: int, console: Console) -> None:
+    for phase in plan.phases:
+        if isinstance(phase, AlternatingPhase):
+            batches = phase.recipe.epochs * max(images // phase.recipe.batch_size, 1)
+            if (learning := phase.gate_batches(batches)) < _FEW_GATE_BATCHES:
+                console.print(
+                    f"gates learn in {learning:,} batches only: more --epochs, or more images, make better ones"
+                )
 
 
-def _with_progress(
+def _beside(out: Path, ending: str) -> Path:
+    return out.with_name(f"{out.name}.{ending}")
+
+
+def _data(settings: TrainSettings, parts: Splits, spec: InputSpec, channels_last: bool) -> _Data:
+    """Validation samples are drawn out of those for training: calibration samples are seen by nobody here."""
+    count = settings.validation or max(min(len(parts.train) // 10, _MOST_VALIDATION), 1)
+    if count >= len(parts.train):
+        raise UsageError("--validation", f"fewer than the {len(parts.train)} samples for training", count)
+    kept, validation = held_out(parts.train, count, settings.seed)
+    if settings.limit is not None:
+        kept = kept.subset(np.arange(min(settings.limit, len(kept))))
+    made = [samples_of(part, spec, channels_last=channels_last) for part in (kept, validation, parts.test)]
+    return _Data(parts, spec, *made)
+
+
+def _fitted(
+    settings: TrainSettings,
+    plan: Plan,
+    data: _Data,
     console: Console,
-    network: MultiExitNetwork,
-    images_NCHW: torch.Tensor,
-    train_set: Dataset,
-    test_set: Dataset,
-    test_NCHW: torch.Tensor,
-    config: TrainConfig,
     checkpoint: Path,
-) -> tuple[list[float], int]:
-    """Train with a bar on a terminal; a line after each epoch in any case. Returns losses and how many epochs it took."""
-    epochs_timed = 0
-    labels_N = torch.from_numpy(train_set.labels_N)
-    columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    record: Path,
+    board: TensorBoard | None,
+) -> list[EpochRow]:
+    """Train with a bar on a terminal; a line after each epoch in any case."""
+    rows: list[EpochRow] = []
+    total = sum(phase.recipe.epochs for phase in plan.phases)
+
+    def epoch_done(row: EpochRow) -> None:
+        rows.append(row)
+        shares = " ".join(f"{100 * share:.1f}" for share in row.accuracies)
+        console.print(f"epoch {row.epoch} of {total}, {row.phase}: validation accuracy by exit {shares} %")
+        if board is not None:
+            board.add(row)
+
+    def saved(all_rows: Sequence[EpochRow]) -> None:
+        write_csv(record, all_rows)
+
+    with _bar(console) as progress:
+        found = fit(
+            plan.trainee, plan.phases, data.train, data.validation, _fit_settings(settings), checkpoint=checkpoint,
+            purpose=plan.record, progress=progress, epoch_done=epoch_done, rows_done=saved,
+        )  # fmt: skip
+    if board is not None:
+        board.close()
+    return found
+
+
+def _fit_settings(settings: TrainSettings) -> FitSettings:
+    return FitSettings(
+        seed=settings.seed,
+        threads=settings.threads,
+        augmentation=settings.augment,  # type: ignore[arg-type] # one of the choices
+        precision=settings.precision,  # type: ignore[arg-type]
+    )
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Callable[[Step], None]]:
+    columns = (
+        TextColumn("{task.fields[phase]}, epoch {task.fields[epoch]}, loss {task.fields[loss]:.3f}"),
+        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("train", total=None, epoch=1)
+        task = bar.add_task("train", total=None, phase="", epoch=1, loss=0.0)
 
         def step(done: Step) -> None:
-            finished = done.epoch * done.steps + done.step
-            bar.update(task, completed=finished, total=config.epochs * done.steps, epoch=done.epoch + 1)
+            finished = done.done * done.steps + done.step
+            bar.update(task, completed=finished, total=done.total * done.steps, phase=done.phase,
+                       epoch=done.done + 1, loss=done.loss)  # fmt: skip
 
-        def epoch_done(epoch: int) -> None:
-            nonlocal epochs_timed
-            epochs_timed += 1
-            text = " ".join(f"{100 * share:.1f}" for share in exit_accuracies(network, test_set, test_NCHW))
-            console.print(f"epoch {epoch + 1} of {config.epochs}: test accuracy by exit {text} %")
+        yield step
 
-        losses = train_joint(
-            network, images_NCHW, labels_N, config, checkpoint=checkpoint, progress=step, epoch_done=epoch_done
+
+def _exported(
+    settings: TrainSettings, plan: Plan, data: _Data, rows: list[EpochRow], out: Path, console: Console
+) -> Artifact:
+    """The artifact with its record and picture, and the table of its exits."""
+    trainee = plan.trainee.cpu()
+    device = torch.device("cpu")
+    off = torch.autocast("cpu", enabled=False)
+    evaluation = ImageFeed(trainee, data.test, device, lambda: off).evaluation()
+    accuracies = evaluation.accuracies
+    gated = len(trainee.gates) > 0
+    network = plan.model.network
+    artifact = export_artifact(
+        network,
+        out,
+        name=_name(settings),
+        input_spec=data.spec,
+        labels=data.parts.train.classes,
+        rebuild=plan.model.description,
+        files=plan.model.files,
+        names=plan.model.layer_names,
+        timed=True,
+        gates=list(trainee.gates),
+        calibration=Calibration(measure="gate", threshold=GATE_THRESHOLD) if gated else None,
+        data=data.parts.record,
+        training=_record(settings, plan, data, rows, accuracies),
+        accuracies=accuracies,
+    )
+    _draw(settings, plan, evaluation, out / PICTURE_FILE, console, gated=gated)
+    _show(console, artifact, len(data.test))
+    return artifact
+
+
+def _name(settings: TrainSettings) -> str:
+    """Of what a name of an artifact may have."""
+    words = f"{settings.data.partition(':')[0]}-{Path(settings.model).stem}"
+    name = "".join(char if char.isascii() and (char.isalnum() or char in "_.-") else "-" for char in words)
+    return (name if settings.strategy == "joint" else f"{name}-{settings.strategy}")[:80]
+
+
+def _record(
+    settings: TrainSettings, plan: Plan, data: _Data, rows: Sequence[EpochRow], accuracies: Sequence[float]
+) -> dict[str, Any]:
+    return {
+        **plan.record,
+        "dataset": settings.data,
+        "images": len(data.train),
+        "validation_images": len(data.validation),
+        "test_images": len(data.test),
+        "config": {"batch_size": settings.batch_size, "learning_rate": settings.learning_rate, "seed": settings.seed,
+                   "augment": settings.augment, "precision": settings.precision, "threads": settings.threads},
+        "phases": [f"{phase.name}: {sum(row.phase == phase.name for row in rows)} epochs" for phase in plan.phases],
+        "seconds": round(sum(row.seconds for row in rows), 1),
+        "losses": [round(row.loss, 5) for row in rows],
+        "accuracy_by_exit": list(accuracies),
+        "torch": str(torch.__version__),
+    }  # fmt: skip
+
+
+def _draw(
+    settings: TrainSettings, plan: Plan, evaluation: Evaluation, out: Path, console: Console, *, gated: bool
+) -> None:
+    """Nothing but a line where matplotlib is not installed: the artifact is what was asked for."""
+    from mdi_exit.training.picture import Line, draw
+
+    measures: list[tuple[Measure, str]] = [("max-probability", "one threshold on the largest probability")]
+    measures = [("gate", "one threshold on the gates"), *measures] if gated else measures
+    lines: list[Line] = []
+    for measure, name in measures:
+        trace = trace_of(plan.trainee, evaluation, plan.costs, measure)
+        curve = curve_of(trace, thresholds_for(trace))
+        exits = list(zip(plan.costs.to_exits, evaluation.accuracies, strict=True)) if not lines else []
+        lines.append(
+            Line(name=name, macs_T=curve.macs_T, accuracies_T=curve.accuracies_T, exits=exits, dashed=bool(lines))
         )
-    return losses, epochs_timed
+    try:
+        draw(lines, out, f"Accuracy against cost: {_name(settings)}",
+             f"{len(evaluation.labels_N):,} test images, strategy {settings.strategy}")  # fmt: skip
+    except UsageError as error:
+        console.print(f"no picture: {error}")
 
 
 def _show(console: Console, artifact: Artifact, test_images: int) -> None:

@@ -1,22 +1,16 @@
-"""The shipped model: split it equals the whole one, and the train command makes another like it."""
+"""The shipped model: split it equals the whole one."""
 
 from __future__ import annotations
-
-import gzip
-import shutil
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from mdi_exit.data import Dataset, shipped
+from mdi_exit.data import shipped
 from mdi_exit.engine import make_engine
-from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact, shipped_models
 from mdi_exit.model.compose import Composer
 from mdi_exit.segments import SegmentKey
-from mdi_exit.span import LayerSpan
 
 IMAGES = 64
 
@@ -130,46 +124,3 @@ def test_accuracy_on_the_shipped_images_is_that_of_the_manifest(artifact: Artifa
     for exit_spec in artifact.manifest.exits:
         right = np.mean(logits[exit_spec.layer].argmax(axis=1) == dataset.labels_N)
         assert right == pytest.approx(exit_spec.accuracy, abs=0.02)
-
-
-# --- training
-
-
-def idx(folder: Path, name: str, array: np.ndarray, *, compressed: bool) -> None:
-    raw = bytes([0, 0, 8, array.ndim]) + b"".join(int(dim).to_bytes(4, "big") for dim in array.shape) + array.tobytes()
-    (folder / (name + ".gz" if compressed else name)).write_bytes(gzip.compress(raw) if compressed else raw)
-
-
-def write_fashion(folder: Path, dataset: Dataset, count: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for stem, compressed in (("train", True), ("t10k", False)):
-        idx(folder, f"{stem}-images-idx3-ubyte", dataset.images_NHWC[:count, ..., 0], compressed=compressed)
-        idx(folder, f"{stem}-labels-idx1-ubyte", dataset.labels_N[:count].astype(np.uint8), compressed=compressed)
-
-
-def test_the_train_command_makes_an_artifact_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("torch", reason="needs the extra 'torch'")
-    import argparse
-
-    from mdi_exit.training import command
-
-    write_fashion(tmp_path / "data", shipped(), 200)
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    flags = ["--out", str(tmp_path / "model"), "--data-dir", str(tmp_path / "data"), "--epochs", "1", "--width", "0.25"]
-    assert command.run(parser.parse_args([*flags, "--limit", "128", "--threads", "1"])) == 0
-    printed = capsys.readouterr().out
-    assert "accuracy" in printed
-    artifact = Artifact.open(tmp_path / "model")
-    assert artifact.manifest.training["images"] == 128
-    assert artifact.manifest.plan.exit_layers == (1, 3, 5, 6, 8)
-    engine, key = make_engine("onnxruntime"), artifact.manifest.plan.segment(0, LayerSpan(0, 9), early_exits=True)
-    engine.load(key, Composer(artifact).segment(key))
-    assert engine.run(key, np.zeros((1, 1, 28, 28), np.float32)).logits_NK.shape == (1, 10)
-    with pytest.raises(UsageError, match="--epochs"):
-        command.run(parser.parse_args([*flags, "--epochs", "0"]))
-    shutil.rmtree(tmp_path / "model")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine.txt").write_text("precious")
-    with pytest.raises(UsageError, match="empty folder"):
-        command.run(parser.parse_args([*flags, "--limit", "128", "--threads", "1"]))
