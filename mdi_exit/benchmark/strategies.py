@@ -25,10 +25,11 @@ from torch import nn
 from mdi_exit.data import splits
 from mdi_exit.errors import UsageError
 from mdi_exit.model.backbones import BACKBONES, layers_of
+from mdi_exit.model.build import at_equal_cost
 from mdi_exit.model.heads import head_for
 from mdi_exit.model.manifest import Measure
 from mdi_exit.model.network import MultiExitNetwork
-from mdi_exit.training.costs import Costs, costs_of, places
+from mdi_exit.training.costs import Costs, costs_of
 from mdi_exit.training.curve import Curve, curve_of, thresholds_for, trace_of
 from mdi_exit.training.feed import ImageFeed
 from mdi_exit.training.loop import FitSettings, fit
@@ -91,13 +92,12 @@ def network_for(study: Study, shape: tuple[int, int, int], classes: int, seed: i
     )
     named, classifier = layers_of(backbone)
     layers = list(named.values())
-    bare = MultiExitNetwork(layers, {len(layers) - 1: classifier})
-    chosen = places(costs_of(bare, shape).layers, study.exits)
     heads: dict[int, nn.Module] = {}
     x_N = torch.zeros(1, *shape)
+    chosen = at_equal_cost([layer.eval() for layer in layers], x_N, study.exits)
     with torch.no_grad():
         for number, layer in enumerate(layers):
-            x_N = layer.eval()(x_N)
+            x_N = layer(x_N)
             if number in chosen:
                 heads[number] = head_for(tuple(x_N.shape[1:]), classes)
     return MultiExitNetwork(layers, {**heads, len(layers) - 1: classifier})

@@ -28,7 +28,7 @@ from mdi_exit.model.network import rebuilt as rebuilt_mobilenetv2
 from mdi_exit.model.partition import Partition, partitioned
 from mdi_exit.model.program import dumped, loaded
 
-__all__ = ["MODEL_FORMS", "PROGRAM_FILE", "Built", "built", "rebuilt"]
+__all__ = ["MODEL_FORMS", "PROGRAM_FILE", "Built", "at_equal_cost", "built", "rebuilt"]
 
 MODEL_FORMS: Final = "mobilenetv2, small_resnet18, a name of torchvision's, MODULE:FACTORY, or FILE.pt2"
 PROGRAM_FILE: Final = "program.json"
@@ -122,13 +122,13 @@ def _exit_layers(exits: int | Sequence[int] | None, layers: Sequence[nn.Module],
     if isinstance(exits, int):
         if not 1 <= exits <= len(layers):
             raise UsageError("exits", f"1 to {len(layers)} for {len(layers)} layers", exits)
-        return _at_equal_cost(layers, x_NCHW, exits)
+        return at_equal_cost(layers, x_NCHW, exits)
     if wrong := [layer for layer in exits if not 0 <= layer <= last]:
         raise UsageError("exits", f"layers from 0 to {last}", ", ".join(map(str, wrong)))
     return tuple(sorted({*exits, last}))
 
 
-def _at_equal_cost(layers: Sequence[nn.Module], x_NCHW: Tensor, count: int) -> tuple[int, ...]:
+def at_equal_cost(layers: Sequence[nn.Module], x_NCHW: Tensor, count: int) -> tuple[int, ...]:
     """``count`` layers, the last one included, where the cost so far is nearest to 1/count, 2/count, … of the whole."""
     so_far, total = [], 0
     with torch.no_grad():

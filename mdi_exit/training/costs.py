@@ -1,18 +1,16 @@
-"""What a sample costs up to each exit, and where exits belong by cost. In multiply-accumulates (MACs) of one sample."""
+"""What a sample costs up to each exit, in multiply-accumulates (MACs)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 
-from mdi_exit.errors import UsageError
 from mdi_exit.model.export import macs
 from mdi_exit.model.network import MultiExitNetwork
 
-__all__ = ["Costs", "costs_of", "places"]
+__all__ = ["Costs", "costs_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +51,3 @@ def costs_of(network: MultiExitNetwork, shape: tuple[int, ...]) -> Costs:
         if number in network.exit_layers:
             heads.append(macs(network.exits[str(number)], x_N))
     return Costs(tuple(layers), network.exit_layers, tuple(heads))
-
-
-def places(layer_macs: Sequence[int], count: int) -> tuple[int, ...]:
-    """The layers after which ``count`` exits are spread evenly in cumulative cost, the last one at the end.
-
-    Each goes after the layer whose cumulative cost is nearest to its share (the earlier of equals) and that leaves room
-    for the others. Raises ``UsageError`` for more exits than layers.
-    """
-    total = list(accumulate(layer_macs))
-    if not 1 <= count <= len(total):
-        raise UsageError("--exits", f"1 to {len(total)} exits, one a layer at most", count)
-    found: list[int] = []
-    for number in range(1, count):
-        wanted = total[-1] * number / count
-        first, last = (found[-1] + 1 if found else 0), len(total) - 1 - (count - number)
-        found.append(min(range(first, last + 1), key=lambda layer: abs(total[layer] - wanted)))
-    return (*found, len(total) - 1)

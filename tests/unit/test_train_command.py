@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch", reason="needs the extra 'torch'")
 
 from mdi_exit.engine.torch import TorchEngine, network_of  # noqa: E402 - only with torch
 from mdi_exit.training import command  # noqa: E402
-from mdi_exit.training.costs import Costs, costs_of, places  # noqa: E402
+from mdi_exit.training.costs import Costs, costs_of  # noqa: E402
 
 TINY = (
     "--dataset",
@@ -265,30 +265,17 @@ def test_the_record_is_plain_json(tmp_path: Path) -> None:
     assert (told["strategy"], told["temperature"], told["share"]) == ("distill", 3.0, 0.5)
 
 
-# --- places and costs
+# --- costs
 
 
-@pytest.mark.parametrize(
-    ("macs", "count", "expected"),
-    [
-        ((10, 10, 10, 10), 4, (0, 1, 2, 3)),
-        ((10, 10, 10, 10), 2, (1, 3)),
-        ((10, 10, 10, 10), 1, (3,)),
-        ((100, 1, 1, 1), 3, (0, 1, 3)),  # all the cost is in front: the first places that are left
-        ((1, 1, 1, 100), 3, (1, 2, 3)),
-        ((1, 1, 8, 10, 10), 3, (2, 3, 4)),
-    ],
-)
-def test_places_are_nearest_to_equal_shares_of_the_cost(
-    macs: tuple[int, ...], count: int, expected: tuple[int, ...]
-) -> None:
-    assert places(macs, count) == expected
-
-
-@pytest.mark.parametrize("count", [0, 5])
-def test_more_exits_than_layers_are_one_line(count: int) -> None:
-    with pytest.raises(UsageError, match="1 to 4 exits"):
-        places((1, 1, 1, 1), count)
+def test_exits_are_spread_evenly_by_cost(tmp_path: Path) -> None:
+    """The last layers of this network cost most: its exits lie late in it."""
+    artifact = made(tmp_path / "model", "--exits", "3", "--limit", "32")
+    macs = np.cumsum([layer.macs for layer in artifact.manifest.layers])
+    first, second, last = (spec.layer for spec in artifact.manifest.exits)
+    assert last == 8
+    assert first == np.abs(macs - macs[-1] / 3).argmin()
+    assert second == np.abs(macs - 2 * macs[-1] / 3).argmin()
 
 
 def test_costs_count_layers_and_the_heads_on_the_way() -> None:
