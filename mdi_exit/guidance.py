@@ -170,17 +170,21 @@ class Guidance(ItemKeeping):
         worker = self.worker
         own = worker.config
         speeds = {layer: worker.seconds(layer, worker.store.inputs.waiting(layer)) for layer in worker.entries}
-        found = [NodeLoad(own.name, self._works(plan, own.span, speeds), own.neighbours, _capacity(worker.links()))]
-        for peer in worker.members:
-            telemetry = peer.telemetry
-            if peer.ready and telemetry is not None:
-                neighbours = peer.status.neighbours
-                found.append(NodeLoad(
-                    peer.name,
-                    self._works(plan, peer.span, telemetry.speed_s),
-                    None if neighbours is None else frozenset(neighbours),
-                    _capacity({name: link.bytes_per_s for name, link in telemetry.links.items()}),
-                ))  # fmt: skip
+        there = [peer for peer in worker.members if peer.ready and peer.telemetry is not None]
+        pairs = {(own.name, name): rate for name, rate in worker.links().items()}
+        for peer in there:
+            links = peer.telemetry.links if peer.telemetry else {}
+            pairs |= {(peer.name, name): link.bytes_per_s for name, link in links.items()}
+        capacity = _capacities(pairs)
+        found = [NodeLoad(own.name, self._works(plan, own.span, speeds), own.neighbours, capacity.get(own.name))]
+        for peer in there:
+            neighbours = peer.status.neighbours
+            found.append(NodeLoad(
+                peer.name,
+                self._works(plan, peer.span, peer.telemetry.speed_s if peer.telemetry else {}),
+                None if neighbours is None else frozenset(neighbours),
+                capacity.get(peer.name),
+            ))  # fmt: skip
         return tuple(found)
 
     def _works(
@@ -223,7 +227,20 @@ class Guidance(ItemKeeping):
         raise NotImplementedError
 
 
-def _capacity(bytes_per_s: dict[str, float]) -> float | None:
-    """Bytes a second of a node's link, from what crosses it and each neighbour's, both being alike; 0: not known."""
-    fastest = max(bytes_per_s.values(), default=0.0)
-    return 2.0 * fastest if fastest > 0 else None
+def _capacities(pairs: dict[tuple[str, str], float]) -> dict[str, float]:
+    """Bytes a second of each node's link, from those between two nodes (0: not known): up the one, down the other.
+
+    Of the pair that is fastest for a node both links are taken to be alike, unless the other's is known to be faster;
+    then the rest of the time is this node's.
+    """
+    best: dict[str, tuple[float, str]] = {}
+    for (sender, receiver), rate in pairs.items():
+        for node, other in ((sender, receiver), (receiver, sender)):
+            if rate > 0 and (node not in best or 1.0 / rate < best[node][0]):
+                best[node] = 1.0 / rate, other
+    alike = {node: 2.0 / seconds for node, (seconds, _) in best.items()}
+    found = {}
+    for node, (seconds, other) in best.items():
+        rest = seconds - 1.0 / alike[other]
+        found[node] = 1.0 / rest if alike[other] > alike[node] and rest > 0 else alike[node]
+    return found

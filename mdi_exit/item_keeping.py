@@ -81,7 +81,7 @@ class ItemKeeping:
         self.happened: deque[tuple[float, Happening]] = deque(maxlen=_HAPPENED_KEPT)
         self._happenings = 0
         self._book = OrderBook()
-        self._offloading = self._log_level = ""
+        self._offloading, self._log_level = config.offloading, ""
         self._rng = rng
         self._ended = False
         self._started = False

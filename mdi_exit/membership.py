@@ -71,10 +71,12 @@ class Members:
 
     ``changes`` counts whatever alters who is there and what they take, so that others need not look at every node at every
     event; ``owing``: the senders to whom an acknowledgement is due; ``dead``: the nodes that are not alive.
+    ``hears``: those whose telemetry this node listens to, hence whose silence means something; None: all.
     """
 
     name: str
     dead_after_s: float
+    hears: frozenset[str] | None = None
     changes: int = 0
     owing: dict[str, Inbound] = field(default_factory=dict)
     dead: set[str] = field(default_factory=set)
@@ -154,6 +156,8 @@ class Members:
         heard_at = now
         gone = []
         for peer in self:
+            if self.hears is not None and peer.status.node not in self.hears:
+                continue
             if peer.alive and now - peer.heard_at > self.dead_after_s:
                 peer.alive = False
                 self._note(peer)

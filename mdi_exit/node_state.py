@@ -30,7 +30,8 @@ class NodeState:
 
     def __init__(self, config: WorkerConfig, rng: Random) -> None:
         self.config = config
-        self.members = Members(config.name, config.dead_after_s)
+        hears = None if config.role == "source" else config.neighbours
+        self.members = Members(config.name, config.dead_after_s, hears)
         self.store = TaskStore(config.window)
         self.plan: ModelPlan | None = None
         self.control: Control | None = None

@@ -79,4 +79,5 @@ class SourceConfig:
     target_p99_s: float | None = None
     drift: DriftConfig = DriftConfig()
     solve_period_s: float = 2.0
+    offloading: str = ""
     codec: str = ""

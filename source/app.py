@@ -26,11 +26,14 @@ from mdi_exit.executor import Executor
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.model.manifest import Calibration
+from mdi_exit.optimum.exits import ExitTable
+from mdi_exit.optimum.routes import RouteSolver
 from mdi_exit.program import joined, stop_requested
 from mdi_exit.requests import RequestLimits
 from mdi_exit.source_config import Promised
 from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.topics import Topics
+from mdi_exit.trace import Trace
 from mdi_exit.transport import Transport
 from mdi_exit.vitals import Vitals
 from source.beside import beside
@@ -64,6 +67,7 @@ async def serve(settings: SourceSettings) -> int:
     vitals = Vitals(power=power_of(settings.device, settings.profile), emulated=profile is not None)
     topics = Topics(settings.deployment)
     driver = SourceDriver(state, topics, executor, artifact, samples=samples, vitals=vitals)
+    driver.solver = _solver(settings, artifact)
     driver.hears_broker = settings.broker_stats != "none"
     if settings.frames is not None:
         driver.pictures = Pictures(settings.frames)
@@ -97,6 +101,15 @@ def _samples(settings: SourceSettings, artifact: Artifact) -> Input | LiveInput 
         fps=settings.fps,
         realtime=settings.realtime,
     )
+
+
+def _solver(settings: SourceSettings, artifact: Artifact) -> RouteSolver:
+    if settings.outcomes is None:
+        return RouteSolver()
+    trace, exits = Trace.load(settings.outcomes), len(artifact.manifest.exits)
+    if trace.exits != exits:
+        raise UsageError("--outcomes", f"outcomes of {exits} exits, as the model has", trace.exits)
+    return RouteSolver(ExitTable.of_outcomes(trace.scores_NS, trace.right_NS, settings=RouteSolver.SETTINGS))
 
 
 def _emulated(driver: SourceDriver) -> str | None:
@@ -137,6 +150,7 @@ def _state(settings: SourceSettings, engine: str, emulated: str, calibration: Ca
         max_pending=settings.max_pending,
         requests=RequestLimits(per_client=settings.max_requests),
         deadline_s=settings.deadline,
+        offloading=settings.offloading or "",
         target_p99_s=settings.target_p99,
         codec=settings.codec,
     )

@@ -12,6 +12,7 @@ from mdi_exit.config import REQUIRED, Derived, Resolved, resolve, setting
 from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import calibration_of
 from mdi_exit.orders import ADAPTATIONS
+from mdi_exit.policy.offloading import OFFLOADING
 from mdi_exit.settings import NodeSettings
 from mdi_exit.span import LayerSpan
 from mdi_exit.tensors import CODECS
@@ -95,6 +96,15 @@ class SourceSettings(NodeSettings):
         "none", help="what follows the load: rate and threshold by the paper's steps, or the threshold by another rule",
         choices=ADAPTATIONS,
     )  # fmt: skip
+    offloading: str | None = setting(
+        None,
+        help="how all nodes offer tasks; default: by the paper's rule, or as --adapt wants",
+        choices=tuple(OFFLOADING),
+    )
+    outcomes: Path | None = setting(
+        None, help="what the exits said of known samples (mdi-exit profile): --adapt optimiser then gives each exit a "
+        "threshold of its own", parse=values.path, metavar="TRACE.npz",
+    )  # fmt: skip
     target_p99: float | None = setting(
         None, help="latency that 99 of 100 answers are to keep to; the threshold follows from it, as with --adapt latency",
         parse=values.duration, metavar="TIME", show=values.show_seconds,
@@ -164,6 +174,8 @@ class SourceSettings(NodeSettings):
             self._no_input_of_its_own()
         if self.adapt == "latency" and self.target_p99 is None:
             raise UsageError("--adapt latency", "a latency to keep to, by --target-p99", "none")
+        if self.outcomes is not None and self.adapt != "optimiser":
+            raise UsageError("--outcomes", "--adapt optimiser", self.adapt)
         if self.target_p99 is not None and self.adapt not in ("none", "latency"):
             raise UsageError("--target-p99", "--adapt latency, or none", self.adapt)
         if self.policy not in ("none", "rate") and self.min_threshold > self.exit_threshold:

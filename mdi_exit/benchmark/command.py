@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
         help="hop: what the system costs a hop; agent: memory, start; metrics: what it costs to watch; "
         "clients: many at once, at more than the capacity; placement: plans against the best of all; "
         "risk: whether calibrated thresholds keep their promise; "
+        "optimum: how near simulated policies come to the bound; "
         "bottleneck: ResNet-50's first cut made small (needs torch); "
         "strategies: joint, distilled, frozen and JEI-DNN exits at equal cost (needs torch)",
     )
@@ -67,6 +68,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--deadline", type=float, default=many.deadline_s, help="clients: seconds; 0: none (%(default)s)"
     )
+    parser.add_argument(
+        "--scenarios", type=Path, default=Path("benchmarks/scenarios"), help="optimum: the folder (%(default)s)"
+    )
+    parser.add_argument("--match", default="", help="optimum: only scenarios whose names have this (default: all)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="optimum: processes (%(default)s)")
     parser.add_argument(
         "--data-dir", type=Path, help="risk, bottleneck, strategies: where Fashion-MNIST is looked for and stored"
     )
@@ -268,6 +274,15 @@ async def _placement(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+async def _optimum(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Simulated policies against the bound: saturated, after a change, and at three times the load."""
+    if importlib.util.find_spec("scipy") is None:
+        raise UsageError("benchmark optimum", "the extra 'offline' (pip install 'mdi-exit[offline]')", "none")
+    from mdi_exit.benchmark.optimum import measure_optimum
+
+    return measure_optimum(args.scenarios, args.scale, args.workers, args.match)
+
+
 async def _bottleneck(args: argparse.Namespace) -> list[dict[str, Any]]:
     """ResNet-50's first cut: bytes at full width, accuracy at a small one. Goes on from its checkpoints in ``--out``."""
     if importlib.util.find_spec("torch") is None:
@@ -327,6 +342,7 @@ _MEASURES: Final = {
     "metrics": _metrics,
     "clients": _clients,
     "placement": _placement,
+    "optimum": _optimum,
     "risk": _risk,
     "bottleneck": _bottleneck,
     "strategies": _strategies,

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -142,9 +142,8 @@ class Search:
         for _ in range(_ROUNDS):
             solution = solve(self.layout, self.settings, target)
             number, profit = self._most_profitable(solution, target)
-            if profit <= _PROFIT:
+            if not self._add(number, profit, solution, target):
                 break
-            self._add(number, solution, target)
         else:
             solution = solve(self.layout, self.settings, target)
             _, profit = self._most_profitable(solution, target)
@@ -183,14 +182,21 @@ class Search:
         number = int(np.argmax(profit_G))
         return number, float(profit_G[number])
 
-    def _add(self, number: int, solution: Solution, target: Target) -> None:
-        setting = self.exits.setting(number)
+    def _add(self, number: int, profit: float, solution: Solution, target: Target) -> bool:
+        """Take up what gains: the table's best, or what better thresholds make of it and of those in use."""
+        found = [self.exits.setting(number)] if profit > _PROFIT else []
         worth = target.right_worth + solution.accuracy_price
-        costs = _cost_of_exits(self.layout, solution, setting)
-        finer = self.exits.finer(setting, worth, costs) if worth > 0 and self._finer else setting
-        for new in (setting, finer):
-            if new not in self.settings:
-                self.settings.append(new)
+        if worth > 0 and self._finer:
+            used = [s for s, rate in zip(self.settings, solution.rates, strict=True) if rate > 1e-9]
+            for setting in dict.fromkeys([self.exits.setting(number), *used]):
+                costs = _cost_of_exits(self.layout, solution, setting)
+                found.append(self.exits.finer(setting, worth, costs))
+            gains = self._profit(solution, replace(target, accuracy=0.0), ExitTable(found))
+            gains -= solution.accuracy_price * target.accuracy
+            found = [setting for setting, gain in zip(found, gains, strict=True) if gain > _PROFIT]
+        new = [setting for setting in dict.fromkeys(found) if setting not in self.settings]
+        self.settings += new
+        return bool(new)
 
     def _bound(self, solution: Solution, profit: float, target: Target) -> Bound:
         total = sum(solution.rates)

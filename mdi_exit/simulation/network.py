@@ -67,7 +67,7 @@ Exits = Callable[[int, int], tuple[int, float]]
 """(item, exit number) -> (class, score): what the exit says of the item."""
 
 # Bytes of a message beside its tensor: header, topic, MQTT, TCP and IP, as ``wire.encode`` makes it in a small deployment.
-FEATURES_BYTES = 220
+FEATURES_BYTES = 240
 ACK_BYTES = 150
 PROBE_BYTES = 110
 RESULTS_BYTES = 120

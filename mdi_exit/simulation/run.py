@@ -135,6 +135,8 @@ class Cell:
             floor=min(policy.floor, policy.threshold),
             max_queue=policy.max_queue,
             max_pending=policy.max_pending,
+            target_p99_s=policy.target_p99_s,
+            deadline_s=policy.deadline_s,
         )
 
     @property

@@ -167,6 +167,8 @@ class Policy:
     max_queue: int = 40
     max_pending: int = 512
     telemetry_period_s: float = 0.5
+    target_p99_s: float | None = None
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +369,7 @@ def _broker(table: Table) -> BrokerLimits:
 
 def _policy(run: Table) -> Policy:
     usual = Policy()
-    return Policy(
+    found = Policy(
         offloading=run.get("offloading", _choice(OFFLOADING), usual.offloading),
         adapt=run.get("adapt", _adapt, usual.adapt),
         threshold=run.get("exit_threshold", values.fraction, usual.threshold),
@@ -375,7 +377,12 @@ def _policy(run: Table) -> Policy:
         max_queue=run.get("max_queue", values.positive_int, usual.max_queue),
         max_pending=run.get("max_pending", values.positive_int, usual.max_pending),
         telemetry_period_s=run.get("telemetry_period", values.duration, usual.telemetry_period_s),
+        target_p99_s=run.get("target_p99", values.duration),
+        deadline_s=run.get("deadline", values.duration),
     )
+    if found.adapt == "latency" and found.target_p99_s is None:
+        raise UsageError(run.place, "target_p99 with adapt = latency", "none")
+    return found
 
 
 def _nodes(table: Table, model: ModelCosts, usual: Link, *, agent: bool) -> list[Node]:

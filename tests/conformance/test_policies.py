@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdi_exit.events import InputEnded, InputOffered
+from mdi_exit.orders import ADAPTATIONS
 from mdi_exit.policy.offloading import HERE, OFFLOADING, PLACING, Candidate, Own, forward
 from mdi_exit.segments import ModelPlan
 from mdi_exit.simulation import SimulatedNetwork, SimulatedNode
@@ -72,3 +73,24 @@ def test_all_items_end_under_every_policy(name: str, span: str | None) -> None:
         assert source.worker.totals.exited == 80, "what can be done here is done here"
     if name != "never" and span == "0-3":
         assert source.worker.totals.exited < 80
+
+
+@pytest.mark.parametrize("adapt", ADAPTATIONS)
+@pytest.mark.parametrize("rate", [None, 60.0])
+def test_all_items_end_or_are_refused_under_every_adaptation(adapt: str, rate: float | None) -> None:
+    """Twice what the nodes can do, or as much as there is room for; thresholds stay between floor and 1."""
+    rng = Random(2)
+    net = SimulatedNetwork(PLAN, lambda item, number: (item, 0.5 + (item % 10) / 20), rng, validate=True)
+    numbers, total = count(), 150
+    net.draw = lambda: InputOffered(str(n), None, 1000) if (n := next(numbers)) < total else InputEnded()
+    config = SourceConfig(7, threshold=0.9, floor=0.5, adapt=adapt, rate_per_s=rate, target_p99_s=0.3)
+    source = SourceState(config, WorkerConfig("source", 1, LayerSpan.parse("0-1")), rng)
+    net.add(SimulatedNode(source, lambda key, batch: 0.01 * batch * (key.stop - key.entry)))
+    for incarnation, (agent, held) in enumerate({"a": "0-3", "b": "2-3"}.items(), start=2):
+        state = WorkerState(WorkerConfig(agent, incarnation, LayerSpan.parse(held)), rng)
+        net.add(SimulatedNode(state, lambda key, batch: 0.02 * batch * (key.stop - key.entry)))
+    net.run(120.0, while_=lambda: not source.done)
+    assert source.done
+    assert source.errors == 0
+    assert source.completed + source.refused == total
+    assert 0.5 <= source.threshold <= 1.0

@@ -49,7 +49,9 @@ def test_spans_are_given_and_lost_layers_taken_over(system: System) -> None:
         lambda: not missing_layers(_LAYERS, _spans({name: agent.log for name, agent in agents.items()}).values()),
         lambda: "\n".join(agent.log for agent in agents.values()),
     )
-    source.until_completed(2500)
+    summary = source.until_completed()
+    assert summary["admitted"] + summary["refused"] == 2500  # a slow machine may refuse some while layers are missing
+    assert summary["admitted"] > 1000
     expected = known.expected()
     for row in source.rows:
         label, number, _ = expected[row["id"].partition("#")[0]]  # the second time round

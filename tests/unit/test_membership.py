@@ -91,6 +91,15 @@ def test_silence_is_told_once_and_a_sign_of_life_brings_a_node_back() -> None:
     assert members.peers["a"].ready
 
 
+def test_the_silence_of_a_node_that_is_not_listened_to_means_nothing() -> None:
+    members = Members("me", 2.5, hears=frozenset({"a"}))
+    for node in ("a", "far"):
+        members.status(0.0, status(node=node), retained=False)
+    assert [peer.name for peer in members.silent(2.6)] == ["a"]
+    assert members.dead == {"a"}
+    assert members.peers["far"].alive
+
+
 def test_spans_in_force_and_spans_announced() -> None:
     members = Members("me", 2.5)
     members.status(0.0, status(), retained=False)

@@ -102,7 +102,7 @@ def test_a_shared_medium_halves_what_a_message_between_stations_can_have(tmp_pat
     own = run(tmp_path, '[links]\nbandwidth = "1MB/s"\n' + nodes, saturated).summary.rate_per_s
     medium = '[[media]]\nname = "wifi"\nbandwidth = "1MB/s"\n[links]\nmedium = "wifi"\n'
     shared = run(tmp_path, medium + nodes, saturated).summary.rate_per_s
-    assert own == pytest.approx(1e6 / 4220, rel=0.05)  # 4000 bytes and the header
+    assert own == pytest.approx(1e6 / 4240, rel=0.05)  # 4000 bytes and the header
     assert shared == pytest.approx(own / 2, rel=0.1)
 
 
@@ -178,7 +178,7 @@ def test_a_slower_node_and_a_slower_link_take_effect_when_they_change(tmp_path: 
     assert after == pytest.approx(1 / 0.06, rel=0.15)
     throttled = '[[changes]]\nat = "10s"\nnode = "source"\nup = "20kB/s"\n'
     found = run(tmp_path, TWO + throttled, 'rate = "max"\nexit_threshold = 1\nduration = "20s"\n')
-    assert found.timeline[38].completed_per_s == pytest.approx(20_000 / 2220, rel=0.25)
+    assert found.timeline[38].completed_per_s == pytest.approx(20_000 / 2240, rel=0.25)
 
 
 def test_cells_are_deployments_of_their_own_on_one_broker(tmp_path: Path) -> None:
