@@ -66,7 +66,9 @@ class CalibrateSettings:
 
     data: str = setting(REQUIRED, help="on what: fashion-mnist, cifar10, cifar100, svhn, NAME/test, shipped, "
                         "folder:PATH, npz:FILE", metavar="SPEC")  # fmt: skip
-    data_dir: Path = setting(Path("data"), help="where data sets are looked for", parse=values.path, metavar="DIR")
+    data_dir: Path = setting(
+        Path("data"), help="where data sets are looked for and stored", parse=values.path, metavar="DIR"
+    )
     seed: int | None = setting(
         None, help="of the split; default: the artifact's, or 0", parse=values.integer(0), metavar="N"
     )
