@@ -109,6 +109,12 @@ class Resolved(Generic[T]):
     warnings: tuple[str, ...]
     words: tuple[str, ...] = ()
 
+    def only_word(self, prog: str, what: str) -> str:
+        """The one word beside the flags. Raises ``UsageError``."""
+        if len(self.words) != 1:
+            raise UsageError(prog, f"one {what}", " ".join(self.words) or "none (see --help)")
+        return self.words[0]
+
 
 @dataclass(frozen=True, slots=True)
 class _Found:

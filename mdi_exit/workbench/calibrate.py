@@ -111,11 +111,10 @@ def main(argv: Sequence[str]) -> int:
         epilog="ARTIFACT: a folder, or the name of a shipped model (then --out DIR).",
     )  # fmt: skip
     settings = resolved.settings
-    if len(resolved.words) != 1:
-        raise UsageError("mdi-exit calibrate", "one ARTIFACT", " ".join(resolved.words) or "none (see --help)")
-    artifact = Artifact.open(resolved.words[0])
-    if settings.in_place and resolved.words[0] in shipped_models() and not Path(resolved.words[0]).is_dir():
-        raise UsageError("--in-place", "--out DIR for a model that came with the package", resolved.words[0])
+    name = resolved.only_word("mdi-exit calibrate", "ARTIFACT")
+    artifact = Artifact.open(name)
+    if settings.in_place and name in shipped_models() and not Path(name).is_dir():
+        raise UsageError("--in-place", "--out DIR for a model that came with the package", name)
     samples = samples_for(
         artifact.manifest, settings.data, seed=settings.seed, count=settings.calibration, data_dir=settings.data_dir
     )

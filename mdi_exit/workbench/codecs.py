@@ -123,9 +123,7 @@ def main(argv: Sequence[str]) -> int:
         epilog="ARTIFACT: a folder, or the name of a shipped model. A cut is named by the layer that its tensor enters.",
     )  # fmt: skip
     settings = resolved.settings
-    if len(resolved.words) != 1:
-        raise UsageError("mdi-exit codecs", "one ARTIFACT", " ".join(resolved.words) or "none (see --help)")
-    artifact = Artifact.open(resolved.words[0])
+    artifact = Artifact.open(resolved.only_word("mdi-exit codecs", "ARTIFACT"))
     _check(artifact, settings)
     parts = split_as_recorded(artifact.manifest, settings.data, seed=settings.seed, data_dir=settings.data_dir)
     test = parts.test.subset(np.arange(min(settings.samples, len(parts.test))))

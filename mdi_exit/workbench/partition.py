@@ -98,11 +98,10 @@ def main(argv: Sequence[str]) -> int:
         epilog="MODEL: a torchvision name (resnet18), MODULE:FACTORY (the current folder counts), or a FILE.pt2 that "
         "torch.export.save wrote (reading one may run code in it: use your own).",
     )
-    if len(resolved.words) != 1:
-        raise UsageError("mdi-exit partition", "one MODEL", " ".join(resolved.words) or "none (see --help)")
+    model = resolved.only_word("mdi-exit partition", "MODEL")
     if importlib.util.find_spec("torch") is None:
         raise UsageError("mdi-exit partition", "the extra 'torch' (pip install 'mdi-exit[torch]')", "none")
-    _partition(resolved.words[0], resolved.settings)
+    _partition(model, resolved.settings)
     return 0
 
 

@@ -70,9 +70,7 @@ def main(argv: Sequence[str]) -> int:
         epilog="ARTIFACT: a folder, or the name of a shipped model.",
     )  # fmt: skip
     settings = resolved.settings
-    if len(resolved.words) != 1:
-        raise UsageError("mdi-exit profile", "one ARTIFACT", " ".join(resolved.words) or "none (see --help)")
-    artifact = Artifact.open(resolved.words[0])
+    artifact = Artifact.open(resolved.only_word("mdi-exit profile", "ARTIFACT"))
     parts = split_as_recorded(
         artifact.manifest, settings.data, seed=settings.seed, data_dir=settings.data_dir, count=settings.calibration
     )
