@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mdi_exit.errors import ArtifactError, UsageError
 from mdi_exit.model.backbones import BACKBONES, layers_of
 from mdi_exit.model.export import macs
-from mdi_exit.model.graph import exported, failed_at, tidied
+from mdi_exit.model.graph import exported, failed_at, quiet, tidied
 from mdi_exit.model.heads import head_for
 from mdi_exit.model.network import MobileNetV2Config, MultiExitNetwork, mobilenetv2
 from mdi_exit.model.network import rebuilt as rebuilt_mobilenetv2
@@ -272,7 +272,8 @@ def _saved_program(path: Path) -> torch.export.ExportedProgram:
     if not path.is_file():
         raise UsageError("model", "a file saved by torch.export.save", str(path))
     try:
-        return torch.export.load(path)
+        with quiet():
+            return torch.export.load(path)
     except Exception as error:  # noqa: BLE001 - zip, JSON, schema and pickle errors for the one fault
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UsageError(f"model {path}", "a file saved by torch.export.save", reason) from None
