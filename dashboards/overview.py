@@ -178,6 +178,24 @@ def _nodes(board: Board) -> None:
     ), 12, 8)  # fmt: skip
 
 
+def _placement(board: Board) -> None:
+    board.add("placement", lines(
+        "Placement", "Moves of layers between nodes so far, to do better or because layers were lost, and the number of the "
+        "placement in force. Flat where every agent has its layers fixed.",
+        {
+            "moves: {{reason}}": f"sum by (reason) (mdi_exit_plan_moves_total{{{HERE}}})",
+            "placement": f"max(mdi_exit_plan_epoch{{{HERE}}})",
+        }, "short",
+    ), 12, 8, detail="placement-rate")  # fmt: skip
+    board.add("placement-rate", lines(
+        "Placement's promise", "Items a second that the placement promises at most, and those completed. Empty without one.",
+        {
+            "promised": f"max(mdi_exit_plan_expected_per_second{{{HERE}}})",
+            "completed": rate("mdi_exit_items_completed_total"),
+        }, ITEMS_PER_S,
+    ), 12, 8)  # fmt: skip
+
+
 def _graph_nodes() -> str:
     """A series for each node: its tasks a second, with what the node graph shows of it as labels."""
     work = rate("mdi_exit_node_tasks_executed_total", by="node")
@@ -267,6 +285,7 @@ def overview() -> models.Dashboard:
     _traffic(board)
     _control(board)
     _nodes(board)
+    _placement(board)
     _energy(board)
     _alerts(board)
     return board.finish()

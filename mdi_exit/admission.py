@@ -30,12 +30,13 @@ class Admission:
     """``draws``: samples asked for and not there yet; ``due``: arrivals that have come and not been asked for.
 
     While clients wait, the own input's arrivals wait for their turn, at most ``max_queue`` of them; of those beyond
-    that, ``overdrawn`` have been asked for only to be refused.
+    that, ``overdrawn`` have been asked for only to be refused. ``most``: items that may be under way at once.
     """
 
     def __init__(self, config: SourceConfig, desk: RequestDesk) -> None:
         self.config, self.desk = config, desk
         self.draws = self.due = self.overdrawn = 0
+        self.most = config.max_pending
 
     def next_party(self, room: Room) -> str | None:
         """A client, ``OWN``, or None if nobody may come now."""
@@ -78,7 +79,7 @@ class Admission:
 
     def room_for_draw(self, pending: int) -> bool:
         under_way = pending + self.draws + len(self.desk.preparing)
-        return self.draws < _MAX_DRAWS and under_way < self.config.max_pending
+        return self.draws < _MAX_DRAWS and under_way < self.most
 
     def _crowded(self, room: Room) -> bool:
         """Whether the items under way leave less than half of its time to a request that waits.
@@ -99,5 +100,5 @@ class Admission:
             self.desk.waiting > 0
             and room.queue + preparing < self.config.bands.high
             and preparing < self.config.requests.preparing
-            and room.pending + self.draws + preparing < self.config.max_pending
+            and room.pending + self.draws + preparing < self.most
         )

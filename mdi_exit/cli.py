@@ -37,6 +37,12 @@ def _simulate(argv: Sequence[str]) -> int:
     return simulate(argv)
 
 
+def _plan(argv: Sequence[str]) -> int:
+    from mdi_exit.trial.plan import main as plan
+
+    return plan(argv)
+
+
 def _benchmark(argv: Sequence[str]) -> int:
     from mdi_exit.benchmark.command import main as benchmark
 
@@ -106,11 +112,12 @@ _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "codecs": ("how small the features of a model can be, and what that costs", _codecs),
     "serve": ("labels over HTTP and a live page (needs the extra web)", _serve),
     "simulate": ("a scenario in virtual time: nodes, links, load, what changes", _simulate),
+    "plan": ("which node should hold which layers, and what that would give", _plan),
     "top": ("a running deployment in the terminal", _top),
     "control": ("orders to a running deployment: pause, threshold, drain, ...", _control),
     "plot": ("pictures of a run, from the files that the source wrote", _plot),
     "announce": ("let agents find a broker by mDNS", _announce),
-    "benchmark": ("measure this machine: hop, agent, metrics, clients", _benchmark),
+    "benchmark": ("measure this machine: hop, agent, metrics, clients, placement", _benchmark),
 }
 
 

@@ -25,6 +25,8 @@ from mdi_exit.errors import MdiExitError, UsageError
 
 __all__ = [
     "REQUIRED",
+    "SECTIONS",
+    "Derived",
     "Resolved",
     "Setting",
     "nearest",
@@ -86,6 +88,14 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
+class Derived:
+    """A default that comes from somewhere: ``origin`` is what ``--check`` says of it."""
+
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
 class Resolved(Generic[T]):
     """``settings``, and by setting where its value came from; ``warnings`` are plain lines for the user.
 
@@ -122,7 +132,8 @@ def setting(
 ) -> Any:
     """Declare a field of a settings dataclass (``kw_only=True``).
 
-    ``default`` may be ``REQUIRED``; ``derive`` computes a default from the values of those without one. ``parse`` being
+    ``default`` may be ``REQUIRED``; ``derive`` computes a default from the values of those without one and of
+    those declared before (a ``Derived`` says where it comes from). ``parse`` being
     ``values.switch`` makes ``--flag`` and ``--no-flag``; ``bare`` is what a flag means that no value follows. A ``secret``
     is never a flag nor in the TOML file: it comes from its variable or from the file named by ``--KEY-file``, and is never
     printed.
@@ -426,7 +437,8 @@ def _value(one: Setting, found: _Found | None, resolved: Mapping[str, Any]) -> t
     if one.default is REQUIRED:
         raise UsageError(one.flag, f"a value ({one.metavar})", "none")
     if one.derive:
-        return one.derive(resolved), "default"
+        derived = one.derive(resolved)
+        return (derived.value, derived.origin) if isinstance(derived, Derived) else (derived, "default")
     return one.default, "default"
 
 

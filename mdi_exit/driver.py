@@ -161,7 +161,9 @@ class NodeDriver:
         patterns = [(self.topics.agents("+"), 1), (self.topics.links(self.name, "+"), 0)]
         patterns.append((self.topics.commands("+"), kinds.COMMANDS.qos))
         patterns += [(self.topics.telemetry(node), 0) for node in heard]
-        if config.span is not None:
+        if config.auto:
+            patterns.append((self.topics.inbox(self.name), 0))
+        elif config.span is not None:
             patterns.append((self.topics.layers(config.span, self.name), 0))
         return patterns
 

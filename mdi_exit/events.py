@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from msgspec import Struct
 
+from mdi_exit.placement import Decision, PlacementRules, Problem
+from mdi_exit.routes import RoutingAnswer, RoutingProblem
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.span import LayerSpan
 from mdi_exit.wire import (
@@ -37,14 +39,17 @@ __all__ = [
     "DrawInput",
     "Event",
     "GiveUp",
+    "HoldSegments",
     "Inject",
     "InputEnded",
     "InputOffered",
     "InputSkipped",
+    "MakePlan",
     "ModelKnown",
     "Notice",
     "OrderReceived",
     "Outcome",
+    "PlanMade",
     "PrepareRequest",
     "ProbeReceived",
     "Record",
@@ -54,6 +59,7 @@ __all__ = [
     "RequestReceived",
     "RequestUnusable",
     "ResultsReceived",
+    "RoutesSolved",
     "RunSegment",
     "SegmentDone",
     "SegmentFailed",
@@ -70,6 +76,8 @@ __all__ = [
     "SendTelemetry",
     "SetAdmission",
     "SetLogLevel",
+    "SolveRoutes",
+    "SpeedKnown",
     "StatusReceived",
     "Task",
     "TaskReceived",
@@ -149,6 +157,13 @@ class SegmentsReady:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeedKnown:
+    """What the node expects of itself: seconds of one item in each layer of the model in force, exit head included."""
+
+    layer_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TaskReceived:
     sender: str
     incarnation: int
@@ -223,6 +238,13 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanMade:
+    """The answer to ``MakePlan``."""
+
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
 class InputOffered:
     """A sample is there: admit or refuse it. ``size_bytes``: of the float32 tensor that enters layer 0."""
 
@@ -263,6 +285,14 @@ class SetAdmission:
 
     rate_per_s: float | None = None
     threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoutesSolved:
+    """The answer to ``SolveRoutes``; None, and why, where there is none."""
+
+    answer: RoutingAnswer | None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +342,22 @@ class RunSegment:
     batch: int
     key: SegmentKey
     tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HoldSegments:
+    """Have the segments of these spans, as far as others make them possible, and of no others."""
+
+    spans: tuple[LayerSpan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MakePlan:
+    """``decide(problem, resting, rules)`` takes long, so beside the loop: answer with PlanMade."""
+
+    problem: Problem
+    resting: tuple[str, ...]
+    rules: PlacementRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +417,13 @@ class SendProbe:
 @dataclass(frozen=True, slots=True)
 class SendControl:
     control: Control
+
+
+@dataclass(frozen=True, slots=True)
+class SolveRoutes:
+    """Work out thresholds and routes, beside everything else; answer with RoutesSolved."""
+
+    problem: RoutingProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,6 +490,8 @@ class Drained:
 
 Command = (
     RunSegment
+    | HoldSegments
+    | MakePlan
     | SendTask
     | SendResults
     | SendTelemetry
@@ -445,6 +500,7 @@ Command = (
     | SendAck
     | SendProbe
     | SendControl
+    | SolveRoutes
     | DrawInput
     | PrepareRequest
     | SendReply
@@ -460,6 +516,8 @@ Event = (
     | TransportDown
     | ModelKnown
     | SegmentsReady
+    | SpeedKnown
+    | PlanMade
     | TaskReceived
     | SegmentDone
     | SegmentFailed
@@ -478,5 +536,6 @@ Event = (
     | InputSkipped
     | ResultsReceived
     | SetAdmission
+    | RoutesSolved
     | RequestEvent
 )

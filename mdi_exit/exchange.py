@@ -17,7 +17,7 @@ from mdi_exit import topics as kinds
 from mdi_exit.driver import NodeDriver
 from mdi_exit.errors import ArtifactError, EngineError, WireError
 from mdi_exit.model.manifest import Manifest, parse_manifest
-from mdi_exit.segments import SegmentKey, needed_segments
+from mdi_exit.segments import ModelPlan, SegmentKey, needed_segments, runs_in
 from mdi_exit.span import LayerSpan
 from mdi_exit.topics import Route
 from mdi_exit.transport import Transport
@@ -125,13 +125,25 @@ class LocalModel:
 
     driver: NodeDriver
     composer: Composer
-    span: LayerSpan
+    spans: tuple[LayerSpan, ...]
     _loaded: set[SegmentKey] = field(default_factory=set)
+    _others: tuple[LayerSpan, ...] = ()
 
-    def spans_changed(self, spans: Iterable[LayerSpan]) -> None:
+    def hold(self, spans: tuple[LayerSpan, ...]) -> None:
+        """From now on the node has these spans: load what they need, let go of the rest."""
+        plan = self.composer.artifact.manifest.plan
+        self.spans = spans
+        self._loaded -= _let_go(self.driver, plan, spans, self._loaded)
+        self.spans_changed(self._others)
+
+    def spans_changed(self, others: Iterable[LayerSpan]) -> None:
         """Load the segments that are newly possible."""
         manifest = self.composer.artifact.manifest
-        if new := needed_segments(manifest.plan, self.span, spans) - self._loaded:
+        self._others = tuple(others)
+        every = [*self.spans, *self._others]
+        own = [span for span in self.spans if span.stop <= len(manifest.layers)]
+        needed = {key for span in own for key in needed_segments(manifest.plan, span, every)}
+        if new := needed - self._loaded:
             self._loaded |= new
             self.driver.spawn("load segments", self._load(manifest, sorted(new)))
 
@@ -154,7 +166,8 @@ class ModelClient:
 
     driver: NodeDriver
     transport: Transport
-    span: LayerSpan
+    spans: tuple[LayerSpan, ...]
+    _offer: tuple[str, tuple[SegmentFile, ...]] = ("", ())
     _loaded: set[SegmentKey] = field(default_factory=set)
     _downloads: dict[str, _Download] = field(default_factory=dict)
     _complete: dict[SegmentKey, bytes] = field(default_factory=dict)
@@ -172,7 +185,15 @@ class ModelClient:
             if manifest.plan.digest != message.model:
                 raise WireError("manifest", f"expected the model {message.model}, got {manifest.plan.digest}")
             self._new_model(manifest)
-        self._fetch(message.model, message.segments)
+        self._offer = message.model, message.segments
+        self._fetch(*self._offer)
+
+    def hold(self, spans: tuple[LayerSpan, ...]) -> None:
+        """From now on the node has these spans: fetch what they need, let go of the rest."""
+        self.spans = spans
+        if self.driver.plan is not None:
+            self._loaded -= _let_go(self.driver, self.driver.plan, spans, self._loaded)
+            self._fetch(*self._offer)
 
     def _new_model(self, manifest: Manifest) -> None:
         self._loaded.clear()
@@ -181,24 +202,20 @@ class ModelClient:
         self._told_outside = False
         log.info("model %s (%d layers, digest %s)", manifest.name, len(manifest.layers), manifest.plan.digest[:12])
         self.driver.use_model(manifest)
-        if self.span.stop > len(manifest.layers):
-            log.warning(
-                "layers %s: expected layers in 0-%d, the model's; waiting for another model",
-                self.span,
-                len(manifest.layers) - 1,
-            )
-            self._told_outside = True
+        for span in self.spans:
+            if span.stop > len(manifest.layers):
+                last = len(manifest.layers) - 1
+                log.warning("layers %s: expected layers in 0-%d, the model's; waiting for another model", span, last)
+                self._told_outside = True
 
     def _fetch(self, model: str, offered: Iterable[SegmentFile]) -> None:
         plan = self.driver.plan
         if self._told_outside or plan is None:
             return
         for file in offered:
-            if file.entry not in self.span or file.entry >= file.stop:
-                continue
-            mine = {plan.segment(file.entry, self.span, early_exits=early) for early in (True, False)}
             key = SegmentKey(file.entry, file.stop, file.head)
-            if key in mine and key not in self._loaded and key.file not in self._downloads:
+            mine = file.entry < file.stop and runs_in(plan, key, self.spans)
+            if mine and key not in self._loaded and key.file not in self._downloads:
                 if file.bytes > _MAX_SEGMENT_BYTES or file.chunks != -(-file.bytes // CHUNK_BYTES):
                     raise WireError("manifest", f"{key.file}: {file.bytes} bytes in {file.chunks} chunks")
                 self._downloads[key.file] = _Download(file)
@@ -247,3 +264,13 @@ class ModelClient:
             return
         self._loaded |= graphs.keys()
         self.driver.segments_ready(seconds)
+
+
+def _let_go(
+    driver: NodeDriver, plan: ModelPlan, spans: tuple[LayerSpan, ...], loaded: Iterable[SegmentKey]
+) -> set[SegmentKey]:
+    """Unload the segments that a node of these spans cannot be asked for; returns them."""
+    gone = {key for key in loaded if not runs_in(plan, key, spans)}
+    if gone:
+        driver.spawn("unload segments", driver.executor.unload(gone))
+    return gone

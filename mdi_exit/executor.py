@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -89,6 +89,15 @@ class Executor:
             seconds[key] = max(min(measured), stated)
         self._warm_s |= seconds
         return seconds
+
+    async def unload(self, keys: Collection[SegmentKey]) -> None:
+        """Let go of segments; what was handed over before is run to its end."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._unload, tuple(keys))
+
+    def _unload(self, keys: tuple[SegmentKey, ...]) -> None:
+        for key in keys:
+            self._warm_s.pop(key, None)
+            self.engine.unload(key)
 
     def is_brief(self, command: RunSegment) -> bool:
         """Whether the run is expected to be over sooner than a thread would have taken it up."""

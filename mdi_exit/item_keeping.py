@@ -27,6 +27,7 @@ from mdi_exit.events import (
 from mdi_exit.histogram import ItemHistograms
 from mdi_exit.items import Forecast, Pending, RetryTimer, final_error, quantiles
 from mdi_exit.orders import OrderBook
+from mdi_exit.planning import Planning
 from mdi_exit.requests import OWN, RequestDesk
 from mdi_exit.segments import ModelPlan
 from mdi_exit.source_config import SourceConfig
@@ -71,6 +72,7 @@ class ItemKeeping:
         self._dead: frozenset[str] = frozenset()
         self._astray = False  # whether an item may be held by one of the dead
         self._told_missing: tuple[int, ...] | None = None
+        self._told_floor = False
         self.latencies_s: deque[float] = deque(maxlen=200)
         self.forecast = Forecast()
         self.pending: dict[int, Pending] = {}
@@ -90,7 +92,7 @@ class ItemKeeping:
         self._arrival_at = 0.0
         self._period_at = 0.0
         self._queue = 0.0
-        self._epoch = 0
+        self.planning = Planning(worker.name, config.placement)
         self._timers: list[tuple[float, int, int]] = []
         self._waiting: deque[tuple[int, int]] = deque()
         self._tokens = _RETRY_TOKENS
@@ -190,7 +192,7 @@ class ItemKeeping:
 
     @property
     def _full(self) -> bool:
-        return self.queue >= self.config.max_queue or len(self.pending) >= self.config.max_pending
+        return self.queue >= self.config.max_queue or len(self.pending) >= self._turns.most
 
     def _draw(self, now: float) -> None:
         """Ask for the samples that are due and prepare the requests that there is room for, in turn."""
@@ -275,7 +277,7 @@ class ItemKeeping:
         request = self.desk.prepared(ticket)
         if request is None:
             return
-        if len(self.pending) >= self.config.max_pending:
+        if len(self.pending) >= self._turns.most:
             self.desk.reply(
                 now, request, error="refused", reason=f"overloaded: {len(self.pending)} items are under way"
             )

@@ -64,6 +64,12 @@ class DelayModel:
         return intercept / 2 + slope * size_bytes / 1e6
 
     @property
+    def bytes_per_s(self) -> float:
+        """B as measured by messages of several sizes; 0: not known, or too fast to tell."""
+        _, slope = self._line()
+        return 1e6 / slope if slope > 0 else 0.0
+
+    @property
     def round_trip_s(self) -> float:
         """Mean of the recent samples, whatever their size."""
         return self._y / self._n if self._n else 2 * self.initial_s
@@ -175,7 +181,7 @@ class Outbound:
     def load_report(self, layers: Iterable[int]) -> LinkLoad:
         """What telemetry says of this link; ``layers``: those at which the neighbour takes tasks."""
         left = sum(max(self.room(layer), 0) for layer in layers)
-        return LinkLoad(self.seq, self.sent_bytes, self.delay.delay_s(0), left)
+        return LinkLoad(self.seq, self.sent_bytes, self.delay.delay_s(0), left, self.delay.bytes_per_s)
 
     def probe(self, now: float) -> int:
         """Start a probe; returns its number."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -56,3 +56,10 @@ class SegmentSeconds:
 
     def clear(self) -> None:
         self._by_key.clear()
+
+    def __iter__(self) -> Iterator[SegmentKey]:
+        return iter(self._by_key)
+
+    def retain(self, wanted: Callable[[SegmentKey], bool]) -> None:
+        """Forget the segments that are no longer here."""
+        self._by_key = {key: known for key, known in self._by_key.items() if wanted(key)}

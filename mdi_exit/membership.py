@@ -6,6 +6,7 @@ broker remembers of a node long gone, is recognised. A remembered status counts 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -54,6 +55,12 @@ class Peer:
         span = status.span
         return self.alive and status.online and status.state == "ready" and span is not None and span[0] < span[1]
 
+    @property
+    def served(self) -> list[LayerSpan]:
+        """Its span, and those that it leaves but serves still."""
+        held = [self.span] if self.span is not None else []
+        return held + [LayerSpan(*span) for span in self.status.leaving if span[0] < span[1]]
+
     def takes(self, layer: int) -> bool:
         return self.ready and layer in self.status.entries
 
@@ -63,16 +70,19 @@ class Members:
     """All other nodes of the deployment that this node has heard of. ``name`` is its own.
 
     ``changes`` counts whatever alters who is there and what they take, so that others need not look at every node at every
-    event; ``owing``: the senders to whom an acknowledgement is due.
+    event; ``owing``: the senders to whom an acknowledgement is due; ``dead``: the nodes that are not alive.
     """
 
     name: str
     dead_after_s: float
     changes: int = 0
     owing: dict[str, Inbound] = field(default_factory=dict)
-    _silent_at: float = 0.0
+    dead: set[str] = field(default_factory=set)
     peers: dict[str, Peer] = field(default_factory=dict)
     inbounds: dict[str, Inbound] = field(default_factory=dict)
+    _silent_at: float = 0.0
+    _served: dict[str, list[LayerSpan]] = field(default_factory=dict)
+    _spans: Counter[LayerSpan] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[Peer]:
         return iter(self.peers.values())
@@ -82,14 +92,20 @@ class Members:
 
     def status(self, now: float, status: Status, *, retained: bool) -> Change:
         """Take in a status message; a will of another incarnation than the known one changes nothing."""
-        self.changes += 1
         known = self.peers.get(status.node)
         if known is None or known.status.incarnation != status.incarnation:
             if not status.online:
                 return Change.NONE
             link = Outbound(status.incarnation, status.window)
-            self.peers[status.node] = Peer(status, now, link, alive=not retained)
+            known = self.peers[status.node] = Peer(status, now, link, alive=not retained)
+            self._note(known)
             return Change.NONE if retained else Change.JOINED
+        change = self._update(now, known, status, retained=retained)
+        self._note(known)
+        return change
+
+    @staticmethod
+    def _update(now: float, known: Peer, status: Status, *, retained: bool) -> Change:
         was_alive = known.alive and known.status.online
         known.status = status
         known.out.window = status.window
@@ -99,6 +115,16 @@ class Members:
             known.alive = False
             return Change.LEFT
         return Change.JOINED if known.alive and not was_alive else Change.UPDATED
+
+    def _note(self, peer: Peer) -> None:
+        """Something may have changed of it."""
+        self.changes += 1
+        name = peer.status.node
+        (self.dead.discard if peer.alive else self.dead.add)(name)
+        self._spans.subtract(self._served.pop(name, ()))
+        if peer.ready:
+            self._served[name] = peer.served
+            self._spans.update(peer.served)
 
     def telemetry(self, now: float, telemetry: Telemetry) -> Change:
         """Take in a load report; one of an unknown incarnation is dropped."""
@@ -118,7 +144,7 @@ class Members:
         if peer.alive:
             return Change.NONE
         peer.alive = True
-        self.changes += 1
+        self._note(peer)
         return Change.JOINED
 
     def silent(self, now: float) -> list[Peer]:
@@ -130,11 +156,11 @@ class Members:
         for peer in self:
             if peer.alive and now - peer.heard_at > self.dead_after_s:
                 peer.alive = False
+                self._note(peer)
                 gone.append(peer)
             elif peer.alive and peer.heard_at < heard_at:
                 heard_at = peer.heard_at
         self._silent_at = heard_at + self.dead_after_s
-        self.changes += bool(gone)
         return gone
 
     def owe(self, now: float, sender: str, inbound: Inbound, delay_s: float) -> None:
@@ -154,9 +180,13 @@ class Members:
         return inbound
 
     def announced_spans(self) -> list[LayerSpan]:
-        """Spans of the nodes that are online, ready or not."""
-        return [peer.span for peer in self if peer.status.online and peer.span is not None]
+        """Spans of the nodes that are online, ready or not, those that are being left included."""
+        return [span for peer in self if peer.status.online for span in peer.served]
 
     def spans(self) -> list[LayerSpan]:
-        """Spans of the nodes that take tasks now."""
-        return [peer.span for peer in self if peer.ready and peer.span is not None]
+        """Spans of the nodes that take tasks now, each once, those that are being left included."""
+        return [span for span, count in self._spans.items() if count]
+
+    def held(self) -> frozenset[int]:
+        """Layers that the nodes that take tasks now hold, and do not merely leave."""
+        return frozenset(layer for peer in self if peer.ready and peer.span is not None for layer in peer.span)

@@ -8,11 +8,13 @@ from typing import Final
 
 from mdi_exit.errors import IllegalEventError
 from mdi_exit.events import Command
+from mdi_exit.holding import Holding
 from mdi_exit.measured import SegmentSeconds
 from mdi_exit.membership import Members, Peer
 from mdi_exit.policy.exiting import early_exits_wanted
 from mdi_exit.queues import Running, TaskStore
-from mdi_exit.segments import ModelPlan, SegmentKey
+from mdi_exit.segments import ModelPlan, SegmentKey, segment_stop
+from mdi_exit.span import LayerSpan
 from mdi_exit.standing import Standing
 from mdi_exit.wire import Control, Moved, ResultRow, Status
 from mdi_exit.worker_config import Totals, WorkerConfig
@@ -34,6 +36,8 @@ class NodeState:
         self.control: Control | None = None
         self.connected = False
         self.draining = False
+        self.holding = Holding(config.span, config.auto)
+        self.layer_s: tuple[float, ...] = ()
         self.standing = Standing(config.name, config.offloading)
         self.totals = Totals()
         self._story: deque[tuple[float, str]] = deque(maxlen=_STORY_LENGTH)
@@ -41,7 +45,7 @@ class NodeState:
         self._taking_of: tuple[int, WorkerConfig] = (-1, config)
         self._rng = rng
         self._entries: tuple[int, ...] = ()
-        self._keys: dict[tuple[int, bool], SegmentKey] = {}
+        self._keys: dict[int, SegmentKey] = {}
         self._seconds = SegmentSeconds()
         self._running: Running | None = None
         self._batches = 0
@@ -73,6 +77,19 @@ class NodeState:
     def threshold(self) -> float:
         return self.control.threshold if self.control else 1.0
 
+    def threshold_of(self, exit_number: int) -> float:
+        """The threshold in force at one exit."""
+        if self.control and exit_number < len(self.control.thresholds):
+            return self.control.thresholds[exit_number]
+        return self.plan.threshold_at(exit_number, self.threshold) if self.plan else 1.0
+
+    @property
+    def early_exits(self) -> bool:
+        """Whether any exit but the last can be taken."""
+        if self.control and self.control.thresholds:
+            return any(map(early_exits_wanted, self.control.thresholds))
+        return early_exits_wanted(self.threshold)
+
     @property
     def run(self) -> int | None:
         return self.control.run if self.control else None
@@ -83,15 +100,18 @@ class NodeState:
         return self._entries
 
     def _find_entries(self) -> tuple[int, ...]:
-        span, plan = self.config.span, self.plan
-        if span is None or plan is None or self.control is None or self.control.model != plan.digest:
+        plan = self.plan
+        self._keys.clear()
+        if plan is None or self.control is None or self.control.model != plan.digest:
             return ()
-        return tuple(
+        found = {
             layer
+            for span in self.holding.served
             for layer in span
             if layer < plan.layer_count
             and all(plan.segment(layer, span, early_exits=early) in self._seconds for early in (True, False))
-        )
+        }
+        return tuple(sorted(found))
 
     @property
     def state(self) -> str:
@@ -100,8 +120,8 @@ class NodeState:
             return "draining"
         if self.control is None or self.plan is None:
             return "waiting for source"
-        if self.config.span is None:
-            return "ready"
+        if self.holding.span is None:
+            return "waiting for layers" if self.holding.auto else "ready"
         if self.standing.set_aside:
             return "draining" if self._running or self.inputs + self.outputs else "drained"
         return "ready" if self.entries else "loading segments"
@@ -123,7 +143,9 @@ class NodeState:
             self._taking.clear()
         found = self._taking.get(layer)
         if found is None:
-            found = tuple(peer for peer in self.members if peer.takes(layer) and self._may_send_to(peer.name))
+            names = self.config.neighbours
+            near = self.members if names is None else filter(None, map(self.members.get, sorted(names)))
+            found = tuple(peer for peer in near if peer.takes(layer))
             self._taking[layer] = found
         return found
 
@@ -133,19 +155,31 @@ class NodeState:
         return self.store.holds(item, attempt) or any((t.item, t.attempt) == (item, attempt) for t in running)
 
     def _mine(self, layer: int) -> bool:
-        return self.config.span is not None and layer in self.config.span
+        return layer in self.holding.layers
 
     def _may_send_to(self, name: str) -> bool:
         return self.config.neighbours is None or name in self.config.neighbours
 
     def _key(self, layer: int) -> SegmentKey | None:
-        span, plan = self.config.span, self.plan
-        if span is None or plan is None or layer not in span or layer >= plan.layer_count:
+        plan = self.plan
+        if plan is None or layer not in self.holding.layers or layer >= plan.layer_count:
             return None
-        wanted = layer, early_exits_wanted(self.threshold)
-        if wanted not in self._keys:
-            self._keys[wanted] = plan.segment(layer, span, early_exits=wanted[1])
-        return self._keys[wanted]
+        if layer not in self._keys:
+            self._keys[layer] = self._segment_here(plan, layer)
+        return self._keys[layer]
+
+    def _head_wanted(self, plan: ModelPlan, layer: int, span: LayerSpan) -> bool:
+        """Whether the exit that the segment from ``layer`` comes to can be taken, so that its head must be run."""
+        last = segment_stop(layer, span, plan.exit_layers) - 1
+        if plan.stateful or last not in plan.exit_layers:
+            return self.early_exits
+        return early_exits_wanted(self.threshold_of(plan.exit_index(last)))
+
+    def _segment_here(self, plan: ModelPlan, layer: int) -> SegmentKey:
+        """Of the held span, or of one that is being left where only that can be run."""
+        spans = [span for span in self.holding.served if layer in span]
+        keys = [plan.segment(layer, span, early_exits=self._head_wanted(plan, layer, span)) for span in spans]
+        return next((key for key in keys if key in self._seconds), keys[0])
 
     # --- how long things take
 
@@ -169,6 +203,10 @@ class NodeState:
     def _remainder_s(self, now: float) -> float:
         running = self._running
         return max(running.expected_s - (now - running.started_at), 0.0) if running else 0.0
+
+    def links(self) -> dict[str, float]:
+        """B of each link, bytes a second; 0 where it is not known."""
+        return {peer.name: peer.out.delay.bytes_per_s for peer in self.members if peer.out.seq}
 
     def next_wakeup(self) -> float:
         """When ``Tick`` is wanted next, monotonic seconds."""

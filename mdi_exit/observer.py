@@ -259,6 +259,10 @@ class Watched:
             happened=tuple(self.happened),
         )
 
+    def reports(self, now: float) -> list[tuple[Status, Telemetry | None]]:
+        """What each node that is there said last."""
+        return [(node.status, node.telemetry) for node in self._nodes.values() if not _gone(now, node)]
+
     def _forget(self, now: float) -> None:
         """Nodes that have been gone for a minute are no longer shown."""
         for name, node in list(self._nodes.items()):

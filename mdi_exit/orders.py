@@ -38,7 +38,7 @@ __all__ = [
     "sentence",
 ]
 
-ADAPTATIONS: Final = ("none", "rate", "threshold")
+ADAPTATIONS: Final = ("none", "rate", "threshold", "drift-plus-penalty", "latency", "optimiser")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _CLIENTS: Final = 64
 _RECENT: Final = 64
@@ -72,7 +72,7 @@ class SetThreshold:
 class SetAdapt:
     """What follows the load from now on."""
 
-    adapt: Literal["none", "rate", "threshold"]
+    adapt: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ def _one_of(names: Sequence[str], value: str) -> str:
 
 
 def _adapt(value: str) -> Action:
-    return SetAdapt(_one_of(ADAPTATIONS, value))  # type: ignore[arg-type]  # one of these
+    return SetAdapt(_one_of(ADAPTATIONS, value))
 
 
 def _policy(value: str) -> Action:
@@ -176,7 +176,7 @@ ORDERS: Final[dict[str, OrderKind]] = {
     "resume":    OrderKind("", "admit again", _nothing(PauseAdmission(False))),
     "rate":      OrderKind("N/s|max", "items offered a second", _rate),
     "threshold": OrderKind("T [force]", "the exit threshold; below the floor only with force", _threshold),
-    "adapt":     OrderKind("none|rate|threshold", "what follows the load", _adapt),
+    "adapt":     OrderKind("|".join(ADAPTATIONS), "what follows the load", _adapt),
     "policy":    OrderKind("offloading NAME [NODE]", "the offloading policy: " + ", ".join(OFFLOADING), _policy,
                            of_nodes=True, node="may"),
     "drain":     OrderKind("NODE", "a node finishes what it holds and takes nothing new", _nothing(DrainNode(True)),

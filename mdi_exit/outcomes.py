@@ -26,7 +26,7 @@ from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.model.manifest import Manifest, Measure
 from mdi_exit.segments import SegmentKey
-from mdi_exit.tensors import decode_tensor, encode_tensor
+from mdi_exit.tensors import decode_tensor, encode_tensor, without_compression
 from mdi_exit.trace import Trace
 
 __all__ = ["Outcomes", "measures_of", "outcomes", "truths_of"]
@@ -172,7 +172,7 @@ def outcomes(
     codecs = {
         layer: chosen
         for layer in range(1, len(manifest.layers))
-        if (chosen := manifest.layers[layer].codec or codec) != _LOSSLESS
+        if (chosen := without_compression(manifest.layers[layer].codec or codec)) != _LOSSLESS
     }
     engine, keys = _loaded(artifact, set(codecs), threads)
     logits: list[list[Array]] = [[] for _ in manifest.exits]

@@ -16,7 +16,7 @@ from mdi_exit.events import (
 )
 from mdi_exit.membership import Peer
 from mdi_exit.node_state import NodeState
-from mdi_exit.policy.offloading import Candidate, Own, forward
+from mdi_exit.policy.offloading import HERE, Candidate, Own, forward
 from mdi_exit.queues import Held, Origin
 from mdi_exit.wire import Moved, Probe, ResultRow, Status, Telemetry
 
@@ -31,7 +31,7 @@ class Outgoing(NodeState):
         told = self._status
         if not self.connected or (told and (told.state, told.entries) == (self.state, self.entries)):
             return
-        span = self.config.span
+        span = self.holding.span
         self._status = Status(
             node=self.name,
             incarnation=self.config.incarnation,
@@ -44,6 +44,11 @@ class Outgoing(NodeState):
             engine=self.config.engine,
             emulated=self.config.emulated,
             version=self.config.version,
+            auto=self.holding.auto,
+            memory_bytes=self.config.memory_bytes,
+            layer_s=self.layer_s,
+            leaving=tuple((left.first, left.stop) for left in self.holding.leaving),
+            neighbours=None if self.config.neighbours is None else tuple(sorted(self.config.neighbours)),
         )
         self._out.append(SendStatus(self._status))
 
@@ -55,21 +60,36 @@ class Outgoing(NodeState):
             if self._mine(layer) and not self.leaving:
                 continue
             while self.store.outputs.waiting(layer):
-                candidates = self._candidates(now, layer)
-                to = forward(candidates, self._rng)
+                parties = self._parties(now, layer)
+                to = forward(self._candidates(now, layer), self._rng, self.standing.routes.due(layer, parties))
                 if to is None:
                     break
                 self._send(now, layer, to)
+                self.standing.routes.took(layer, to, parties)
 
     def _offer(self, now: float) -> None:
         """Alg. 2, one decision epoch: the head of each layer's queue is drawn for until one draw keeps it."""
         for layer in self.store.outputs.latest_first():
             while self._mine(layer) and self.store.outputs.waiting(layer):
-                own = Own(self.inputs, self.outputs, self.backlog_s(now))
+                parties = self._parties(now, layer)
+                own = Own(self.inputs, self.outputs, self.backlog_s(now), self.standing.routes.due(layer, parties))
                 to = self.standing.policy(own, self._candidates(now, layer), self._rng)
                 if to is None:
                     break
-                self._send(now, layer, to)
+                if to == HERE:
+                    self.store.reclaim(layer)
+                else:
+                    self._send(now, layer, to)
+                self.standing.routes.took(layer, to, parties)
+
+    def _parties(self, now: float, layer: int) -> list[str]:
+        """Who takes tasks at this layer, with or without room, this node included, where there are shares for it."""
+        if not self.standing.keeps_shares(now, layer):
+            return []
+        return [
+            *([HERE] if self._mine(layer) and not self.leaving else []),
+            *(peer.name for peer in self.takers(layer)),
+        ]
 
     def _candidates(self, now: float, layer: int) -> list[Candidate]:
         size = self.store.outputs.by_layer[layer][0].task.size_bytes
@@ -84,6 +104,8 @@ class Outgoing(NodeState):
     def _send(self, now: float, layer: int, to: str) -> None:
         peer = self.members.peers[to]
         (held,) = self.store.take(layer, output=True)
+        if held.origin is Origin.RECEIVED:
+            self._released(held, now)
         task = held.task
         seq = peer.out.sent(now, layer, task.item, task.size_bytes)
         self.totals.sent[to] += 1
@@ -113,6 +135,14 @@ class Outgoing(NodeState):
             self.totals.dropped += 1
             return
         self.store.add(Held(command.task, Origin.INJECTED), output=True, front=True)
+
+    def _released(self, held: Held, now: float | None = None) -> None:
+        """A received task has left its slot: its sender gets the credit back with the next acknowledgement."""
+        inbound = self.members.inbounds.get(held.sender) if held.origin is Origin.RECEIVED else None
+        if inbound is not None:
+            inbound.released[held.task.next_layer] += 1
+            since = now if now is not None else inbound.received_at
+            self.members.owe(since, held.sender, inbound, self.config.ack_delay_s)
 
     # --- reports
 
@@ -191,4 +221,5 @@ class Outgoing(NodeState):
                 if not self._mine(layer) and not any(peer.takes(layer) for peer in self.members)
             },
             links={peer.name: peer.out.load_report(peer.status.entries) for peer in self.members if peer.out.seq},
+            scores=self.totals.scores_told() if self.control and self.control.census else {},
         )

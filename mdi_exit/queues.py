@@ -137,6 +137,12 @@ class TaskStore:
         """Move the head of O_n for ``layer`` to I_n; its slot stays taken."""
         self.inputs.put(*self.outputs.take(layer))
 
+    def hand_over(self, layer: int) -> None:
+        """Move all of I_n for ``layer`` to O_n: it is no longer run here. Slots stay taken."""
+        if waiting := self.inputs.waiting(layer):
+            for held in self.inputs.take(layer, waiting):
+                self.outputs.put(held)
+
     def _forget(self, held: Held) -> None:
         key = held.task.item, held.task.attempt
         self._keys[key] -= 1

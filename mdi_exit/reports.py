@@ -17,7 +17,7 @@ __all__ = ["FULL_PERIOD_S", "Shortener", "completed"]
 FULL_PERIOD_S: Final = 1.0
 _SPARE_BYTES_PER_S: Final = 150
 _BOARD_BYTES: Final = 45
-_LINK_BYTES: Final = 20
+_LINK_BYTES: Final = 29
 _RECEIVED_BYTES: Final = 45
 _ENTRY_BYTES: Final = 7
 
@@ -33,7 +33,7 @@ class Shortener:
         """The report as it goes out at ``now`` (monotonic seconds)."""
         received = self._news(telemetry.received)
         if now < self._full_at:
-            return msgspec.structs.replace(telemetry, received=received, links={}, board=None)
+            return msgspec.structs.replace(telemetry, received=received, links={}, board=None, scores={})
         size_bytes = _BOARD_BYTES + sum(_LINK_BYTES + len(name) for name in telemetry.links)
         self._full_at = now + max(FULL_PERIOD_S, size_bytes / _SPARE_BYTES_PER_S)
         return msgspec.structs.replace(telemetry, received=received)
@@ -57,5 +57,5 @@ def completed(previous: Telemetry | None, telemetry: Telemetry) -> Telemetry:
     """The reader's side: ``telemetry``, with links and board from the same start's ``previous`` report if it has none."""
     if previous is None or previous.incarnation != telemetry.incarnation or telemetry.board is not None:
         return telemetry
-    links = telemetry.links or previous.links
-    return msgspec.structs.replace(telemetry, links=links, board=previous.board)
+    links, scores = telemetry.links or previous.links, telemetry.scores or previous.scores
+    return msgspec.structs.replace(telemetry, links=links, board=previous.board, scores=scores)

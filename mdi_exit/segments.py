@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mdi_exit.span import LayerSpan
 
-__all__ = ["ModelPlan", "SegmentKey", "needed_segments", "segment_stop"]
+__all__ = ["ModelPlan", "SegmentKey", "needed_segments", "runs_in", "segment_stop"]
 
 
 class SegmentKey(NamedTuple):
@@ -36,8 +36,9 @@ class ModelPlan:
     ``feature_bytes``: for each layer, bytes of the float32 tensor that enters it.
     ``exit_thresholds``: calibrated, one for each exit (None, or none at all: the knob's own value), in force when the knob
     stands at ``calibrated_at``. ``inclusive``: a score equal to the threshold is enough (JEI-DNN's gates).
+    ``stateful``: what an exit says depends on those before it, which must then all be run while any can be taken.
     ``layer_macs`` and ``layer_bytes``, for the planner: multiply-accumulates of an item in each layer, exit head included,
-    and bytes that holding the layer takes; none at all: all alike.
+    and bytes that holding the layer takes; none at all: all alike. ``head_macs``: of each exit's head alone.
     """
 
     digest: str
@@ -49,6 +50,8 @@ class ModelPlan:
     inclusive: bool = False
     layer_macs: tuple[int, ...] = ()
     layer_bytes: tuple[int, ...] = ()
+    stateful: bool = False
+    head_macs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.layer_count < 1 or len(self.feature_bytes) != self.layer_count:
@@ -77,6 +80,12 @@ class ModelPlan:
             return own + (1.0 - own) * (knob - at) / (1.0 - at) if at < 1.0 else 1.0
         return own * knob / at
 
+    def head_part(self, entry: int, stop: int) -> float:
+        """The part of the work of layers ``entry`` to ``stop - 1`` that is the head at their end; 0 if it is not known."""
+        if not self.head_macs or not self.layer_macs or stop - 1 not in self.exit_layers:
+            return 0.0
+        return self.head_macs[self.exit_index(stop - 1)] / max(sum(self.layer_macs[entry:stop]), 1)
+
     def segment(self, entry: int, span: LayerSpan, *, early_exits: bool) -> SegmentKey:
         """The segment that a node of ``span`` runs for a task that enters at ``entry``.
 
@@ -85,6 +94,16 @@ class ModelPlan:
         stop = segment_stop(entry, span, self.exit_layers)
         ends_network = stop == self.layer_count
         return SegmentKey(entry, stop, head=ends_network or (early_exits and stop - 1 in self.exit_layers))
+
+
+def runs_in(plan: ModelPlan, key: SegmentKey, spans: Iterable[LayerSpan]) -> bool:
+    """Whether a node of one of these spans can be asked to run the segment."""
+    return any(
+        key.entry in span and key == plan.segment(key.entry, span, early_exits=early)
+        for span in spans
+        if span.stop <= plan.layer_count
+        for early in (True, False)
+    )
 
 
 def segment_stop(entry: int, span: LayerSpan, exit_layers: Iterable[int]) -> int:

@@ -5,10 +5,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mdi_exit.placement import PlacementRules
+from mdi_exit.policy.drift import DriftConfig
 from mdi_exit.policy.steps import QueueBands, RateSteps, ThresholdSteps
 from mdi_exit.requests import RequestLimits
 
-__all__ = ["SourceConfig"]
+__all__ = ["Promised", "SourceConfig", "floor_reached"]
+
+
+@dataclass(frozen=True, slots=True)
+class Promised:
+    """What the model's calibration promises as long as the threshold is at least ``threshold``, in words."""
+
+    threshold: float
+    words: str
+
+    def at_start(self, threshold: float, floor: float) -> str:
+        """What holds under this threshold and this floor."""
+        if threshold < self.threshold:
+            return f"not promised at threshold {threshold:g}, below {self.threshold:g}: {self.words}"
+        if floor < self.threshold:
+            return f"promised only down to threshold {self.threshold:g}, though the floor is {floor:g}: {self.words}"
+        return f"promised from threshold {self.threshold:g} up: {self.words}"
+
+    def crossed(self, before: float, now: float) -> str:
+        """What to say when the threshold moves; nothing when it stays on one side."""
+        if now < self.threshold <= before:
+            return f"the threshold goes below {self.threshold:g}: no longer promised: {self.words}"
+        if before < self.threshold <= now:
+            return f"the threshold is {self.threshold:g} or more: promised again: {self.words}"
+        return ""
+
+
+def floor_reached(floor: float, promised: Promised | None) -> str:
+    """What to say when the threshold can fall no further."""
+    kept = f", to keep what is promised ({promised.words})" if promised and floor >= promised.threshold else ""
+    return f"the threshold is at its floor {floor:g}: further load is refused{kept}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,16 +50,19 @@ class SourceConfig:
     ``rate_per_s``: arrivals (None: as fast as admission allows); ``max_queue``: Q at which an arrival is refused;
     ``max_pending``: items admitted and not yet answered; ``period_s``: of the step rules; ``retry_share``: retries per
     admission at most. ``floor``: lowest threshold; below it items are refused instead, since a promised accuracy
-    outranks throughput. ``own_input`` False: the only items are requests of other programs. ``codec``: as in ``Control``.
+    outranks throughput. ``promised``: what that accuracy is, if the model says. ``own_input`` False: the only items are
+    requests of other programs. ``codec``: as in ``Control``.
+    ``placement``: when agents that let the source choose their layers are moved.
     """
 
     run: int
     own_input: bool = True
     rate_per_s: float | None = None
     arrivals: Literal["fixed", "poisson"] = "fixed"
-    adapt: Literal["none", "rate", "threshold"] = "none"
+    adapt: str = "none"
     threshold: float = 0.9
     floor: float = 0.5
+    promised: Promised | None = None
     max_queue: int = 40
     max_pending: int = 512
     period_s: float = 0.5
@@ -39,4 +74,9 @@ class SourceConfig:
     threshold_steps: ThresholdSteps = ThresholdSteps()
     start_interval_s: float = 0.1
     requests: RequestLimits = RequestLimits()
+    placement: PlacementRules = PlacementRules()
+    deadline_s: float | None = None
+    target_p99_s: float | None = None
+    drift: DriftConfig = DriftConfig()
+    solve_period_s: float = 2.0
     codec: str = ""

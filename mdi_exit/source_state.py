@@ -21,11 +21,13 @@ from mdi_exit.events import (
     ModelKnown,
     Notice,
     OrderReceived,
+    PlanMade,
     ReplyFailed,
     RequestPrepared,
     RequestReceived,
     RequestUnusable,
     ResultsReceived,
+    RoutesSolved,
     SendReport,
     SendResults,
     SetAdmission,
@@ -70,6 +72,8 @@ class SourceState(Steering):
                 self._results(now, sender, SendResults(results.rows, results.moved, results.run))
             case SetAdmission():
                 self._set_admission(now, event)
+            case RoutesSolved():
+                self._routes_solved(now, event)
             case OrderReceived():
                 self._order_received(now, event)
             case GiveUp(reason):
@@ -77,12 +81,15 @@ class SourceState(Steering):
                 for item in list(self.pending):
                     attempt = self.pending[item].attempt
                     self._record(now, item, ResultRow(item, attempt, (), error=reason))
+            case PlanMade(decision):
+                self._planned(now, decision)
             case Drain():
                 self._end(now)
                 self._out.append(Drained())
             case ModelKnown(plan):
                 self.plan = plan
                 self._work(now, event)
+                self._say_promise()
                 self._command(now)
             case TransportUp():
                 self._work(now, event)

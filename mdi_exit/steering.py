@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mdi_exit.errors import IllegalEventError, UsageError
 from mdi_exit.events import ControlReceived, Notice, OrderReceived, SendControl, SetAdmission
-from mdi_exit.item_keeping import ItemKeeping
+from mdi_exit.guidance import GUIDED, Guidance
 from mdi_exit.items import named_layers
 from mdi_exit.orders import (
     ORDERS,
@@ -18,8 +18,10 @@ from mdi_exit.orders import (
     done,
     refused,
 )
+from mdi_exit.placement import Decision, Device
 from mdi_exit.policy.steps import next_interval_s, next_threshold, smoothed
-from mdi_exit.segments import ModelPlan
+from mdi_exit.segments import ModelPlan, segment_stop
+from mdi_exit.source_config import floor_reached
 from mdi_exit.span import missing_layers
 from mdi_exit.standing import heard
 from mdi_exit.wire import Control, Order
@@ -27,7 +29,7 @@ from mdi_exit.wire import Control, Order
 __all__ = ["Steering"]
 
 
-class Steering(ItemKeeping):
+class Steering(Guidance):
     """Decisions of the source beyond the single item."""
 
     def _look_around(self, now: float) -> None:
@@ -36,6 +38,7 @@ class Steering(ItemKeeping):
             return
         missing = self._missing_layers(plan)
         self._retry_from_dead(now)
+        self._plan_ahead(now, plan)
         if missing != self.missing:
             self.missing, self._missing_since = missing, now
         self._tell_gap(now, missing)
@@ -53,9 +56,41 @@ class Steering(ItemKeeping):
             if worker.config.span is not None and worker.entries:
                 spans.append(worker.config.span)
             self._held_by_none = tuple(missing_layers(plan.layer_count, spans))
-            self._dead = frozenset(peer.name for peer in worker.members if not peer.alive)
+            self._dead = frozenset(worker.members.dead)
             self._astray = bool(self._dead)
         return self._held_by_none
+
+    # --- placement
+
+    def _plan_ahead(self, now: float, plan: ModelPlan) -> None:
+        """Ask the planner where there is reason to."""
+        worker = self.worker
+        own = Device(worker.name, self._own_layer_s(plan), 0, span=worker.config.span, fixed=True)
+        ask = self.planning.look(now, worker.members, own, plan, self.exits)
+        if ask is not None:
+            self._out.append(ask)
+
+    def _own_layer_s(self, plan: ModelPlan) -> tuple[float, ...]:
+        """Seconds that this node takes in each layer of its span, a segment's in proportion to the work of its layers."""
+        work = plan.layer_macs or (1,) * plan.layer_count
+        seconds = [self.worker.config.unmeasured_s] * plan.layer_count
+        span = self.worker.config.span
+        entry = span.first if span is not None and span.stop <= plan.layer_count else plan.layer_count
+        while span is not None and entry in span and entry < plan.layer_count:
+            stop = segment_stop(entry, span, plan.exit_layers)
+            total = max(sum(work[entry:stop]), 1)
+            for layer in range(entry, stop):
+                seconds[layer] = self.worker.seconds(entry) * work[layer] / total
+            entry = stop
+        return tuple(seconds)
+
+    def _planned(self, now: float, decision: Decision) -> None:
+        epoch = self.planning.epoch
+        self._out += self.planning.made(now, decision, self.worker.members)
+        if self.planning.epoch != epoch:
+            self._command(now)
+
+    # --- threshold and rate
 
     def _tell_gap(self, now: float, missing: tuple[int, ...]) -> None:
         """Say once which layers nobody holds, when that is no matter of an instant, and once that it is over."""
@@ -75,7 +110,7 @@ class Steering(ItemKeeping):
             return
         self._period_at = now + self.config.period_s
         config = self.config
-        waiting = self.desk.waiting if self.adapt == "threshold" else 0
+        waiting = 0 if self.adapt in ("none", "rate") else self.desk.waiting
         self._queue = smoothed(self._queue, self.queue + waiting)
         if not self._started or self.missing or self.stopped:
             return
@@ -84,7 +119,11 @@ class Steering(ItemKeeping):
         elif self.adapt == "threshold":
             steps = config.threshold_steps
             threshold = next_threshold(self.threshold, self._queue, config.bands, steps, self.floor)
+            if threshold == self.threshold == self.floor and config.bands.steps_down(self._queue):
+                self._tell_floor()  # it may have been there from the start
             self._set_threshold(now, threshold)
+        elif self.adapt in GUIDED:
+            self._set_threshold(now, self._guide(now))
 
     def _set_admission(self, now: float, event: SetAdmission) -> None:
         if event.threshold is not None:
@@ -131,6 +170,8 @@ class Steering(ItemKeeping):
             )
         if isinstance(action, SetThreshold) and action.threshold < self.floor and not action.force:
             raise UsageError(order.what, f"at least the floor {self.floor:g}, or force", f"{action.threshold:g}")
+        if isinstance(action, SetAdapt) and action.adapt == "latency" and self.config.target_p99_s is None:
+            raise UsageError(order.what, "a source that was given --target-p99", "none")
         if isinstance(action, SetRate) and action.per_s is None and self.adapt == "rate":
             raise UsageError(order.what, "a number while the rate follows the load", "max")
 
@@ -159,20 +200,39 @@ class Steering(ItemKeeping):
                     return f"the floor goes from {before:g} to {self.floor:g}"
             case SetAdapt(adapt):
                 self.adapt = adapt
+                self._turns.most = self.config.max_pending
+                self.shares, self.thresholds = (), ()
+                self._command(now)
                 if adapt != "rate":
                     self._set_rate(now, self.rate_per_s)
             case _:
                 raise IllegalEventError(f"expected an order for the source, got {action}", self.worker.story)
         return ""
 
+    def _say_promise(self) -> None:
+        if promised := self.config.promised:
+            self._out.append(Notice("promise", promised.at_start(self.threshold, self.floor)))
+
     def _set_threshold(self, now: float, threshold: float) -> None:
-        if threshold == self.threshold:
-            return
-        at_floor = threshold <= self.floor < self.threshold
+        if threshold != self.threshold:
+            self._set_threshold_and_tell(now, threshold)
+
+    def _set_threshold_and_tell(self, now: float, threshold: float) -> None:
+        reached, promised = threshold <= self.floor < self.threshold, self.config.promised
+        crossed = promised.crossed(self.threshold, threshold) if promised else ""
         self.threshold = threshold
-        if at_floor and self.adapt == "threshold":
-            self._out.append(Notice("floor", f"the threshold is at its floor {threshold:g}: further load is refused"))
+        self._told_floor &= threshold <= self.floor
+        if reached and self.adapt not in ("none", "rate"):
+            self._tell_floor()
+        if crossed:
+            self._out.append(Notice("promise", crossed))
         self._command(now)
+
+    def _tell_floor(self) -> None:
+        """Say once that the threshold can fall no further, though the load would have it."""
+        if not self._told_floor:
+            self._told_floor = True
+            self._out.append(Notice("floor", floor_reached(self.threshold, self.config.promised)))
 
     def _command(self, now: float) -> None:
         """Publish the desired state, and obey it."""
@@ -182,12 +242,16 @@ class Steering(ItemKeeping):
             run=self.config.run,
             incarnation=self.worker.config.incarnation,
             source=self.worker.name,
-            epoch=self._epoch,
+            epoch=self.planning.epoch,
             model=self.plan.digest,
             threshold=self.threshold,
             paused=self.stopped,
-            offloading=self._offloading,
+            offloading=self._offloading or ("optimiser" if self.adapt == "optimiser" else ""),
             log_level=self._log_level,
+            spans=self.planning.on_wire(),
+            shares=self.shares,
+            thresholds=self.thresholds,
+            census=self.adapt in GUIDED,
             codec=self.config.codec,
         )
         if self.worker.connected:

@@ -161,6 +161,10 @@ class Topics:
     def layers(self, span: LayerSpan, node: str) -> str:
         return f"{self._prefix}layers/{span.first}-{span.last}/{node}"
 
+    def inbox(self, node: str) -> str:
+        """A pattern: features for ``node`` whatever its span, so that none is missed while senders learn of another."""
+        return f"{self._prefix}layers/+/{node}"
+
     def results(self, node: str) -> str:
         return f"{self._prefix}results/{node}"
 

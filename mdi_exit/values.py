@@ -30,12 +30,14 @@ __all__ = [
     "host_port_or_off",
     "integer",
     "ip_address",
+    "memory",
     "name",
     "names",
     "path",
     "positive_float",
     "positive_int",
     "rate",
+    "show_memory",
     "show_off",
     "show_rate",
     "show_seconds",
@@ -45,6 +47,8 @@ __all__ = [
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|)")
+_BYTES = re.compile(r"(\d+(?:\.\d*)?)\s*([kMG]?)B")
+_UNIT_BYTES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _UNIT_S = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -178,6 +182,18 @@ def positive_float(value: str) -> float:
     if found is None or found <= 0:
         raise UsageError("", "a number above 0", repr(value))
     return found
+
+
+def memory(text: str) -> int:
+    """``512MB``: bytes. Raises ``UsageError``."""
+    match = _BYTES.fullmatch(text.strip())
+    if not match or (found := int(float(match[1]) * _UNIT_BYTES[match[2]])) < 1:
+        raise UsageError("", "an amount of memory such as 512MB", repr(text))
+    return found
+
+
+def show_memory(value: int | None) -> str:
+    return "auto" if value is None else f"{value / 1e6:g}MB"
 
 
 def integer(least: int, most: int = 2**53) -> Callable[[str], int]:

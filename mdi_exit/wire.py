@@ -45,6 +45,7 @@ __all__ = [
     "ResultRow",
     "Results",
     "SegmentFile",
+    "Share",
     "SourceReport",
     "Status",
     "Telemetry",
@@ -145,13 +146,14 @@ class Results(Struct, frozen=True, array_like=True, tag="results"):
 
 class LinkLoad(Struct, frozen=True, array_like=True):
     """What a node has sent to one neighbour since its start: tasks and bytes of features; the measured delay of an empty
-    message; credits left, all layers together.
+    message; credits left, all layers together; bytes a second as measured by messages of several sizes, 0: not known.
     """
 
     tasks: UInt
     bytes: UInt
     delay_s: Seconds
     credits: UInt
+    bytes_per_s: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class Board(Struct, frozen=True, array_like=True):
@@ -172,7 +174,8 @@ class Telemetry(Struct, frozen=True, array_like=True, tag="telemetry"):
     """Load of one node. Dictionaries by layer hold only layers of its span; ``received`` is by sender.
 
     ``inputs`` and ``outputs`` are I_n and O_n; ``backlog_s`` is the sum of the expected seconds of what waits
-    in I_n, the running task's remainder included; ``speed_s`` is expected seconds a task by entry layer.
+    in I_n, the running task's remainder included; ``speed_s`` is expected seconds a task by entry layer. ``scores``: how many
+    scores each exit has given since the start, by the bins of ``policy.mix``, when the source wants to know.
     """
 
     run: UInt
@@ -192,6 +195,7 @@ class Telemetry(Struct, frozen=True, array_like=True, tag="telemetry"):
     cpu_percent: Annotated[float, Meta(ge=0, le=1e5)] = 0.0
     links: dict[Name, LinkLoad] = {}
     board: Board | None = None
+    scores: dict[Layer, Annotated[tuple[UInt, ...], Meta(max_length=32)]] = {}
 
 
 class Happening(Struct, frozen=True, array_like=True):
@@ -267,7 +271,11 @@ class Status(Struct, frozen=True, array_like=True, tag="status"):
     """Who a node is. Retained; the last will says ``online=False`` with the same incarnation.
 
     ``entries``: layers at which it takes tasks now. ``window``: tasks that each sender may have waiting there
-    for each entry layer.
+    for each entry layer. ``neighbours``: the only nodes that it may send to; None: all.
+
+    ``auto``: the source may choose its span; ``memory_bytes``: for the model's layers, 0: enough. ``layer_s``: seconds that
+    it expects of itself for one item in each layer of the model in force. ``leaving``: spans of earlier plans that it serves
+    until others do.
     """
 
     node: Name
@@ -281,6 +289,11 @@ class Status(Struct, frozen=True, array_like=True, tag="status"):
     engine: Annotated[str, Meta(max_length=60)] = ""
     emulated: Annotated[str, Meta(max_length=60)] = ""
     version: Annotated[str, Meta(max_length=40)] = ""
+    auto: bool = False
+    memory_bytes: UInt = 0
+    layer_s: Annotated[tuple[Seconds, ...], Meta(max_length=4096)] = ()
+    leaving: Annotated[tuple[Span, ...], Meta(max_length=16)] = ()
+    neighbours: Annotated[tuple[Name, ...], Meta(max_length=1024)] | None = None
 
 
 class Ack(Struct, frozen=True, array_like=True, tag="ack"):
@@ -310,11 +323,22 @@ class Probe(Struct, frozen=True, array_like=True, tag="probe"):
     last_seq: UInt
 
 
+class Share(Struct, frozen=True, array_like=True):
+    """Of the tasks at ``node`` that enter ``layer`` next, ``to`` says which part goes to whom; itself among them."""
+
+    layer: Layer
+    node: Name
+    to: dict[Name, Score]
+
+
 class Control(Struct, frozen=True, array_like=True, tag="control"):
     """The state that the source wants, written by the source only. ``model``: digest of the artifact.
 
     ``offloading`` and ``log_level``: as ordered for all nodes; empty: nothing was ordered. ``codec``: of features at cuts for
-    which the model's manifest has none; empty: float32.
+    which the model's manifest has none; empty: float32. ``spans``: what each node that lets the source choose is to hold, by
+    the plan of this ``epoch``; one that is not named keeps what it has. ``shares``: where tasks go under the offloading
+    policy ``optimiser``; ``census``: telemetry is to tell ``scores``. ``thresholds``: of each exit but the last; empty: as
+    ``threshold`` and the model say.
     """
 
     run: UInt
@@ -327,6 +351,10 @@ class Control(Struct, frozen=True, array_like=True, tag="control"):
     offloading: Annotated[str, Meta(max_length=40)] = ""
     log_level: Annotated[str, Meta(max_length=40)] = ""
     codec: Annotated[str, Meta(max_length=20)] = ""
+    spans: dict[Name, Span] = {}
+    shares: Annotated[tuple[Share, ...], Meta(max_length=4096)] = ()
+    census: bool = False
+    thresholds: Annotated[tuple[Score, ...], Meta(max_length=4096)] = ()
 
 
 class SegmentFile(Struct, frozen=True, array_like=True):

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mdi_exit.histogram import RUN_BUCKETS_S, Histogram
+from mdi_exit.policy.mix import BINS, bin_of
 from mdi_exit.span import LayerSpan
 
 __all__ = ["Totals", "WorkerConfig"]
@@ -17,7 +18,8 @@ class WorkerConfig:
 
     ``window``: slots for each (sender, entry layer), and for each layer of the node's own products.
     ``neighbours``: to whom it may send (None: to all). ``output_limit``: T_O of Alg. 1.
-    ``unmeasured_s``: Γ until something is measured.
+    ``unmeasured_s``: Γ until something is measured. ``auto``: the source chooses the span, which is ``span`` to begin with;
+    ``memory_bytes``: what the model's layers may take here, 0: no limit.
     """
 
     name: str
@@ -37,13 +39,16 @@ class WorkerConfig:
     engine: str = ""
     emulated: str = ""
     version: str = ""
+    auto: bool = False
+    memory_bytes: int = 0
 
 
 @dataclass(slots=True)
 class Totals:
     """What has happened since the start. ``exits`` is by exit number, ``sent`` by neighbour, ``run_s`` by entry layer.
 
-    ``unsent``: tasks that the transport did not take, by neighbour; they are not in ``sent``.
+    ``unsent``: tasks that the transport did not take, by neighbour; they are not in ``sent``. ``scores``: by exit number, how
+    many scores fell into each bin of ``policy.mix``.
     """
 
     received: int = 0
@@ -59,6 +64,18 @@ class Totals:
     unsent: Counter[str] = field(default_factory=Counter)
     compute_s: float = 0.0
     run_s: dict[int, Histogram] = field(default_factory=dict)
+    scores: dict[int, list[int]] = field(default_factory=dict)
+
+    def scored(self, exit_number: int, score: float) -> None:
+        """An exit has judged a task."""
+        bins = self.scores.get(exit_number)
+        if bins is None:
+            bins = self.scores[exit_number] = [0] * BINS
+        bins[bin_of(score)] += 1
+
+    def scores_told(self) -> dict[int, tuple[int, ...]]:
+        """What telemetry carries of ``scores``."""
+        return {exit_number: tuple(bins) for exit_number, bins in self.scores.items()}
 
     def ran(self, entry: int, count: int, seconds: float) -> None:
         """One run of the segment that starts at layer ``entry``, of ``count`` tasks."""

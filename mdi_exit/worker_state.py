@@ -23,6 +23,7 @@ from mdi_exit.events import (
     Drain,
     Event,
     GiveUp,
+    HoldSegments,
     Inject,
     InputEnded,
     InputOffered,
@@ -31,15 +32,18 @@ from mdi_exit.events import (
     Notice,
     OrderReceived,
     Outcome,
+    PlanMade,
     ProbeReceived,
     RequestEvent,
     ResultsReceived,
+    RoutesSolved,
     RunSegment,
     SegmentDone,
     SegmentFailed,
     SegmentsReady,
     SendFailed,
     SetAdmission,
+    SpeedKnown,
     StatusReceived,
     Task,
     TaskReceived,
@@ -53,7 +57,8 @@ from mdi_exit.outgoing import Outgoing
 from mdi_exit.policy.exiting import should_exit
 from mdi_exit.policy.queueing import keeps_here
 from mdi_exit.queues import Held, Origin, Running
-from mdi_exit.segments import SegmentKey
+from mdi_exit.segments import SegmentKey, runs_in
+from mdi_exit.span import LayerSpan
 from mdi_exit.wire import Best, Control, ResultRow, Status
 
 __all__ = ["WorkerState"]
@@ -68,6 +73,8 @@ class WorkerState(Outgoing):
         """Take in one event at ``now`` (monotonic seconds); returns what to do, in order."""
         self._story.append((now, type(event).__name__))
         epoch = self._take_in(now, event)
+        if self.holding.coming is not None or self.holding.leaving:
+            self._change_over()
         self._announce()
         if self.connected:
             self._forward_mandatory(now)
@@ -119,7 +126,8 @@ class WorkerState(Outgoing):
                 return True
             case Inject(task):
                 self.totals.injected += 1
-                self._place(Held(replace(task, since=now), Origin.INJECTED))
+                self._place(now, Held(replace(task, since=now), Origin.INJECTED))
+                return self.standing.places(now, task.next_layer)
             case ModelKnown(plan):
                 if self.plan is not None and plan.digest != self.plan.digest:
                     self._seconds.clear()
@@ -130,6 +138,8 @@ class WorkerState(Outgoing):
             case SegmentsReady(seconds):
                 self._seconds.ready(seconds)
                 self._entries = self._find_entries()
+            case SpeedKnown(layer_s):
+                self.layer_s, self._status = layer_s, None
             case TransportUp():
                 self._transport_up(now)
             case TransportDown():
@@ -140,9 +150,11 @@ class WorkerState(Outgoing):
                 InputOffered()
                 | InputEnded()
                 | InputSkipped()
+                | PlanMade()
                 | ResultsReceived()
                 | SetAdmission()
                 | GiveUp()
+                | RoutesSolved()
                 | RequestEvent()
             ):
                 raise IllegalEventError(f"expected an event of a worker, got {event}", self.story)
@@ -166,7 +178,8 @@ class WorkerState(Outgoing):
         why_not = self._why_not(event.sender, task)
         if why_not is None:
             self.totals.received += 1
-            self.store.add(Held(replace(task, since=now), Origin.RECEIVED, event.sender))
+            late = not self._mine(task.next_layer)
+            self.store.add(Held(replace(task, since=now), Origin.RECEIVED, event.sender), output=late)
             return
         inbound.released[task.next_layer] += 1
         if self.store.holds(task.item, task.attempt):
@@ -185,16 +198,21 @@ class WorkerState(Outgoing):
             return "here already"
         if self.leaving:
             return f"{self.name} is {self.state}"
-        if task.next_layer not in self.entries:
+        if task.next_layer not in self.entries and task.next_layer not in self.holding.left:
             return f"{self.name} does not take layer {task.next_layer}"
         if self.store.held_for(sender, task.next_layer) >= 2 * self.config.window:
             return f"{self.name} has no slot left for {sender}"
         return None
 
-    def _place(self, held: Held) -> None:
-        """Alg. 1: a new task goes into I_n or, where a neighbour could take it, into O_n to be offered."""
+    def _place(self, now: float, held: Held) -> None:
+        """Alg. 1: a new task goes into I_n or, where a neighbour could take it, into O_n to be offered.
+
+        Under a policy that decides for each task once it always goes there, for a moment.
+        """
         layer = held.task.next_layer
-        stays = not self.takers(layer) or keeps_here(self.inputs, self.outputs, self.config.output_limit)
+        stays = not self.takers(layer) or (
+            keeps_here(self.inputs, self.outputs, self.config.output_limit) and not self.standing.places(now, layer)
+        )
         self.store.add(held, output=not (self._mine(layer) and stays))
 
     def _segment_done(self, now: float, event: SegmentDone) -> None:
@@ -224,8 +242,9 @@ class WorkerState(Outgoing):
         key, plan, best = running.key, running.plan, task.best
         if outcome.label is not None and key.stop - 1 in plan.exit_layers:
             here = Best(plan.exit_index(key.stop - 1), outcome.label, outcome.score)
+            self.totals.scored(here.exit, here.score)
             best = here if best is None or here.score >= best.score else best
-            threshold = plan.threshold_at(here.exit, self.threshold)
+            threshold = self.threshold_of(here.exit)
             if should_exit(outcome.score, threshold, last=running.last, inclusive=plan.inclusive):
                 self._free_output(running)
                 self.totals.exited += 1
@@ -242,7 +261,7 @@ class WorkerState(Outgoing):
             exit_state=outcome.exit_state,
             since=now,
         )
-        self._place(Held(follower, Origin.PRODUCED))
+        self._place(now, Held(follower, Origin.PRODUCED))
 
     def _segment_failed(self, now: float, event: SegmentFailed) -> None:
         del now
@@ -286,12 +305,44 @@ class WorkerState(Outgoing):
             self._out.append(Notice("left", f"{node} left"))
 
     def _control_received(self, now: float, control: Control) -> None:
-        del now
         before, self.control = self.control, control
         self._entries = self._find_entries()
-        self._out += self.standing.control(before, control)
+        if self.holding.auto and (span := control.spans.get(self.name)) is not None and span[0] < span[1]:
+            self._assign(LayerSpan(*span))
+        self._out += self.standing.control(now, before, control)
         if before is not None and before.run != control.run:
             self._flush()
+
+    # --- from one span to the next
+
+    def _assign(self, span: LayerSpan) -> None:
+        """The plan's span for this node: fetch it, serve what is held meanwhile."""
+        if self.holding.assign(span):
+            self._out.append(HoldSegments(self.holding.wanted))
+
+    def _change_over(self) -> None:
+        """Take up the span that was fetched; leave the old ones when others hold their layers."""
+        holding, plan = self.holding, self.plan
+        if plan is None or self.control is None:
+            return
+        planned = [LayerSpan(*span) for span in self.control.spans.values() if span[0] < span[1]]
+        if holding.coming is not None and holding.ready(
+            plan, [*self.members.announced_spans(), *planned], self._seconds
+        ):
+            holding.take_up()
+            self._out.append(Notice("span", f"{self.name} holds layers {holding.span}"))
+            self._spans_changed()
+        if holding.leaving and holding.abandoned() <= self.members.held():
+            for layer in sorted(holding.leave()):
+                self.store.hand_over(layer)
+            wanted = holding.wanted
+            self._seconds.retain(lambda key: runs_in(plan, key, wanted))
+            self._out.append(HoldSegments(wanted))
+            self._spans_changed()
+
+    def _spans_changed(self) -> None:
+        self._entries = self._find_entries()
+        self._status = None
 
     def _flush(self) -> None:
         """A new run: tasks of the old one are nobody's any more."""
@@ -319,10 +370,11 @@ class WorkerState(Outgoing):
     # --- running
 
     def _reclaim(self) -> bool:
-        """Work conservation: an idle node takes the head of O_n back if it can run it."""
+        """Work conservation: an idle node takes back from O_n as many tasks as it would run at once."""
         for layer in self.store.outputs.latest_first():
-            if self._batch_for(layer, self.store.outputs.waiting(layer)):
-                self.store.reclaim(layer)
+            if batch := self._batch_for(layer, self.store.outputs.waiting(layer)):
+                for _ in range(batch[1]):
+                    self.store.reclaim(layer)
                 return True
         return False
 
@@ -358,11 +410,3 @@ class WorkerState(Outgoing):
         if not self._running.last:
             self.store.reserve(key.stop, count)
         self._out.append(RunSegment(self._batches, key, tasks))
-
-    def _released(self, held: Held, now: float | None = None) -> None:
-        """A received task has left its slot: its sender gets the credit back with the next acknowledgement."""
-        inbound = self.members.inbounds.get(held.sender) if held.origin is Origin.RECEIVED else None
-        if inbound is not None:
-            inbound.released[held.task.next_layer] += 1
-            since = now if now is not None else inbound.received_at
-            self.members.owe(since, held.sender, inbound, self.config.ack_delay_s)

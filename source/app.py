@@ -25,8 +25,10 @@ from mdi_exit.events import (
 from mdi_exit.executor import Executor
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
+from mdi_exit.model.manifest import Calibration
 from mdi_exit.program import joined, stop_requested
 from mdi_exit.requests import RequestLimits
+from mdi_exit.source_config import Promised
 from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.topics import Topics
 from mdi_exit.transport import Transport
@@ -57,7 +59,7 @@ async def serve(settings: SourceSettings) -> int:
         raise UsageError("--layers", f"layers in 0-{len(artifact.manifest.layers) - 1}", settings.layers)
     profile = parse_profile(settings.profile) if settings.profile else None
     engine = make_engine(settings.engine, threads=settings.threads, model=settings.model)
-    state = _state(settings, engine.description, profile.name if profile else "")
+    state = _state(settings, engine.description, profile.name if profile else "", artifact.manifest.calibration)
     executor = Executor(engine, profile)
     vitals = Vitals(power=power_of(settings.device, settings.profile), emulated=profile is not None)
     topics = Topics(settings.deployment)
@@ -110,7 +112,16 @@ def _opened(path: Path) -> IO[str]:
         raise UsageError("--timeline", "a file that can be written", f"{path}: {error.strerror}") from None
 
 
-def _state(settings: SourceSettings, engine: str, emulated: str) -> SourceState:
+def _promised(calibration: Calibration, codec: str) -> Promised | None:
+    """What the model promises, and a warning where features travel otherwise than when that was found."""
+    if calibration.promise is None or calibration.threshold is None:
+        return None
+    if codec != calibration.promise.codec:
+        log.warning("--codec %s: what the model promises was found with %s", codec, calibration.promise.codec)
+    return Promised(calibration.threshold, str(calibration.promise))
+
+
+def _state(settings: SourceSettings, engine: str, emulated: str, calibration: Calibration) -> SourceState:
     worker = settings.worker(settings.name, settings.layers, engine, emulated)
     first = settings.schedule.phases[0].rate_per_s if settings.schedule else settings.rate
     config = SourceConfig(
@@ -118,12 +129,15 @@ def _state(settings: SourceSettings, engine: str, emulated: str) -> SourceState:
         own_input=settings.input.kind is not REQUESTS,
         rate_per_s=first,
         arrivals=settings.arrivals,  # type: ignore[arg-type]  # checked by the setting's choices
-        adapt=settings.adapt,  # type: ignore[arg-type]
+        adapt=settings.policy,
         threshold=settings.exit_threshold,
         floor=min(settings.min_threshold, settings.exit_threshold),
+        promised=_promised(calibration, settings.codec),
         max_queue=settings.max_queue,
         max_pending=settings.max_pending,
         requests=RequestLimits(per_client=settings.max_requests),
+        deadline_s=settings.deadline,
+        target_p99_s=settings.target_p99,
         codec=settings.codec,
     )
     return SourceState(config, worker, Random(settings.seed))

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from mdi_exit import values
-from mdi_exit.config import REQUIRED, Resolved, resolve, setting
+from mdi_exit.config import REQUIRED, Derived, Resolved, resolve, setting
 from mdi_exit.errors import UsageError
+from mdi_exit.model.artifact import calibration_of
+from mdi_exit.orders import ADAPTATIONS
 from mdi_exit.settings import NodeSettings
 from mdi_exit.span import LayerSpan
 from mdi_exit.tensors import CODECS
@@ -19,7 +22,6 @@ from source.schedule import Schedule, schedule
 __all__ = ["DEFAULT_PREFIX", "SourceSettings", "resolve_source"]
 
 DEFAULT_PREFIX = "homeassistant"
-ADAPTATIONS = ("rate", "threshold", "none")
 
 
 def home_prefix(text: str) -> str:
@@ -39,6 +41,17 @@ def _per_second(value: str) -> float:
 
 def _show_per_second(value: float | None) -> str:
     return "none" if value is None else values.show_rate(value)
+
+
+def _calibrated(known: Mapping[str, Any], key: Literal["exit_threshold", "min_threshold"]) -> float | Derived:
+    """The threshold from which the model promises something; without a promise the one that it was calibrated for."""
+    found = calibration_of(known["model"])
+    at = found.threshold if found else None
+    if found is None or at is None:
+        return 0.8 if key == "exit_threshold" else 0.5
+    if found.promise is not None:
+        return Derived(at, f"model {known['model']}: promised")
+    return Derived(at, f"model {known['model']}: calibrated") if key == "exit_threshold" else min(0.5, at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +84,25 @@ class SourceSettings(NodeSettings):
     )
     arrivals: str = setting("fixed", help="spacing of the arrivals", choices=("fixed", "poisson"))
     exit_threshold: float = setting(
-        0.8, help="confidence above which an item exits; 1: never early", parse=values.fraction, metavar="T"
-    )
+        0.8, help="confidence above which an item exits; 1: never early; default: the model's calibrated one, else 0.8",
+        parse=values.fraction, metavar="T", derive=lambda known: _calibrated(known, "exit_threshold"),
+    )  # fmt: skip
     min_threshold: float = setting(
-        0.5, help="the lowest that --adapt threshold may go", parse=values.fraction, metavar="T"
-    )
-    adapt: str = setting("none", help="what follows the load", choices=ADAPTATIONS)
+        0.5, help="the lowest that --adapt threshold may go; default: what the model promises from, else 0.5",
+        parse=values.fraction, metavar="T", derive=lambda known: _calibrated(known, "min_threshold"),
+    )  # fmt: skip
+    adapt: str = setting(
+        "none", help="what follows the load: rate and threshold by the paper's steps, or the threshold by another rule",
+        choices=ADAPTATIONS,
+    )  # fmt: skip
+    target_p99: float | None = setting(
+        None, help="latency that 99 of 100 answers are to keep to; the threshold follows from it, as with --adapt latency",
+        parse=values.duration, metavar="TIME", show=values.show_seconds,
+    )  # fmt: skip
+    deadline: float | None = setting(
+        None, help="answer each item of the input within this time, by the best exit that it has reached",
+        parse=values.duration, metavar="TIME", show=values.show_seconds,
+    )  # fmt: skip
     codec: str = setting(
         "float32", help="how features travel, also between agents, unless the model says it of a cut", choices=CODECS
     )
@@ -136,11 +162,20 @@ class SourceSettings(NodeSettings):
         NodeSettings.__post_init__(self)
         if self.input.kind is REQUESTS:
             self._no_input_of_its_own()
-        if self.adapt == "threshold" and self.min_threshold > self.exit_threshold:
+        if self.adapt == "latency" and self.target_p99 is None:
+            raise UsageError("--adapt latency", "a latency to keep to, by --target-p99", "none")
+        if self.target_p99 is not None and self.adapt not in ("none", "latency"):
+            raise UsageError("--target-p99", "--adapt latency, or none", self.adapt)
+        if self.policy not in ("none", "rate") and self.min_threshold > self.exit_threshold:
             raise UsageError("--min-threshold", f"at most --exit-threshold {self.exit_threshold:g}", self.min_threshold)
         files = [file for file in (self.results, self.summary, self.timeline) if file is not None]
         if len(set(files)) != len(files):
             raise UsageError("--results, --summary, --timeline", "different files", files[0])
+
+    @property
+    def policy(self) -> str:
+        """What follows the load; a target of the latency is enough to say so."""
+        return "latency" if self.target_p99 is not None else self.adapt
 
     def _no_input_of_its_own(self) -> None:
         paces = {"--rate": self.rate, "--schedule": self.schedule, "--limit": self.limit, "--shuffle": self.shuffle}

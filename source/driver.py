@@ -9,7 +9,7 @@ from typing import Final
 from mdi_exit import topics as kinds
 from mdi_exit.broker_stats import BrokerStats
 from mdi_exit.driver import NodeDriver
-from mdi_exit.errors import WireError
+from mdi_exit.errors import MdiExitError, WireError
 from mdi_exit.events import (
     Command,
     DrawInput,
@@ -17,13 +17,17 @@ from mdi_exit.events import (
     InputEnded,
     InputOffered,
     InputSkipped,
+    MakePlan,
     ModelKnown,
     Notice,
+    PlanMade,
     PrepareRequest,
     Record,
     ResultsReceived,
+    RoutesSolved,
     SendControl,
     SendReply,
+    SolveRoutes,
     StatusReceived,
     TelemetryReceived,
     Tick,
@@ -32,7 +36,10 @@ from mdi_exit.exchange import LocalModel, ModelHost
 from mdi_exit.executor import Executor
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
+from mdi_exit.optimum.routes import RouteSolver
+from mdi_exit.placement import decide
 from mdi_exit.results import Summary, SummaryBuilder
+from mdi_exit.routes import RoutingProblem
 from mdi_exit.run_energy import EnergyLedger
 from mdi_exit.source_state import SourceState
 from mdi_exit.timeline import Timeline
@@ -76,6 +83,7 @@ class SourceDriver(NodeDriver):
         self.timeline = Timeline(state)
         self.sinks: list[Sink] = []
         self.pictures: Pictures | None = None
+        self.solver = RouteSolver()
         self.energy = EnergyLedger()
         self.started_at: float | None = None
         self.last_result_at = 0.0
@@ -85,7 +93,7 @@ class SourceDriver(NodeDriver):
         composer = Composer(artifact)
         span = state.worker.config.span
         self._host = ModelHost(self, composer, state.config.run)
-        self._local = LocalModel(self, composer, span) if span is not None else None
+        self._local = LocalModel(self, composer, (span,)) if span is not None else None
         self._reception = Reception(self, artifact.manifest)
         self._own_input = samples is not None
         self._live = samples if isinstance(samples, LiveInput) else None
@@ -184,9 +192,9 @@ class SourceDriver(NodeDriver):
 
     def feed(self, event: Event) -> None:
         super().feed(event)
-        if isinstance(event, StatusReceived | ModelKnown):
-            spans = self.worker.members.announced_spans()
-            own = [self._local.span] if self._local is not None else []
+        if isinstance(event, StatusReceived | ModelKnown | PlanMade):
+            spans = [*self.worker.members.announced_spans(), *self.source.planning.spans.values()]
+            own = self._local.spans if self._local is not None else ()
             self._host.spans_changed([*spans, *own])
             if self._local is not None:
                 self._local.spans_changed([*spans, *own])
@@ -224,7 +232,10 @@ class SourceDriver(NodeDriver):
     def _unserved(self) -> bool:
         """Is there a node of this model's layers that does not take tasks yet?"""
         layers = len(self._host.manifest.layers)
+        given = self.source.planning.spans
         return any(
+            peer.alive and peer.name in given and given[peer.name] != peer.span for peer in self.worker.members
+        ) or any(
             peer.alive and peer.status.state in _UNSERVED and peer.span is not None and peer.span.stop <= layers
             for peer in self.worker.members
         )
@@ -260,10 +271,28 @@ class SourceDriver(NodeDriver):
                 self._reception.send(command)
             case Record():
                 self._record(command)
+            case MakePlan():
+                self.spawn("plan", self._plan(command))
+            case SolveRoutes(problem):
+                self.spawn("solve", self._solve(problem))
             case SendControl(control):
                 self.publish(kinds.CONTROL, self.topics.control, encode(control))
             case _:
                 super().carry_out(command)
+
+    async def _plan(self, command: MakePlan) -> None:
+        decision = await asyncio.to_thread(decide, command.problem, command.resting, command.rules)
+        self.feed(PlanMade(decision))
+
+    async def _solve(self, problem: RoutingProblem) -> None:
+        """Work out routes in a thread; where that cannot be done the core is told why."""
+        try:
+            event = RoutesSolved(
+                await asyncio.to_thread(self.solver.solve, problem), "no layout of it carries any load"
+            )
+        except MdiExitError as error:
+            event = RoutesSolved(None, str(error))
+        self.feed(event)
 
     def _record(self, record: Record) -> None:
         self.last_result_at = self._loop.time()

@@ -1,9 +1,10 @@
-"""``mdi-exit benchmark hop|agent|metrics|clients|placement``: measure this machine, print a table, write the raw rows."""
+"""``mdi-exit benchmark WHAT``: measure this machine or a method, print a table, write the raw rows."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import os
 import platform
@@ -29,6 +30,7 @@ from mdi_exit.benchmark.clients import ClientLoad, measure_clients
 from mdi_exit.benchmark.hop import hop
 from mdi_exit.benchmark.placement import placement_rows, show_placement
 from mdi_exit.benchmark.relays import aiomqtt_relay, tcp_relay, transport_relay
+from mdi_exit.benchmark.risk import measure_risk
 from mdi_exit.benchmark.scrape import overhead_rows, scrape_rows, telemetry_rows
 from mdi_exit.errors import MdiExitError, UsageError
 
@@ -47,7 +49,9 @@ def main(argv: Sequence[str]) -> int:
         "what",
         choices=tuple(_MEASURES),
         help="hop: what the system costs a hop; agent: memory, start; metrics: what it costs to watch; "
-        "clients: many at once, at more than the capacity; placement: plans against the best of all",
+        "clients: many at once, at more than the capacity; placement: plans against the best of all; "
+        "risk: whether calibrated thresholds keep their promise; "
+        "bottleneck: ResNet-50's first cut made small (needs torch)",
     )
     parser.add_argument("--out", type=Path, help="folder for the raw rows (JSON)")
     parser.add_argument("--window", type=int, default=64, help="items under way for the throughput (%(default)s)")
@@ -62,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--deadline", type=float, default=many.deadline_s, help="clients: seconds; 0: none (%(default)s)"
     )
+    parser.add_argument("--data-dir", type=Path, help="risk, bottleneck: where Fashion-MNIST is looked for and stored")
     args = parser.parse_args(argv)
     if args.window < 1 or not args.scale > 0 or args.rounds < 1:
         raise UsageError("--window, --scale, --rounds", "values above 0", (args.window, args.scale, args.rounds))
@@ -260,6 +265,15 @@ async def _placement(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+async def _bottleneck(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """ResNet-50's first cut: bytes at full width, accuracy at a small one. Goes on from its checkpoints in ``--out``."""
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("benchmark bottleneck", "the extra 'torch' (pip install 'mdi-exit[torch]')", "none")
+    from mdi_exit.benchmark.bottleneck_run import measure_bottleneck
+
+    return measure_bottleneck(args.out, args.data_dir)
+
+
 async def _program(module: str, url: str, log: Path, *flags: str) -> asyncio.subprocess.Process:
     with log.open("wb") as output:
         return await asyncio.create_subprocess_exec(
@@ -290,4 +304,17 @@ async def _one_agent(url: str, span: str, folder: Path) -> dict[str, Any]:
     return {"layers": span, "ready_s": ready_s, "resident_mib": resident / 2**20}
 
 
-_MEASURES: Final = {"hop": _hop, "agent": _agent, "metrics": _metrics, "clients": _clients, "placement": _placement}
+async def _risk(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The shipped model on all Fashion-MNIST test images; files of its own beside the rows."""
+    return measure_risk(args.out, args.data_dir, args.scale)
+
+
+_MEASURES: Final = {
+    "hop": _hop,
+    "agent": _agent,
+    "metrics": _metrics,
+    "clients": _clients,
+    "placement": _placement,
+    "risk": _risk,
+    "bottleneck": _bottleneck,
+}

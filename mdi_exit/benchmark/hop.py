@@ -85,7 +85,7 @@ class _BenchSource(NodeDriver):
         self.x = np.zeros(artifact.manifest.input.shape, np.float32)
         composer, span = Composer(artifact), state.worker.config.span
         self._host = ModelHost(self, composer, state.config.run)
-        self._local = LocalModel(self, composer, span) if span else None
+        self._local = LocalModel(self, composer, (span,)) if span else None
 
     def subscriptions(self) -> list[tuple[str, int]]:
         return [*super().subscriptions(), (self.topics.results("+"), 1)]
@@ -94,7 +94,7 @@ class _BenchSource(NodeDriver):
         super().feed(event)
         if not isinstance(event, StatusReceived | ModelKnown):
             return
-        spans = [*self.worker.members.announced_spans(), *([self._local.span] if self._local else [])]
+        spans = [*self.worker.members.announced_spans(), *(self._local.spans if self._local else ())]
         self._host.spans_changed(spans)
         if self._local:
             self._local.spans_changed(spans)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +19,7 @@ _MOST: Final = 20.0
 def scipy_part(name: str) -> Any:
     """``scipy.NAME``. Raises ``UsageError`` without SciPy, which only offline tools need."""
     try:
-        return importlib.import_module(f"scipy.{name}")
+        return import_module(f"scipy.{name}")
     except ImportError:
         raise UsageError("calibration", "the extra 'offline' (pip install 'mdi-exit[offline]')", "none") from None
 

@@ -24,7 +24,11 @@ class DemoSettings:
         14.0, help="items a second in the calm phases; the load phase offers four times as many, or max",
         parse=values.rate, metavar="N/s", show=values.show_rate,
     )  # fmt: skip
-    adapt: str = setting("threshold", help="what follows the load", choices=("rate", "threshold", "none"))
+    adapt: str = setting(
+        "threshold",
+        help="what follows the load",
+        choices=("none", "rate", "threshold", "drift-plus-penalty", "optimiser"),
+    )
     exit_threshold: float = setting(0.9, help="threshold at the start", parse=values.fraction, metavar="T")
     seed: int = setting(0, help="of the order of the images and of all choices", parse=values.integer(0), metavar="N")
     input: ParsedInput = setting(

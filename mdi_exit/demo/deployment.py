@@ -27,14 +27,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mdi_exit import values
+from mdi_exit import orders, values
 from mdi_exit.config import nearest, read_toml
 from mdi_exit.errors import UsageError
 from mdi_exit.span import LayerSpan, missing_layers
 
 __all__ = ["Deployment", "NodeSpec", "PhaseSpec", "RunSpec", "read_deployment"]
 
-ADAPTATIONS = ("rate", "threshold", "none")
+ADAPTATIONS = tuple(name for name in orders.ADAPTATIONS if name != "latency")  # for which there is no target here
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ __all__ = ["exits", "figures", "flows", "happened_line", "happenings"]
 _RATE: Final = "#5fd787"
 _THRESHOLD: Final = "#c792ea"
 _KINDS: Final = {
-    "order": "bold cyan", "left": "red", "silent": "red", "gap": "bold red", "floor": "yellow",
+    "order": "bold cyan", "left": "red", "silent": "red", "gap": "bold red", "floor": "yellow", "promise": "bold yellow",
     "joined": "green", "covered": "green", "segment-failed": "red", "state": "dim",
 }  # fmt: skip
 

@@ -37,5 +37,8 @@ class Engine(Protocol):
     def load(self, key: SegmentKey, graph: bytes) -> None:
         """Make a segment runnable. Raises ``EngineError``."""
 
+    def unload(self, key: SegmentKey) -> None:
+        """Let go of a segment; one that is not loaded is no matter."""
+
     def run(self, key: SegmentKey, x: Array) -> SegmentOutput:
         """Run a loaded segment on float32 N×…. Raises ``EngineError``."""

@@ -18,5 +18,8 @@ class NoopEngine:
     def load(self, key: SegmentKey, graph: bytes) -> None:
         """Nothing to load."""
 
+    def unload(self, key: SegmentKey) -> None:
+        """Nothing to unload."""
+
     def run(self, key: SegmentKey, x: Array) -> SegmentOutput:
         return SegmentOutput(x, np.tile(np.array([1.0, 0.0], np.float32), (len(x), 1)) if key.head else None)

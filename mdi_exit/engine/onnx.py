@@ -14,7 +14,7 @@ from mdi_exit.engine.base import Array, SegmentOutput
 from mdi_exit.errors import EngineError
 from mdi_exit.segments import SegmentKey
 
-__all__ = ["OnnxEngine"]
+__all__ = ["OnnxEngine", "open_session"]
 
 _PREFERRED: Final = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 _ERRORS_ONLY: Final = 3
@@ -24,23 +24,16 @@ class OnnxEngine:
     """``threads``: intra-operator threads of each segment."""
 
     def __init__(self, threads: int = 1) -> None:
-        available = onnxruntime.get_available_providers()
-        self._providers = [name for name in _PREFERRED if name in available]
         self._threads = threads
         self._sessions: dict[SegmentKey, tuple[Any, list[str], tuple[int, ...]]] = {}
 
     @property
     def description(self) -> str:
-        return f"onnxruntime {self._providers[0].removesuffix('ExecutionProvider')}"
+        return f"onnxruntime {_providers()[0].removesuffix('ExecutionProvider')}"
 
     def load(self, key: SegmentKey, graph: bytes) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.enable_cpu_mem_arena = False  # many small sessions: an arena each would cost more than it saves
-        options.log_severity_level = _ERRORS_ONLY
         try:
-            session = onnxruntime.InferenceSession(graph, options, providers=self._providers)
+            session = open_session(graph, self._threads)
         except Exception as error:  # noqa: BLE001 - the runtime's errors share no base; this is their boundary
             raise EngineError(f"{key.file}: {_first_line(error)}") from None
         (source,) = session.get_inputs()
@@ -49,6 +42,9 @@ class OnnxEngine:
         if source.name != "x" or (set(names) - {"gate"} if key.head else set(names)) != expected:
             raise EngineError(f"{key.file}: expected outputs {sorted(expected)} of x, got {names} of {source.name}")
         self._sessions[key] = session, names, tuple(source.shape[1:])
+
+    def unload(self, key: SegmentKey) -> None:
+        self._sessions.pop(key, None)
 
     def run(self, key: SegmentKey, x: Array) -> SegmentOutput:
         loaded = self._sessions.get(key)
@@ -62,6 +58,21 @@ class OnnxEngine:
         except Exception as error:  # noqa: BLE001 - as above
             raise EngineError(f"{key.file}: {_first_line(error)}") from None
         return SegmentOutput(outputs.get("features"), outputs.get("logits"), outputs.get("gate"))
+
+
+def _providers() -> list[str]:
+    available = onnxruntime.get_available_providers()
+    return [name for name in _PREFERRED if name in available]
+
+
+def open_session(graph: bytes, threads: int) -> Any:
+    """A session of ONNX Runtime on the best device there is."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False  # many small sessions: an arena each would cost more than it saves
+    options.log_severity_level = _ERRORS_ONLY
+    return onnxruntime.InferenceSession(graph, options, providers=_providers())
 
 
 def _first_line(error: Exception) -> str:

@@ -57,6 +57,9 @@ class TorchEngine:
             raise EngineError(f"{key.file}: expected an exit of {self._network.exit_layers}, got {key.stop - 1}")
         self._loaded[key] = self._manifest.in_shape(key.entry)
 
+    def unload(self, key: SegmentKey) -> None:
+        self._loaded.pop(key, None)
+
     def _tensor(self, x: Array) -> torch.Tensor:
         """``x`` on the device, in the one memory layout in which all segments run: sums keep their order, bit for bit."""
         x_N = torch.from_numpy(x.copy()).to(self._device)

@@ -140,6 +140,14 @@ _OF_SOURCE: Final[dict[str, Row]] = {
     "mdi_exit_offered_per_second": _source("gauge", "Items offered a second; absent when unpaced.", "items/second"),
     "mdi_exit_threshold_floor": _source("gauge", "The lowest that the threshold may go.", "ratio"),
     "mdi_exit_paused": _source("gauge", "1 while admission is paused.", ""),
+    "mdi_exit_plan_epoch": _source("gauge", "Number of the placement in force; 0: none was made.", ""),
+    "mdi_exit_plan_moves": _source(
+        "counter", "Spans given to nodes that held others, by reason: better, or lost (layers that nobody held).", "moves",
+        "reason",
+    ),
+    "mdi_exit_plan_expected_per_second": _source(
+        "gauge", "What the placement promises at most; absent without one.", "items/second"
+    ),
     "mdi_exit_missing_layers": _source("gauge", "Layers that no live node holds.", "layers"),
     "mdi_exit_events": _source("counter", "Joins, deaths, gaps, orders and the like, by kind.", "events", "kind"),
 }  # fmt: skip

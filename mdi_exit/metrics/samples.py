@@ -59,7 +59,7 @@ def node_samples(driver: NodeDriver, transport: Transport, now: float) -> Iterat
 
 def _identity(driver: NodeDriver, transport: Transport) -> Iterator[Sample]:
     config = driver.worker.config
-    who = (config.role, str(config.span or ""), config.engine, config.version, config.emulated)
+    who = (config.role, str(driver.worker.holding.span or ""), config.engine, config.version, config.emulated)
     yield "mdi_exit_info", (config.name, *who), 1
     yield "mdi_exit_ready", (), float(not readiness(driver, transport))
 
@@ -148,6 +148,12 @@ def source_samples(state: SourceState, now: float) -> Iterator[Sample]:
     for outcome, count in _bounded(state.desk.replies):
         yield "mdi_exit_replies", (outcome,), count
     yield "mdi_exit_reply_seconds", (), state.desk.labelled_s.copy()
+    planning = state.planning
+    yield "mdi_exit_plan_epoch", (), planning.epoch
+    yield "mdi_exit_plan_moves", ("better",), planning.moves - planning.forced
+    yield "mdi_exit_plan_moves", ("lost",), planning.forced
+    if planning.epoch:
+        yield "mdi_exit_plan_expected_per_second", (), planning.rate_per_s
     if state.missing is not None:
         yield "mdi_exit_missing_layers", (), len(state.missing)
     for kind, count in _bounded(state.noticed):
@@ -176,7 +182,7 @@ def _report(report: SourceReport) -> Iterator[Sample]:
 def fleet_samples(driver: NodeDriver, now: float) -> Iterator[Sample]:
     """What the other nodes report, and this node beside them in the same terms."""
     worker = driver.worker
-    config, span = worker.config, worker.config.span
+    config, span = worker.config, worker.holding.span
     own = Status(
         node=config.name,
         incarnation=config.incarnation,

@@ -14,9 +14,9 @@ from typing import Final
 import msgspec
 
 from mdi_exit.errors import ArtifactError, UsageError
-from mdi_exit.model.manifest import GraphFile, Manifest, parse_manifest
+from mdi_exit.model.manifest import Calibration, GraphFile, Manifest, parse_manifest
 
-__all__ = ["DEFAULT_MODEL", "Artifact", "rewritten", "sealed", "shipped_models"]
+__all__ = ["DEFAULT_MODEL", "Artifact", "calibration_of", "check_output", "rewritten", "sealed", "shipped_models"]
 
 MANIFEST_FILE: Final = "model.json"
 DEFAULT_MODEL: Final = "fashion-mnist-mobilenetv2"
@@ -31,6 +31,21 @@ def shipped_models() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in _assets().glob(f"*/{MANIFEST_FILE}")))
 
 
+def _folder(name_or_path: str | Path) -> Path:
+    folder = Path(name_or_path)
+    shipped = not folder.is_dir() and str(name_or_path) in shipped_models()
+    return _assets() / str(name_or_path) if shipped else folder
+
+
+def calibration_of(name_or_path: str | Path) -> Calibration | None:
+    """What an artifact's calibration says, its files unread; None for one that cannot be opened, which says so itself."""
+    path = _folder(name_or_path) / MANIFEST_FILE
+    try:
+        return parse_manifest(path.read_bytes(), str(path)).calibration
+    except (OSError, ArtifactError):
+        return None
+
+
 class Artifact:
     """An opened artifact: ``folder`` and the checked ``manifest``."""
 
@@ -42,9 +57,7 @@ class Artifact:
     @classmethod
     def open(cls, name_or_path: str | Path) -> Artifact:
         """An artifact in a folder, or one that comes with the package, by name. Raises ``ArtifactError``."""
-        folder = Path(name_or_path)
-        if not folder.is_dir() and str(name_or_path) in shipped_models():
-            folder = _assets() / str(name_or_path)
+        folder = _folder(name_or_path)
         path = folder / MANIFEST_FILE
         if not path.is_file():
             expected = f"a folder with {MANIFEST_FILE}, or one of {', '.join(shipped_models()) or 'none shipped'}"
@@ -87,16 +100,25 @@ def sealed(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1)
 
 
+def check_output(folder: Path) -> None:
+    """Make ``folder`` if it is not there. Raises ``UsageError`` unless an artifact may be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_free = not any(folder.iterdir()) or (folder / MANIFEST_FILE).exists()
+    except OSError as error:
+        raise UsageError("output folder", "one that can be written to", f"{folder}: {error.strerror}") from None
+    if not is_free:
+        raise UsageError("output folder", "an empty folder or an artifact to replace", str(folder))
+
+
 def rewritten(artifact: Artifact, manifest: Manifest, folder: Path) -> Artifact:
     """The artifact with another manifest, its files untouched: in its own folder, or copied into another.
 
     The manifest comes last and in one step, so that the folder never holds half an artifact. Raises ``UsageError``.
     """
+    check_output(folder)
+    elsewhere = folder.resolve() != artifact.folder.resolve()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        elsewhere = folder.resolve() != artifact.folder.resolve()
-        if elsewhere and any(folder.iterdir()) and not (folder / MANIFEST_FILE).exists():
-            raise UsageError("output folder", "an empty folder or an artifact to replace", str(folder))
         for graph in artifact.files() if elsewhere else []:
             shutil.copyfile(artifact.folder / graph.file, folder / graph.file)
         fresh = folder / f"{MANIFEST_FILE}.new"

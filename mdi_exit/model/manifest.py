@@ -187,6 +187,8 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
             exit_thresholds=tuple(spec.threshold for spec in self.exits),
             calibrated_at=self.calibration.threshold,
             inclusive=self.calibration.measure == "gate",
+            stateful=self.calibration.measure in ("gate", "patience"),
+            head_macs=tuple(spec.macs for spec in self.exits),
             layer_macs=tuple(layer.macs + heads.get(index, (0, 0))[0] for index, layer in enumerate(self.layers)),
             layer_bytes=tuple(  # twice: a segment is held with its head and without
                 2 * (layer.graph.bytes + heads.get(index, (0, 0))[1]) for index, layer in enumerate(self.layers)

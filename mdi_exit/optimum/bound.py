@@ -38,10 +38,11 @@ from mdi_exit.optimum.exits import ExitTable, Floats, Setting
 from mdi_exit.optimum.problem import Problem
 from mdi_exit.optimum.programme import Column, Layout, Solution, Target, solve
 
-__all__ = ["Bound", "best_accuracy", "efficiency", "frontier", "largest_rate"]
+__all__ = ["Bound", "Search", "best_accuracy", "efficiency", "frontier", "largest_rate"]
 
 _ROUNDS: Final = 60
 _PROFIT: Final = 1e-5
+_STARTS: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,26 +65,31 @@ class Bound:
         return tuple(name for name, share in self.busy.items() if share > 1 - 1e-6)
 
 
-def largest_rate(problem: Problem, exits: ExitTable, *, accuracy: float = 0.0, most: float = math.inf) -> Bound | None:
-    """The largest rate at a mean accuracy of at least ``accuracy``, at most ``most``; None if none has that accuracy."""
-    return _Search(problem, exits).best(Target(accuracy=accuracy, most=most))
+def largest_rate(
+    problem: Problem, exits: ExitTable, *, accuracy: float = 0.0, most: float = math.inf, known: Sequence[Setting] = ()
+) -> Bound | None:
+    """The largest rate at a mean accuracy of at least ``accuracy``, at most ``most``; None if none has that accuracy.
+
+    ``known``: settings that were seen in use, to be counted on whatever the table holds.
+    """
+    return Search(problem, exits, known).best(Target(accuracy=accuracy, most=most))
 
 
 def best_accuracy(problem: Problem, exits: ExitTable, rate: float) -> Bound | None:
     """The best mean accuracy at just ``rate`` items a second; None if the rate is out of reach."""
-    return _Search(problem, exits).most_accurate(rate)
+    return Search(problem, exits).most_accurate(rate)
 
 
 def frontier(problem: Problem, exits: ExitTable, points: int = 12) -> tuple[Bound, ...]:
     """The largest rate at ``points`` accuracies, from the best that goes with the largest rate of all to the best of
     all, rates falling.
     """
-    search = _Search(problem, exits)
+    search = Search(problem, exits)
     fastest = search.best(Target())
     begin = search.most_accurate(fastest.rate * (1 - 1e-4)) if fastest else None
     if begin is None:
         return ()
-    accuracies = np.linspace(begin.accuracy, float(np.max(exits.accuracy_G)), max(points, 2))
+    accuracies = np.linspace(begin.accuracy, search.best_known_accuracy, max(points, 2))
     found = [search.best(Target(accuracy=float(accuracy))) for accuracy in accuracies]
     return tuple(bound for bound in found if bound is not None)
 
@@ -99,21 +105,39 @@ def efficiency(
     return None if bound is None or bound.rate <= 0 else rate / bound.rate
 
 
-class _Search:
-    """Column generation on one problem; what was found for one target serves the next."""
+class Search:
+    """Column generation on one problem; what was found for one target serves the next.
 
-    def __init__(self, problem: Problem, exits: ExitTable) -> None:
+    ``known``: settings to begin with; ``finer``: whether thresholds between those of the table are tried.
+    """
+
+    def __init__(
+        self, problem: Problem, exits: ExitTable, known: Sequence[Setting] = (), *, finer: bool = True
+    ) -> None:
         if exits.exits != len(problem.exits):
             raise ValueError(f"expected outcomes of {len(problem.exits)} exits, got {exits.exits}")
-        self.exits = exits
+        self.exits, self._finer = exits, finer
         self.layout = Layout(problem)
         accurate = int(np.argmax(exits.accuracy_G))
         shallow = int(np.argmin(exits.reach_KG.sum(axis=0)))
         deep = int(np.argmax(exits.reach_KG.sum(axis=0) - exits.heads_KG.sum(axis=0) * 1e-9))
-        self.settings = [exits.setting(number) for number in dict.fromkeys((accurate, shallow, deep))]
+        first = [exits.setting(number) for number in dict.fromkeys((accurate, shallow, deep))]
+        self.settings = list(dict.fromkeys([*first, *known, *(self._most_accurate() if finer else ())]))
+
+    def _most_accurate(self) -> list[Setting]:
+        """The best of those near the most accurate of the table; it may be better than all of these."""
+        starts = np.argsort(-self.exits.accuracy_G)[:_STARTS]
+        free = [0.0] * self.exits.exits
+        found = [self.exits.finer(self.exits.setting(int(number)), 1.0, free) for number in starts]
+        return [max(found, key=lambda setting: setting.accuracy)]
+
+    @property
+    def best_known_accuracy(self) -> float:
+        """The best accuracy of any setting found so far."""
+        return float(max(setting.accuracy for setting in self.settings))
 
     def best(self, target: Target) -> Bound | None:
-        if target.accuracy > float(np.max(self.exits.accuracy_G)) + 1e-12:
+        if target.accuracy > self.best_known_accuracy + 1e-12:
             return None
         for _ in range(_ROUNDS):
             solution = solve(self.layout, self.settings, target)
@@ -132,6 +156,26 @@ class _Search:
             return None
         return self.best(Target(rate_worth=0.0, right_worth=1.0, most=rate, least=rate * (1 - 1e-6)))
 
+    def singles(self, target: Target, count: int, more: Sequence[Setting] = ()) -> list[Setting]:
+        """The settings, of the table and ``more``, that come nearest the best mixture each by itself, with at least the
+        target's accuracy.
+        """
+        solution = solve(self.layout, self.settings, target)
+        others = [*self.settings, *more]
+        profit_G = self._profit(solution, target, self.exits)
+        best = [
+            self.exits.setting(int(number)) for number in np.argsort(-profit_G)[:count] if profit_G[number] > -np.inf
+        ]
+        others_profit = self._profit(solution, target, ExitTable(others))
+        near = [others[int(number)] for number in np.argsort(-others_profit)[:count] if others_profit[number] > -np.inf]
+        return list(dict.fromkeys([*near, *best]))
+
+    def _profit(self, solution: Solution, target: Target, exits: ExitTable) -> Floats:
+        """What each setting would gain an item at these prices; minus infinity below the accuracy."""
+        cost_G = _cheapest(self.layout, solution, exits.reach_KG, exits.heads_KG)
+        allowed = exits.accuracy_G >= target.accuracy - 1e-9
+        return np.where(allowed, _worth(solution, target, exits.accuracy_G) - cost_G, -np.inf)
+
     def _most_profitable(self, solution: Solution, target: Target) -> tuple[int, float]:
         """Which setting of the table would gain most an item at these prices, and how much."""
         cost_G = _cheapest(self.layout, solution, self.exits.reach_KG, self.exits.heads_KG)
@@ -143,7 +187,7 @@ class _Search:
         setting = self.exits.setting(number)
         worth = target.right_worth + solution.accuracy_price
         costs = _cost_of_exits(self.layout, solution, setting)
-        finer = self.exits.finer(setting, worth, costs) if worth > 0 else setting
+        finer = self.exits.finer(setting, worth, costs) if worth > 0 and self._finer else setting
         for new in (setting, finer):
             if new not in self.settings:
                 self.settings.append(new)

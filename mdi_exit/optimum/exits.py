@@ -13,12 +13,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ExitTable", "Setting", "fixed_table"]
+__all__ = ["SETTINGS", "ExitTable", "Setting", "fixed_table"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-_SETTINGS: Final = 40_000
+SETTINGS: Final = 40_000
 _MOST_LEVELS: Final = 1_500
 _POLISH_ROUNDS: Final = 6
 
@@ -64,7 +64,7 @@ class ExitTable:
 
     @classmethod
     def of_outcomes(
-        cls, scores_NK: npt.ArrayLike, right_NK: npt.ArrayLike, *, settings: int = _SETTINGS, least: float = 0.0
+        cls, scores_NK: npt.ArrayLike, right_NK: npt.ArrayLike, *, settings: int = SETTINGS, least: float = 0.0
     ) -> ExitTable:
         """``scores_NK`` in [0, 1]: each exit's confidence in each sample; ``right_NK``: whether its label is the true one.
 

@@ -148,8 +148,10 @@ class _Matrix:
         return sparse.csr_array((self.values, (ij[:, 0], ij[:, 1])), shape=(len(self.rows), columns))
 
 
-def solve(layout: Layout, settings: Sequence[Setting], target: Target) -> Solution:
-    """The best mixture of these settings. Raises ``UsageError`` without SciPy, ``MdiExitError`` if there is no answer."""
+def solve(layout: Layout, settings: Sequence[Setting], target: Target, *, hop_price: float = 0.0) -> Solution:
+    """The best mixture of these settings; of equals, with ``hop_price``, the one of the fewest transfers.
+
+    Raises ``UsageError`` without SciPy, ``MdiExitError`` if there is no answer."""
     try:
         from scipy.optimize import linprog
     except ImportError:
@@ -170,6 +172,8 @@ def solve(layout: Layout, settings: Sequence[Setting], target: Target) -> Soluti
         for offset, column in enumerate(layout.columns):
             _conserve(kept, layout, setting, number, begin + offset, column)
             scale = layout.seconds(column.work, setting.heads) if column.work else 1.0
+            if column.kind == "send":
+                worth[begin + offset] = -hop_price
             for row, use in column.uses:
                 shared.add(row, begin + offset, use * scale)
     _hold_rows(shared, layout, holds, width * len(settings))

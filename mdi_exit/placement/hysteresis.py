@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Final
 
 from mdi_exit.placement.problem import Problem
 from mdi_exit.placement.rate import predict
@@ -18,13 +19,16 @@ from mdi_exit.span import LayerSpan
 
 __all__ = ["Decision", "PlacementRules", "decide"]
 
+_ENOUGH: Final = 0.95
+
 
 @dataclass(frozen=True, slots=True)
 class PlacementRules:
     """``gain``: share by which the predicted rate must grow for a move; ``rest_s``: of a node after a move.
 
     ``speed_band`` and ``mix_band``: change of a node's measured speed, as a share, and of the share of items that reach a
-    layer, that make the planner look again; ``settle_s``: how long it waits for more news first; ``effort``: predictions at
+    layer, that make the planner look again; ``smooth_s``: over which speeds are averaged; ``settle_s``: how long it waits for
+    more news first; ``effort``: predictions at
     most, None: by the number of nodes. Every constant is ours.
     """
 
@@ -32,6 +36,7 @@ class PlacementRules:
     rest_s: float = 30.0
     speed_band: float = 0.3
     mix_band: float = 0.1
+    smooth_s: float = 5.0
     settle_s: float = 1.0
     effort: int | None = None
 
@@ -74,14 +79,34 @@ def decide(problem: Problem, resting: Collection[str], rules: PlacementRules) ->
 
 
 def _thrifty(problem: Problem, found: Placement, least: float) -> Placement:
-    """The same without the moves that bring next to nothing."""
-    least = max(least, 0.99 * found.rate_per_s)
-    for name, span in sorted(problem.present().items()):
-        if found.spans.get(name) != span and problem.fits(problem.by_name[name], span):
-            stayed = valued(problem, {**found.spans, name: span})
-            if stayed.rate_per_s > 0 and stayed.rate_per_s >= least:
-                found = stayed
+    """As good within a few hundredths, or ``least``, with fewer moves: spans of the plan are given to one node after another,
+    each time where that brings most, until that is enough. Nodes alike could have them in any order; this one moves few.
+    """
+    present = {
+        name: span for name, span in problem.present().items() if problem.fits(problem.by_name[name], span)
+    }  # fmt: skip
+    moved = {name for name, span in present.items() if found.spans.get(name) != span}
+    target = max(least, _ENOUGH * found.rate_per_s)
+    spans = {**{name: span for name, span in found.spans.items() if name not in present}, **present}
+    wanted = sorted(set(found.spans.values()))
+    for _ in range(len(moved) - 1):
+        ways = [
+            valued(problem, {**spans, name: span})
+            for name in sorted(moved)
+            for span in wanted
+            if problem.fits(problem.by_name[name], span)
+        ]
+        best = max(ways, key=lambda way: (way.rate_per_s, _held(way)))
+        if best.rate_per_s >= target:
+            return best
+        moved -= {name for name in moved if best.spans[name] != spans[name]}
+        spans = best.spans
     return found
+
+
+def _held(placement: Placement) -> int:
+    """Layers held by somebody: where the rate is nothing yet, more of them are nearer to a placement."""
+    return len({layer for span in placement.spans.values() for layer in span})
 
 
 def _decision(

@@ -23,7 +23,7 @@ from mdi_exit.span import LayerSpan
 __all__ = ["Placement", "best_placement", "even_split", "valued"]
 
 _GAIN: Final = 1.001
-_EFFORT: Final = 240
+_EFFORT: Final = 600
 _LARGE: Final = 8
 _SEED: Final = 1
 _TRIES: Final = 4
@@ -66,7 +66,7 @@ def best_placement(problem: Problem, movable: Collection[str] | None = None, eff
     free = [device for device in problem.movable if movable is None or device.name in movable]
     held = [device for device in problem.devices if device not in free]
     if effort is None:
-        effort = _EFFORT if len(free) <= _LARGE else _EFFORT * _LARGE // len(free) // 2
+        effort = _EFFORT if len(free) <= _LARGE else 960 // len(free)
     search = _Search(problem, free, effort)
     given = {device.name: device.span for device in held if device.span is not None}
     base = {**given, **chain(problem, free, held)}

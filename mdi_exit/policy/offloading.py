@@ -7,41 +7,27 @@ timer), never in a loop; a zero denominator sends. Both sides of the comparison 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Final
 
-__all__ = ["OFFLOADING", "Candidate", "OffloadPolicy", "Own", "forward", "never", "paper"]
+from mdi_exit.policy.blind import anyone, shortest_queue
+from mdi_exit.policy.candidates import HERE, Candidate, OffloadPolicy, Own
+from mdi_exit.policy.drift import most_relief
+from mdi_exit.policy.shares import by_share, furthest_behind
 
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A neighbour with room that can take the task: corrected for what was sent since its last report.
-
-    ``inputs``: I_m, tasks; ``backlog_s``: I_m Γ_m, seconds; ``delay_s``: D_nm for this task, seconds.
-    """
-
-    name: str
-    inputs: float
-    backlog_s: float
-    delay_s: float
-
-    @property
-    def cost_s(self) -> float:
-        return self.delay_s + self.backlog_s
-
-
-@dataclass(frozen=True, slots=True)
-class Own:
-    """The deciding node: lengths of I_n and O_n, and I_n Γ_n in seconds with the running task's remainder."""
-
-    inputs: int
-    outputs: int
-    backlog_s: float
-
-
-OffloadPolicy = Callable[[Own, Sequence[Candidate], Random], "str | None"]
+__all__ = [
+    "HERE",
+    "OFFLOADING",
+    "PLACING",
+    "Candidate",
+    "OffloadPolicy",
+    "Own",
+    "forward",
+    "never",
+    "optimiser",
+    "paper",
+]
 
 
 def paper(own: Own, candidates: Sequence[Candidate], rng: Random) -> str | None:
@@ -62,16 +48,31 @@ def never(own: Own, candidates: Sequence[Candidate], rng: Random) -> str | None:
     return None
 
 
-OFFLOADING: Final[dict[str, OffloadPolicy]] = {"paper": paper, "never": never}
+def optimiser(own: Own, candidates: Sequence[Candidate], rng: Random) -> str | None:
+    """By the shares that the source has worked out; by the paper's rule while there are none, or stale ones."""
+    return by_share(own, candidates, rng) if own.due else paper(own, candidates, rng)
+
+
+OFFLOADING: Final[dict[str, OffloadPolicy]] = {
+    "paper": paper,
+    "never": never,
+    "random": anyone,
+    "jsq": shortest_queue,
+    "drift-plus-penalty": most_relief,
+    "optimiser": optimiser,
+}
+PLACING: Final = frozenset({"random", "jsq", "optimiser"})
+"""Those that decide for each task once, when it is created, in place of Alg. 1 (``policy.queueing``)."""
 
 _TWO_CHOICES_ABOVE: Final = 4
 _ALIKE_S: Final = 1e-3
 _ALIKE_SHARE: Final = 0.1
 
 
-def forward(candidates: Sequence[Candidate], rng: Random) -> str | None:
+def forward(candidates: Sequence[Candidate], rng: Random, due: Mapping[str, float] | None = None) -> str | None:
     """Mandatory forwarding: a task that the node cannot run goes to the least D_nm + backlog.
 
+    Where there are shares, ``due`` decides; those who have none get the task only if nobody else can take it.
     Costs within a tenth, or within a millisecond, of the least one are alike, since they are known no better; of those one
     is drawn, so that under light load no node is left without work and without fresh measurements. Among more than four
     candidates only two random ones are compared, so that nodes with the same stale reports do not all choose the same
@@ -79,6 +80,8 @@ def forward(candidates: Sequence[Candidate], rng: Random) -> str | None:
     """
     if not candidates:
         return None
+    if due and (named := [candidate.name for candidate in candidates if candidate.name in due]):
+        return furthest_behind(due, named, rng)
     pool = rng.sample(candidates, 2) if len(candidates) > _TWO_CHOICES_ABOVE else candidates
     least_s = min(candidate.cost_s for candidate in pool)
     limit_s = least_s + max(_ALIKE_SHARE * least_s, _ALIKE_S)

@@ -3,7 +3,7 @@
 Beside the relaxations named there: over a run in which nodes slow down, die or join, or links change, each has its mean
 over the run's time as its capacity throughout, as if work could be put off and done before it came. Tasks move where the
 system can move them, at the ends of segments, between neighbours, to nodes with the next layer. Placement is the
-scenario's.
+scenario's; of agents that let the source place their layers, any, whatever the memory.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 
 from mdi_exit.optimum.bound import Bound, frontier, largest_rate
-from mdi_exit.optimum.exits import ExitTable
+from mdi_exit.optimum.exits import SETTINGS, ExitTable
 from mdi_exit.optimum.problem import Group, Medium, Node, Problem, Work
 from mdi_exit.policy.batching import MAX_BATCH
 from mdi_exit.segments import ModelPlan, needed_segments
 from mdi_exit.simulation.scenario import Change, Link, Scenario
 from mdi_exit.simulation.scenario import Node as ScenarioNode
+from mdi_exit.span import LayerSpan
 from mdi_exit.trace import Trace
 
 __all__ = ["ScenarioBound", "exit_table", "problem_of"]
 
 
-def exit_table(trace: Trace, *, least: float = 0.0) -> ExitTable:
-    """The outcomes of a trace; ``least``: the lowest threshold that may be set."""
+def exit_table(trace: Trace, *, least: float = 0.0, settings: int = SETTINGS) -> ExitTable:
+    """The outcomes of a trace; ``least``: the lowest threshold that may be set; ``settings``: about how many there are."""
     known = trace.truth_N >= 0
-    return ExitTable.of_outcomes(trace.scores_NS[known], trace.right_NS[known], least=least)
+    return ExitTable.of_outcomes(trace.scores_NS[known], trace.right_NS[known], least=least, settings=settings)
 
 
 def problem_of(scenario: Scenario, begin_s: float = 0.0, end_s: float | None = None) -> Problem:
@@ -70,13 +71,18 @@ class ScenarioBound:
 
 
 def _works(scenario: Scenario, node: ScenarioNode) -> Iterator[Work]:
-    """The segments that the node can be asked for, at the largest batch, at its first speed."""
-    if node.span is None:
-        return
+    """The segments that the node can be asked for, at the largest batch, at its first speed.
+
+    A node that may be given any span may run each layer by itself.
+    """
     plan, exits = scenario.model.plan, scenario.model.plan.exit_layers
-    spans = [other.span for other in scenario.nodes if other.span is not None]
     last = plan.layer_count
-    for key in sorted(needed_segments(plan, node.span, spans)):
+    single = [LayerSpan(layer, layer + 1) for layer in range(last)]
+    spans = [other.span for other in scenario.nodes if other.span is not None]
+    if any(other.auto for other in scenario.nodes):
+        spans += single
+    own = single if node.auto else [node.span] if node.span is not None else []
+    for key in sorted({key for span in own for key in needed_segments(plan, span, spans)}):
         if key.head == (key.stop == last):
             seconds = node.speed.seconds(key, MAX_BATCH, exits) / MAX_BATCH
             ends_in_exit = key.stop < last and key.stop - 1 in exits

@@ -16,11 +16,11 @@ from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.manifest import Manifest
 from mdi_exit.segments import ModelPlan
 from mdi_exit.tables import open_table
-from mdi_exit.tensors import CODECS, encoded_size
+from mdi_exit.tensors import CODECS, encoded_size, without_compression
 
 __all__ = ["ModelCosts", "costs_of_artifact", "costs_of_manifest", "costs_of_table"]
 
-_BYTES_PER_VALUE = {"float32": 4, "float16": 2, "int8": 1}
+_BITS_PER_VALUE = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,10 @@ def costs_of_manifest(manifest: Manifest, codec: str = "float32") -> ModelCosts:
             exit_thresholds=plan.exit_thresholds,
             calibrated_at=plan.calibrated_at,
             inclusive=plan.inclusive,
+            layer_macs=plan.layer_macs,
+            layer_bytes=tuple(size // 2 for size in plan.layer_bytes),  # weights, once
+            stateful=plan.stateful,
+            head_macs=plan.head_macs,
         ),
         layer_macs=tuple(scale * layer.macs for layer in manifest.layers),
         exit_macs=tuple(scale * spec.macs for spec in manifest.exits),
@@ -103,8 +107,15 @@ def costs_of_table(path: Path, codec: str = "float32") -> ModelCosts:
             digest=name,
             layer_count=len(layer_macs),
             exit_layers=exit_layers,
-            feature_bytes=tuple(size * _BYTES_PER_VALUE[codec] // 4 for size in feature_bytes),
+            feature_bytes=tuple(size * _BITS_PER_VALUE[without_compression(codec)] // 32 for size in feature_bytes),
+            layer_macs=_with_heads(tuple(map(int, layer_macs)), exit_layers, exit_macs),
+            layer_bytes=_with_heads(layer_bytes, exit_layers, exit_bytes),
         )
     except ValueError as error:
         raise table.wrong("exit_layers", f"rising layers that end at {len(layer_macs) - 1}", error) from None
     return ModelCosts(name, plan, layer_macs, tuple(map(float, exit_macs)), layer_bytes, exit_bytes)
+
+
+def _with_heads(layers: tuple[int, ...], exit_layers: tuple[int, ...], heads: tuple[int, ...]) -> tuple[int, ...]:
+    by_layer = dict(zip(exit_layers, heads, strict=True))
+    return tuple(cost + by_layer.get(layer, 0) for layer, cost in enumerate(layers))

@@ -13,16 +13,20 @@ from mdi_exit.events import (
     ControlReceived,
     DrawInput,
     Event,
+    HoldSegments,
     InputEnded,
     InputOffered,
+    MakePlan,
     ModelKnown,
     Notice,
     Outcome,
+    PlanMade,
     PrepareRequest,
     ProbeReceived,
     Record,
     RequestPrepared,
     ResultsReceived,
+    RoutesSolved,
     RunSegment,
     SegmentDone,
     SegmentsReady,
@@ -34,6 +38,8 @@ from mdi_exit.events import (
     SendStatus,
     SendTask,
     SendTelemetry,
+    SolveRoutes,
+    SpeedKnown,
     StatusReceived,
     Task,
     TaskReceived,
@@ -41,6 +47,8 @@ from mdi_exit.events import (
     Tick,
     TransportUp,
 )
+from mdi_exit.optimum.routes import RouteSolver
+from mdi_exit.placement import decide
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.simulation.clock import Clock
 from mdi_exit.source_state import SourceState
@@ -68,6 +76,7 @@ TELEMETRY_BYTES = 330
 STATUS_BYTES = 240
 CONTROL_BYTES = 200
 
+SOLVER_S = 0.1
 _NEVER = float("inf")
 _TICK = Tick()
 
@@ -93,7 +102,10 @@ class SimulatedNode:
 
 @dataclass(slots=True)
 class SimulatedNetwork:
-    """One deployment. ``delay_s(sender, receiver, bytes)``; ``loss``: share of features and link messages that vanish.
+    """One deployment. ``delay_s(sender, receiver, bytes)``; ``loss``: share of features and link messages that vanish;
+    ``load_s``: until the segments of another span are there.
+
+    ``solver``: of the policy ``optimiser``; its answers come ``SOLVER_S`` later.
 
     A subclass may carry messages otherwise (``_carry``).
     """
@@ -103,8 +115,10 @@ class SimulatedNetwork:
     rng: Random
     delay_s: Callable[[str, str, int], float] = lambda _a, _b, _n: 0.002
     loss: float = 0.0
+    load_s: float = 0.3
     draw: Callable[[], InputOffered | InputEnded] = InputEnded
     validate: bool = False
+    solver: RouteSolver = field(default_factory=RouteSolver)
     clock: Clock = field(default_factory=Clock)
     nodes: dict[str, SimulatedNode] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
@@ -119,6 +133,8 @@ class SimulatedNetwork:
     def __post_init__(self) -> None:
         self._doers = {
             RunSegment: self._run_segment,
+            HoldSegments: self._hold_segments,
+            MakePlan: self._make_plan,
             SendTask: self._send_task,
             SendResults: self._send_results,
             SendAck: self._send_ack,
@@ -127,6 +143,7 @@ class SimulatedNetwork:
             SendStatus: self._send_status,
             SendControl: self._send_control,
             DrawInput: self._draw_input,
+            SolveRoutes: self._solve_routes,
             PrepareRequest: self._prepare_request,
             SendReply: self._send_reply,
             Record: self._record,
@@ -146,6 +163,10 @@ class SimulatedNetwork:
             self._sources.append(worker.name)
         self._give(worker.name, ModelKnown(self.plan))
         self._give(worker.name, TransportUp())
+        if worker.config.auto:
+            layers = range(self.plan.layer_count)
+            alone = [SegmentKey(layer, layer + 1, layer in self.plan.exit_layers) for layer in layers]
+            self._give(worker.name, SpeedKnown(tuple(node.seconds(key, 1) for key in alone)))
         if worker.config.span is not None:
             span = worker.config.span
             keys = {self.plan.segment(layer, span, early_exits=early) for layer in span for early in (True, False)}
@@ -226,6 +247,19 @@ class SimulatedNetwork:
         outcomes = tuple(self._outcome(key, task) for task in tasks)
         self.at(self.now + seconds, name, SegmentDone(command.batch, seconds, outcomes), node)
 
+    def _hold_segments(self, name: str, node: SimulatedNode, command: HoldSegments) -> None:
+        """All segments of these spans, ``load_s`` later."""
+        keys = {
+            self.plan.segment(layer, span, early_exits=early)
+            for span in command.spans
+            for layer in span
+            for early in (True, False)
+        }
+        self.at(self.now + self.load_s, name, SegmentsReady({key: node.seconds(key, 1) for key in keys}), node)
+
+    def _make_plan(self, name: str, node: SimulatedNode, command: MakePlan) -> None:
+        self.at(self.now, name, PlanMade(decide(command.problem, command.resting, command.rules)), node)
+
     def _outcome(self, key: SegmentKey, task: Task) -> Outcome:
         label: int | None = None
         score = 0.0
@@ -260,7 +294,11 @@ class SimulatedNetwork:
 
     def _send_control(self, name: str, node: SimulatedNode, command: SendControl) -> None:
         self._control = command.control
-        self._broadcast(name, ControlReceived(command.control), CONTROL_BYTES)
+        self._broadcast(name, ControlReceived(command.control), CONTROL_BYTES, to_all=True)
+
+    def _solve_routes(self, name: str, node: SimulatedNode, command: SolveRoutes) -> None:
+        answer = RoutesSolved(self.solver.solve(command.problem), "no layout of it carries any load")
+        self.at(self.now + SOLVER_S, name, answer, node)
 
     def _draw_input(self, name: str, node: SimulatedNode, command: DrawInput) -> None:
         self.at(self.now, name, self.draw(), node)
@@ -283,8 +321,8 @@ class SimulatedNetwork:
         if to in self.nodes and not (lossy and self.loss and self.rng.random() < self.loss):
             self.at(self.now + self.delay_s(sender, to, size), to, event)
 
-    def _broadcast(self, sender: str, event: Event, size: int = STATUS_BYTES) -> None:
-        """To all others, as a node listens that is told of no neighbours."""
+    def _broadcast(self, sender: str, event: Event, size: int = STATUS_BYTES, *, to_all: bool = False) -> None:
+        """To those who listen to ``sender``, or to all others; here everybody listens to everybody."""
         for other in self.nodes:
             if other != sender:
                 self._send(sender, other, event, size)

@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
+import numpy as np
+
 from mdi_exit.errors import MdiExitError
 from mdi_exit.events import GiveUp, InputEnded, InputOffered, Record, SetAdmission
+from mdi_exit.optimum.routes import RouteSolver
 from mdi_exit.results import Summary, SummaryBuilder
 from mdi_exit.segments import SegmentKey
+from mdi_exit.simulation.bound import exit_table
 from mdi_exit.simulation.clock import Clock
 from mdi_exit.simulation.network import SimulatedNode
 from mdi_exit.simulation.record import trace_of
@@ -89,7 +93,9 @@ class _CellNetwork(StarNetwork):
 class Cell:
     """One deployment of the scenario: its own source, nodes and media. ``number`` 0: the only one."""
 
-    def __init__(self, scenario: Scenario, samples: _Samples, wires: Wires, clock: Clock, number: int) -> None:
+    def __init__(
+        self, scenario: Scenario, samples: _Samples, wires: Wires, clock: Clock, number: int, solver: RouteSolver
+    ) -> None:
         self.scenario, self._recorded = scenario, samples
         self.prefix = f"c{number}-" if number else ""
         self.rng = Random(scenario.seed * 1_000_003 + number)
@@ -103,7 +109,7 @@ class Cell:
         self._samples = self._endless_samples()
         self.network = _CellNetwork(
             scenario.model.plan, exits=_from_payload, rng=self.rng, clock=clock, wires=wires, hears=self._hears(),
-            draw=self._draw, keep=self._keep,
+            draw=self._draw, keep=self._keep, solver=solver,
         )  # fmt: skip
         self.source = SourceState(self._source_config(number + 1), self._worker_config(scenario.source), self.rng)
         self.timeline = Timeline(self.source)
@@ -149,6 +155,8 @@ class Cell:
             dead_after_s=max(2.5, 5 * self.scenario.policy.telemetry_period_s),
             engine="simulated",
             emulated=node.profile or "",
+            auto=node.auto,
+            memory_bytes=(node.memory_bytes or 0) if node.auto else 0,
         )
 
     def start(self) -> None:
@@ -240,20 +248,28 @@ def _from_payload(item: int, exit_number: int) -> tuple[int, float]:
     raise MdiExitError(f"exit {exit_number} of item {item}: expected an outcome in the payload, got none")
 
 
+def _solver(scenario: Scenario, trace: Trace) -> RouteSolver:
+    """The policy ``optimiser`` knows the outcomes of every other sample, as a source does that was given a trace."""
+    if scenario.policy.adapt != "optimiser":
+        return RouteSolver()
+    return RouteSolver(exit_table(trace.subset(np.arange(0, len(trace), 2)), settings=RouteSolver.SETTINGS))
+
+
 class Simulation:
     """All cells of a scenario on one clock and one broker."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.clock = Clock()
-        samples = _Samples.of(trace_of(scenario))
+        trace = trace_of(scenario)
+        samples, solver = _Samples.of(trace), _solver(scenario, trace)
         broker = Wires.broker_pipe(scenario.broker)
         numbers = range(1, scenario.cells + 1) if scenario.cells > 1 else (0,)
         self.cells = []
         for number in numbers:
             prefix = f"c{number}-" if number else ""
             links = {prefix + node.name: node.link for node in scenario.nodes}
-            self.cells.append(Cell(scenario, samples, Wires(links, scenario.media, broker), self.clock, number))
+            self.cells.append(Cell(scenario, samples, Wires(links, scenario.media, broker), self.clock, number, solver))
         self.snapshots: list[Snapshot] = []
 
     def run(self, progress: Callable[[float], None] = lambda _: None) -> Simulated:

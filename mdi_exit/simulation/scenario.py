@@ -22,7 +22,7 @@ It is the demo's file (``mdi_exit.demo.deployment``) with more said: every topol
     [[agents]]
     name = "edge"               # edge-1 … edge-3
     count = 3
-    layers = "2-8"
+    layers = "2-8"              # auto: as the source's placement gives
     profile = "raspberry-pi-4x0.5"
     neighbours = ["next"]       # the next number of the group; a group's name means all its members
 
@@ -42,13 +42,14 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final
 
 from mdi_exit import values
 from mdi_exit.config import nearest
 from mdi_exit.engine.profile import parse_profile
 from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import DEFAULT_MODEL
+from mdi_exit.orders import ADAPTATIONS
 from mdi_exit.policy.offloading import OFFLOADING
 from mdi_exit.segments import SegmentKey
 from mdi_exit.simulation.arrivals import Arrivals, read_arrivals
@@ -71,11 +72,8 @@ __all__ = [
     "read_scenario",
 ]
 
-Adapt = Literal["none", "rate", "threshold"]
-ADAPTATIONS: Final[tuple[Adapt, ...]] = get_args(Adapt)
 _BANDWIDTH = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kMG]?)(bit|B)/s")
 _UNIT: Final = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
-_BYTES = re.compile(r"(\d+(?:\.\d*)?)\s*([kMG]?)B")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +126,10 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """``span`` None: runs nothing (the source only); ``neighbours`` None: every other node of its cell.
+    """``span`` None: runs nothing (the source), or what the source's placement gives it (``auto``).
 
-    ``window``: slots for each (sender, entry layer). ``memory_bytes`` None: enough. ``profile``: in words, None if the
-    seconds are the file's own.
+    ``neighbours`` None: every other node of its cell. ``window``: slots for each (sender, entry layer). ``memory_bytes``
+    None: enough. ``profile``: in words, None if the seconds are the file's own.
     """
 
     name: str
@@ -143,6 +141,7 @@ class Node:
     memory_bytes: int | None = None
     join_at_s: float = 0.0
     profile: str | None = None
+    auto: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +160,7 @@ class Policy:
     """The rules by name, and what the source is told."""
 
     offloading: str = "paper"
-    adapt: Adapt = "none"
+    adapt: str = "none"
     threshold: float = 0.8
     floor: float = 0.5
     max_queue: int = 40
@@ -238,14 +237,6 @@ def bandwidth(text: str) -> float | None:
     return rate
 
 
-def memory(text: str) -> int:
-    """``512MB``: bytes. Raises ``UsageError``."""
-    match = _BYTES.fullmatch(text.strip())
-    if not match or (found := int(float(match[1]) * _UNIT[match[2]])) < 1:
-        raise UsageError("", "an amount of memory such as 512MB", repr(text))
-    return found
-
-
 def read_scenario(path: Path) -> Scenario:
     """Read and check a file; files that it names lie beside it. Raises ``UsageError``."""
     document = open_table(path, "scenario")
@@ -303,7 +294,7 @@ def _choice(known: Collection[str]) -> Callable[[str], str]:
     return parse
 
 
-def _adapt(text: str) -> Adapt:
+def _adapt(text: str) -> str:
     for known in ADAPTATIONS:
         if text == known:
             return known
@@ -387,10 +378,10 @@ def _policy(run: Table) -> Policy:
 def _nodes(table: Table, model: ModelCosts, usual: Link, *, agent: bool) -> list[Node]:
     """One node, or with ``count`` so many alike."""
     if agent:
-        name, span = table.needed("name", values.name), table.needed("layers", LayerSpan.parse)
+        name, span = table.needed("name", values.name), table.needed("layers", _layers)
     else:
         name = table.get("name", values.name, "source")
-        span = table.get("layers", LayerSpan.parse)  # type: ignore[assignment] # a source may have none
+        span = table.get("layers", LayerSpan.parse)  # a source may have none
     count = table.get("count", values.integer(1, 100_000)) if agent else None
     node = Node(
         name=name,
@@ -399,12 +390,17 @@ def _nodes(table: Table, model: ModelCosts, usual: Link, *, agent: bool) -> list
         link=_link(table, usual),
         neighbours=table.all("neighbours", values.text),
         window=table.get("window", values.integer(1, 4096), 16),
-        memory_bytes=table.get("memory", memory),
+        memory_bytes=table.get("memory", values.memory),
         join_at_s=table.get("join_at", _instant, 0.0) if agent else 0.0,
         profile=table.get("profile", values.device),
+        auto=agent and span is None,
     )
     table.done()
     return [node] if count is None else [replace(node, name=f"{name}-{number}") for number in range(1, count + 1)]
+
+
+def _layers(text: str) -> LayerSpan | None:
+    return None if text.strip() == "auto" else LayerSpan.parse(text)
 
 
 def _speed(table: Table, model: ModelCosts) -> Speed:
@@ -497,7 +493,8 @@ def _check(found: Scenario, path: Path) -> None:
         _check_node(found, node, count, path)
     for change in found.changes:
         _check_medium(found, change.link, f"{path}: change of {change.node}")
-    if missing := missing_layers(count, (node.span for node in found.nodes if node.span)):
+    missing = missing_layers(count, (node.span for node in found.nodes if node.span))
+    if missing and not any(node.auto for node in found.agents):
         layers = ", ".join(map(str, missing))
         raise UsageError(str(path), f"all layers from 0 to {count - 1} at some node", f"no node with layer {layers}")
 

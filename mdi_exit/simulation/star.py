@@ -180,9 +180,10 @@ class StarNetwork(SimulatedNetwork):
         elif to:
             self.at(done_at + way.after_s, to, event)
 
-    def _broadcast(self, sender: str, event: Event, size: int = STATUS_BYTES) -> None:
+    def _broadcast(self, sender: str, event: Event, size: int = STATUS_BYTES, *, to_all: bool = False) -> None:
         """Up the sender's link once, from the broker on once for each listener."""
-        targets = [name for name in self._listeners[sender] if name in self.nodes]
+        listeners = self.nodes if to_all else self._listeners[sender]
+        targets = [name for name in listeners if name in self.nodes and name != sender]
         if not targets:
             return
         node = self.nodes[sender]

@@ -80,9 +80,9 @@ def autoencoder(shape: tuple[int, ...], channels: int, stride: int = 1, *, posit
     """An untrained autoencoder for features of ``shape`` (without batch).
 
     C×H×W (H equal to W, or C other than H): the code is c×⌈H/stride⌉×⌈W/stride⌉. Encoder: one strided convolution, norm.
-    Decoder: 3×3 convolution to 2c channels, norm, ReLU, pointwise convolution, pixels unshuffled to the old size. Anything
-    else (H×W×C, T×D, D): a linear map of the last axis and one back. ``positive``: the features have no value below 0, so
-    the decoded ones shall have none. Raises ``ValueError``.
+    Decoder: 3×3 convolution to 2c channels (not above C/2, unless c is), norm, ReLU, pointwise convolution, pixels shuffled
+    to the old size. Anything else (H×W×C, T×D, D): a linear map of the last axis and one back. ``positive``: the features
+    have no value below 0, so the decoded ones shall have none. Raises ``ValueError``.
     """
     is_maps = len(shape) == 3 and not shape[0] == shape[1] != shape[2]
     width = shape[0] if is_maps else shape[-1] if shape else 0
@@ -104,11 +104,12 @@ def autoencoder(shape: tuple[int, ...], channels: int, stride: int = 1, *, posit
     larger: list[nn.Module] = [nn.PixelShuffle(stride)] if stride > 1 else []
     if height % stride or across % stride:
         larger.append(_Crop(height, across))
+    between = max(channels, min(2 * channels, width // 2))
     decoder = nn.Sequential(
-        nn.Conv2d(channels, 2 * channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(2 * channels),
+        nn.Conv2d(channels, between, 3, padding=1, bias=False),
+        nn.BatchNorm2d(between),
         nn.ReLU(),
-        nn.Conv2d(2 * channels, width * stride**2, 1),
+        nn.Conv2d(between, width * stride**2, 1),
         *larger,
         *last,
     )
@@ -137,7 +138,7 @@ class BottleneckConfig:
     """``codec``: in which the code is to travel; what it rounds is felt in training. ``learning_rate``: Adam's highest."""
 
     epochs: int = 4
-    batch_size: int = 128
+    batch_size: int = 64
     learning_rate: float = 4e-3
     kl_weight: float = 1.0
     codec: str = "float32"
@@ -217,6 +218,7 @@ class _Run:
         self.steps = len(images_NCHW) // self.size
         self.made = Autoencoder(nn.Identity(), nn.Identity())
         self.variance = 1.0
+        self.targets_NK: list[Tensor] = []
 
     def begin(self, channels: int, stride: int) -> None:
         """Look at some features and make what is to be trained."""
@@ -226,6 +228,16 @@ class _Run:
         self.made = autoencoder(tuple(x_N.shape[1:]), channels, stride, positive=positive)
         self.made.steps = PLAIN_CODECS[without_compression(self.config.codec)].steps
         self.made.to(memory_format=torch.channels_last)
+        self.targets_NK = self._targets()
+
+    def _targets(self) -> list[Tensor]:
+        """Logits of each later exit for all images, by the network as it is: the same in every epoch."""
+        with torch.no_grad():
+            parts = [
+                logits_after(self.network, self.features(self.images_NCHW[begin : begin + self.size]), self.cut)
+                for begin in range(0, len(self.images_NCHW), self.size)
+            ]
+        return [torch.cat(logits) for logits in zip(*parts, strict=True)]
 
     def features(self, images_NCHW: Tensor) -> Tensor:
         """What enters the cut."""
@@ -235,14 +247,14 @@ class _Run:
                 x_N = self.network.layers[index](self.before[index](x_N) if index in self.before else x_N)
         return x_N
 
-    def loss(self, images_BCHW: Tensor) -> Tensor:
-        x_B = self.features(images_BCHW)
-        with torch.no_grad():
-            targets = logits_after(self.network, x_B, self.cut)
+    def loss(self, rows_B: Tensor) -> Tensor:
+        x_B = self.features(self.images_NCHW[rows_B])
         decoded_B = self.made(x_B)
         divergences = [
-            functional.kl_div(z_BK.log_softmax(1), target_BK.log_softmax(1), reduction="batchmean", log_target=True)
-            for z_BK, target_BK in zip(logits_after(self.network, decoded_B, self.cut), targets, strict=True)
+            functional.kl_div(
+                z_BK.log_softmax(1), target_NK[rows_B].log_softmax(1), reduction="batchmean", log_target=True
+            )
+            for z_BK, target_NK in zip(logits_after(self.network, decoded_B, self.cut), self.targets_NK, strict=True)
         ]
         error = functional.mse_loss(decoded_B, x_B) / self.variance
         return error + self.config.kl_weight * torch.stack(divergences).mean()
@@ -251,9 +263,7 @@ class _Run:
         self, checkpoint: Path | None, progress: Callable[[int, int, int, float], None] | None
     ) -> BottleneckTraining:
         optimiser = torch.optim.Adam(self.made.parameters(), self.config.learning_rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, self.config.learning_rate, total_steps=self.config.epochs * self.steps + 1, pct_start=0.1
-        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.config.epochs * self.steps)
         losses: list[float] = []
         earlier_s, begin = 0.0, time.monotonic()
         saved = read_checkpoint(checkpoint, self._purpose()) if checkpoint is not None else {}
@@ -267,7 +277,7 @@ class _Run:
             self.made.train()
             total = 0.0
             for step, rows_B in enumerate(self._draws()):
-                loss = self.loss(self.images_NCHW[rows_B])
+                loss = self.loss(rows_B)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mdi_exit.config import resolve
 from mdi_exit.errors import UsageError
+from mdi_exit.simulation.efficiency import efficiency_of
 from mdi_exit.simulation.record import trace_of
 from mdi_exit.simulation.run import Simulated, Simulation
 from mdi_exit.simulation.scenario import Scenario, read_scenario
@@ -42,8 +43,23 @@ def main(argv: Sequence[str]) -> int:
     begin = time.perf_counter()
     done = run_with_bar(scenario, Console(stderr=True))
     wall_s = time.perf_counter() - begin
-    write_trial(scenario, settings, done.summary, done.timeline, done.records)
+    found = efficiency_of(scenario, done)
+    more = {
+        "bound_per_s": found.bound_per_s if found else None,
+        "efficiency": found.efficiency if found else None,
+        "simulated_s": done.virtual_s,
+        "events": done.events,
+    }
+    write_trial(scenario, settings, done.summary, done.timeline, done.records, **more)
     done.summary.render(console)
+    if found is None:
+        console.print("bound: not computed (needs right answers and the extra offline)", highlight=False)
+    else:
+        console.print(
+            f"bound: {found.bound_per_s:.1f}/s at this accuracy, which no policy can pass; "
+            f"reached {found.efficiency:.1%}".replace("%", " %"),
+            highlight=False,
+        )
     nodes = f"{len(scenario.nodes) * scenario.cells:,} nodes"
     console.print(
         f"simulated: {done.virtual_s:.1f} s of {nodes} in {wall_s:.1f} s, {done.events:,} events "

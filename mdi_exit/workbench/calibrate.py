@@ -9,30 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
 from mdi_exit import values
-from mdi_exit.calibration.budget import best_under_budget, cheapest_within_loss
-from mdi_exit.calibration.risk import controlled, least_samples
-from mdi_exit.calibration.temperature import fit_temperature
+from mdi_exit.calibration.budget import best_under_budget
+from mdi_exit.calibration.procedure import fitted_temperatures, least_for, parted, promised
+from mdi_exit.calibration.temperature import scipy_part
 from mdi_exit.confidence import MEASURES
 from mdi_exit.config import REQUIRED, resolve, setting
 from mdi_exit.data.sets import Dataset
 from mdi_exit.errors import MdiExitError, UsageError
-from mdi_exit.model.artifact import Artifact, rewritten, shipped_models
+from mdi_exit.model.artifact import Artifact, check_output, rewritten, shipped_models
 from mdi_exit.model.manifest import Calibration, Manifest, Measure, Promise
 from mdi_exit.outcomes import Outcomes, outcomes
 from mdi_exit.tensors import CODECS
-from mdi_exit.trace import Trace
 from mdi_exit.workbench import calibration_report as report
 from mdi_exit.workbench.calibration_report import Calibrated
 from mdi_exit.workbench.samples import Samples, samples_for
 
 __all__ = ["CalibrateSettings", "calibrated", "main"]
 
-_FIT_SHARE = 4
 _MAX_LOSS = 0.01
 
 
@@ -54,6 +51,13 @@ def _open_share(text: str) -> float:
     if not 0 < value < 1:
         raise UsageError("", "a number between 0 and 1, ends excluded", text)
     return value
+
+
+def _picture(text: str) -> Path:
+    path = values.path(text)
+    if path.suffix not in (".png", ".svg"):
+        raise UsageError("", "a file that ends in .png or .svg", repr(text))
+    return path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +91,7 @@ class CalibrateSettings:
     in_place: bool = setting(False, help="or into the artifact itself", parse=values.switch)
     picture: Path | None = setting(
         None, help="reliability by exit, and accuracy against cost; default: calibration.png in the artifact written",
-        parse=values.path, metavar="FILE.png|.svg",
+        parse=_picture, metavar="FILE.png|.svg",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -113,6 +117,7 @@ def main(argv: Sequence[str]) -> int:
     samples = samples_for(
         artifact.manifest, settings.data, seed=settings.seed, count=settings.calibration, data_dir=settings.data_dir
     )
+    _check(artifact.manifest, settings, samples)
     console = Console()
     report.say_samples(console, artifact, samples)
     with Progress(console=console, transient=True) as progress:
@@ -128,6 +133,25 @@ def main(argv: Sequence[str]) -> int:
     if picture is not None:
         _draw(unseen, found, picture, asked=settings.picture is not None)
     return 0
+
+
+def _check(manifest: Manifest, settings: CalibrateSettings, samples: Samples) -> None:
+    """What can be refused before the model is run. Raises ``UsageError``."""
+    scipy_part("optimize")
+    if settings.out is not None:
+        check_output(settings.out)
+    if len(manifest.exits) < 2:
+        raise UsageError("model", "at least one early exit", "none")
+    if settings.measure == "gate" and any(spec.gate is None for spec in manifest.exits[:-1]):
+        raise UsageError("--measure gate", "a gate at each early exit of the artifact", "none for some")
+    if settings.target_cost is None:
+        least = least_for(_max_loss(settings), settings.confidence)
+        if len(samples.calibration) < least:
+            raise UsageError("--calibration", f"at least {least} for this promise", len(samples.calibration))
+
+
+def _max_loss(settings: CalibrateSettings) -> float:
+    return _MAX_LOSS if settings.max_accuracy_loss is None else settings.max_accuracy_loss
 
 
 def _run(artifact: Artifact, dataset: Dataset, codec: str, progress: Progress, what: str) -> Outcomes:
@@ -148,20 +172,13 @@ def _draw(unseen: Outcomes, found: Calibrated, picture: Path, *, asked: bool) ->
 
 
 def calibrated(manifest: Manifest, known: Outcomes, settings: CalibrateSettings, samples: Samples) -> Calibrated:
-    """Temperatures and, for a promise, the direction of the thresholds from a quarter of the samples; the promise is tested
-    on the rest, which nothing was fitted to. Raises ``MdiExitError``.
-    """
-    if known.exits < 2:
-        raise UsageError("model", "at least one early exit", "none")
+    """Temperatures, thresholds and what they promise, in a new manifest. Raises ``MdiExitError``."""
     measure: Measure = settings.measure or manifest.calibration.measure  # type: ignore[assignment]
-    order = np.random.default_rng(samples.parts.record.seed).permutation(len(known))
-    fitted, held = (known.subset(np.sort(part)) for part in np.split(order, [len(order) // _FIT_SHARE]))
-    temperatures = tuple(fit_temperature(logits_NK, fitted.truth_N) for logits_NK in fitted.logits_SNK)
-    promise, macs = None, None
+    seed, promise, macs = samples.parts.record.seed, None, None
     if settings.target_cost is None:
-        first, second = fitted.trace(measure, temperatures), held.trace(measure, temperatures)
-        thresholds, promise = _promised(first, second, settings)
+        temperatures, thresholds, promise = _promised(known, measure, settings, seed)
     else:
+        temperatures = fitted_temperatures(parted(known, seed)[0])
         trace = known.trace(measure, temperatures)
         number, is_share = settings.target_cost
         macs = number * trace.plain_macs if is_share else number
@@ -174,28 +191,22 @@ def calibrated(manifest: Manifest, known: Outcomes, settings: CalibrateSettings,
     return Calibrated(_with(manifest, calibration, temperatures, thresholds), temperatures, thresholds)
 
 
-def _promised(fitted: Trace, held: Trace, settings: CalibrateSettings) -> tuple[tuple[float, ...], Promise]:
-    max_loss = _MAX_LOSS if settings.max_accuracy_loss is None else settings.max_accuracy_loss
-    least = least_samples(max_loss, settings.confidence)
-    if len(held) < least:
-        raise UsageError("--calibration", f"at least {_least_in_all(least)} for this promise", len(held) + len(fitted))
-    direction = [1.0 - threshold for threshold in cheapest_within_loss(fitted, max_loss)]
-    chosen = controlled(held, max_loss, settings.confidence, direction)
-    if chosen is None:
+def _promised(
+    known: Outcomes, measure: Measure, settings: CalibrateSettings, seed: int
+) -> tuple[tuple[float, ...], tuple[float, ...], Promise]:
+    """Temperatures, thresholds, and what they promise. Raises ``MdiExitError`` when nothing can be."""
+    max_loss = _max_loss(settings)
+    kept = promised(known, measure, max_loss, settings.confidence, seed)
+    if (chosen := kept.chosen) is None:
         raise MdiExitError(
-            f"no threshold keeps a loss of {max_loss:g} with confidence {settings.confidence:g} on {len(held):,} samples: "
+            f"no threshold keeps a loss of {max_loss:g} with confidence {settings.confidence:g} on {len(known):,} samples: "
             "this model cannot leave early at that price"
         )
     promise = Promise(
         max_accuracy_loss=max_loss, confidence=settings.confidence, samples=chosen.samples,
         observed_loss=round(chosen.observed_loss, 6), codec=settings.codec,
     )  # fmt: skip
-    return chosen.thresholds, promise
-
-
-def _least_in_all(least: int) -> int:
-    """So that what is left after the part for fitting is enough."""
-    return next(count for count in range(least, 3 * least) if count - count // _FIT_SHARE >= least)
+    return kept.temperatures, chosen.thresholds, promise
 
 
 def _knob(thresholds: Sequence[float]) -> float:

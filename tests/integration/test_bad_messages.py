@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 import pytest
+import zstandard
 from live import Listener, Program, Source, System, until
 
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact
@@ -104,6 +105,8 @@ def _features(control: Control, body: bytes | None = None, **changes: object) ->
 
 def _unfit_features(control: Control) -> list[tuple[str, bytes]]:
     channels, *rest = Artifact.open(DEFAULT_MODEL).manifest.in_shape(4)
+    bomb = zstandard.ZstdCompressor().compress(bytes(2**26))  # a few thousand bytes that want 64 MiB
+    forged = zstandard.ZstdCompressor().compress(bytes(4 * channels * math.prod(rest)))[:-1]
     endless_scales = np.full(channels, np.inf, "<f4").tobytes() + bytes(channels * math.prod(rest))
     return [
         ("model", _features(control, model="ab" * 16)),
@@ -114,6 +117,8 @@ def _unfit_features(control: Control) -> list[tuple[str, bytes]]:
         ("codec", _features(control, codec="pickle")),
         ("payload-size", _features(control, codec="int8")),
         ("payload", _features(control, endless_scales, codec="int8")),
+        ("payload", _features(control, bomb, codec="float32+zstd")),
+        ("payload", _features(control, forged, codec="float32+zstd")),
         ("run", _features(control, run=control.run + 1, seq=2)),
     ]
 

@@ -36,7 +36,7 @@ def test_help_version_and_check_end_with_0(module: str) -> None:
 @pytest.mark.parametrize(
     ("module", "flags", "named"),
     [
-        ("edge_agent.cli", ["--layers", "auto"], "--layers"),
+        ("edge_agent.cli", ["--layers", "automatic"], "--layers"),
         ("edge_agent.cli", ["--layers", "4-8", "--nam", "a"], "--name"),
         ("edge_agent.cli", ["--layers", "4-8", "--name", "a/b"], "--name"),
         ("edge_agent.cli", ["--layers", "4-8", "--broker", "http://127.0.0.1"], "--broker"),

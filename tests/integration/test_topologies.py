@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
 Run = tuple[Path, "subprocess.CompletedProcess[str]"]
 
-SCENARIOS = sorted((Path(__file__).parents[2] / "benchmarks" / "scenarios").glob("*.toml"))
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "scenarios"
+SCENARIOS = sorted([*FOLDER.glob("*-disjoint.toml"), *FOLDER.glob("*-overlapping.toml")])
 
 
 def test_there_is_a_file_of_each_kind() -> None:

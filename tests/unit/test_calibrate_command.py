@@ -8,6 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from mdi_exit.benchmark.synthetic import write_identity_artifact
+from mdi_exit.calibration import temperature
 from mdi_exit.data import Splits, splits
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact, rewritten
@@ -107,17 +109,33 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert "one ARTIFACT" in refusal("--data", "shipped")
     assert "--data: expected a value" in refusal(DEFAULT_MODEL)
     assert "--out DIR for a model that came with the package" in refusal(DEFAULT_MODEL, *ON_SHIPPED, "--in-place")
+    assert "at least one early exit" in refusal(
+        str(write_identity_artifact(tmp_path / "one", (1, 4, 4), 2).folder), *ON_SHIPPED
+    )
     assert "at least 398" in refusal(DEFAULT_MODEL, "--data", "shipped", "--calibration", "397")
     assert "one of them" in refusal(DEFAULT_MODEL, *ON_SHIPPED, "--target-cost", "1e6", "--max-accuracy-loss", "0.1")
     assert "ends excluded" in refusal(DEFAULT_MODEL, *ON_SHIPPED, "--max-accuracy-loss", "0")
     assert "ends excluded" in refusal(DEFAULT_MODEL, *ON_SHIPPED, "--confidence", "1")
     assert "target cost: expected at least" in refusal(DEFAULT_MODEL, *ON_SHIPPED, "--target-cost", "1%")
-    assert "measure gate" in refusal(DEFAULT_MODEL, *ON_SHIPPED, "--measure", "gate")
+    assert "--measure gate: expected a gate at each early exit" in refusal(
+        DEFAULT_MODEL, *ON_SHIPPED, "--measure", "gate"
+    )
+    assert "--picture: expected a file that ends in .png or .svg" in refusal(
+        DEFAULT_MODEL, *ON_SHIPPED, "--picture", "a.jpg"
+    )
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     assert "an empty folder or an artifact" in refusal(
         DEFAULT_MODEL, *ON_SHIPPED, "--max-accuracy-loss", "0.02", "--out", str(tmp_path / "full")
     )
+
+
+def test_without_scipy_it_says_so_before_the_model_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(temperature, "import_module", none)
+    assert "the extra 'offline'" in refusal(DEFAULT_MODEL, *ON_SHIPPED)
 
 
 # --- samples that the artifact must not be calibrated on

@@ -58,7 +58,7 @@ def test_without_scipy_there_is_one_plain_line(monkeypatch: pytest.MonkeyPatch) 
     def none(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(temperature.importlib, "import_module", none)
+    monkeypatch.setattr(temperature, "import_module", none)
     with pytest.raises(UsageError, match=r"the extra 'offline' \(pip install"):
         fit_temperature(np.zeros((2, 2)), np.array([0, 1]))
 

@@ -9,7 +9,7 @@ import pytest
 
 from edge_agent.config import AgentSettings, default_name, resolve_agent
 from mdi_exit import __version__, values
-from mdi_exit.config import REQUIRED, Resolved, resolve, run_program, setting, settings_of
+from mdi_exit.config import REQUIRED, SECTIONS, Resolved, resolve, run_program, setting, settings_of
 from mdi_exit.errors import MdiExitError, StartError, UsageError
 from mdi_exit.span import LayerSpan
 from source.config import SourceSettings, resolve_source
@@ -101,10 +101,7 @@ def test_a_wrong_flag_ends_in_one_plain_line(argv: list[str], line: str, capsys:
     [
         ("[agent]\nsizes = 3", "[agent]: expected known settings, got sizes; did you mean size?"),
         ("[agnt]\nsize = 3", "got agnt; did you mean agent?"),
-        (
-            "size = 3",
-            "[source], [testbed], [top], got size",
-        ),
+        ("size = 3", f"the tables {', '.join(f'[{name}]' for name in SECTIONS)}, got size"),
         ("[agent]\nsize = true", "[agent] size: expected SIZE, got true"),
         ("[agent]\nsize = [3]", "[agent] size: expected one value (SIZE), got a TOML list"),
         ("[agent]\nsize = 3.5", "[agent] size: expected a whole number from 1 to 9, got '3.5'"),
@@ -236,10 +233,17 @@ def test_the_agent_needs_layers_and_has_the_documented_defaults() -> None:
     assert (settings.threads, settings.window, settings.telemetry_period, settings.keepalive) == (1, 16, 0.5, 5.0)
 
 
-def test_layers_auto_says_that_the_planner_does_not_exist_yet() -> None:
-    with pytest.raises(UsageError, match="placement planner does not exist yet") as caught:
-        resolve_agent(["--layers", "auto"], {})
-    assert caught.value.exit_status == 2
+def test_layers_auto_take_memory_and_have_a_name() -> None:
+    settings = resolve_agent(["--layers", "auto", "--memory", "512MB"], {}).settings
+    assert (settings.layers, settings.span, settings.memory) == ("auto", None, 512_000_000)
+    assert settings.name.endswith("-auto")
+    config = settings.node("", "")
+    assert (config.auto, config.span, config.memory_bytes) == (True, None, 512_000_000)
+    assert resolve_agent(["--layers", "auto"], {}).settings.node("", "").memory_bytes > 0
+    assert not resolve_agent(["--layers", "4-8"], {}).settings.node("", "").auto
+    for wrong in (["auto", "--memory", "much"], ["4-8", "--memory", "1GB"]):
+        with pytest.raises(UsageError, match="--memory"):
+            resolve_agent(["--layers", *wrong], {})
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,11 @@ def test_mistakes_in_phases_are_told_by_place(tmp_path: Path, old: str, new: str
         ('["a"]', '["a", "a"]', "neighbours of source: expected each name once, got a twice"),
         ('["a"]', '"a"', "[source] neighbours: expected a list of names"),
         ('["a"]', "[]", "neighbours of source: expected one that holds layer 4, got nobody"),
-        ('"rate"', '"rat"', "[run] adapt: expected one of rate, threshold, none, got 'rat'; did you mean rate?"),
+        (
+            '"rate"',
+            '"rat"',
+            "[run] adapt: expected one of none, rate, threshold, drift-plus-penalty, optimiser, got 'rat'",
+        ),
         ("seed = 7", "seed = -1", "[run] seed: expected a whole number"),
         ('join_at = "2s"', 'join_at = "soon"', "join_at: expected a duration"),
     ],

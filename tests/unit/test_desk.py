@@ -227,7 +227,7 @@ async def test_the_threshold_goes_by_steps_from_where_it_was_aimed_at() -> None:
 
 async def test_what_follows_the_load_goes_round() -> None:
     async with staged() as (stage, pilot):
-        for adapt in ("threshold", "none", "rate"):
+        for adapt in ("optimiser", "none", "rate"):
             stage.view = changed(source=dataclasses_replace(REPORT, adapt=adapt))
             await shown(stage, pilot)
             await pilot.press("a")

@@ -71,6 +71,7 @@ def test_the_catalogue_has_what_dashboards_are_made_of() -> None:
         "mdi_exit_items_pending": set(), "mdi_exit_results_duplicate_total": set(),
         "mdi_exit_item_exits_total": {"exit"}, "mdi_exit_item_seconds_bucket": {"part"},
         "mdi_exit_item_confidence_bucket": {"exit"}, "mdi_exit_offered_per_second": set(), "mdi_exit_threshold": set(),
+        "mdi_exit_plan_epoch": set(), "mdi_exit_plan_moves_total": {"reason"}, "mdi_exit_plan_expected_per_second": set(),
         "mdi_exit_threshold_floor": set(), "mdi_exit_paused": set(), "mdi_exit_events_total": {"kind"},
         "mdi_exit_node_up": node, "mdi_exit_node_info": node | {"role", "span", "engine", "version", "emulated", "state"},
         "mdi_exit_node_queue_tasks": node | {"queue"}, "mdi_exit_node_backlog_seconds": node,

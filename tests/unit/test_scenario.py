@@ -60,13 +60,24 @@ def refused(folder: Path, text: str) -> str:
     return str(caught.value).replace(str(folder / "s.toml"), "s.toml")
 
 
-def test_topologies_of_the_demo_are_scenarios() -> None:
-    files = sorted((Path(__file__).parents[2] / "benchmarks" / "scenarios").glob("*.toml"))
-    assert len(files) >= 8
-    for file in files:
-        found = read_scenario(file)
-        assert found.nodes
-        assert found.duration_s > 0
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "scenarios"
+TOPOLOGIES = ("two-node", "three-node-mesh", "three-node-circular", "five-node-mesh")
+MODELS = ("mobilenetv2", "resnet50", "resnet50-bottleneck")
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.toml")), ids=lambda file: file.stem)
+def test_the_scenarios_and_the_topologies_of_the_demo_are_read(file: Path) -> None:
+    found = read_scenario(file)
+    assert found.duration_s > 0
+    assert found.note or file.stem.endswith(("-disjoint", "-overlapping"))
+    assert 2 <= len(found.nodes) * found.cells <= 1000
+
+
+def test_the_paper_s_topologies_are_there_with_each_model() -> None:
+    wanted = {f"paper-{topology}-{model}" for topology in TOPOLOGIES for model in MODELS}
+    assert wanted <= {file.stem for file in FOLDER.glob("*.toml")}
+    thousand = read_scenario(FOLDER / "thousand-nodes.toml")
+    assert (len(thousand.nodes), thousand.cells) == (20, 50)
 
 
 def test_costs_and_outcomes_of_a_table(folder: Path) -> None:
@@ -82,6 +93,7 @@ def test_costs_and_outcomes_of_a_table(folder: Path) -> None:
 
 def test_a_codec_makes_features_smaller(folder: Path) -> None:
     assert scenario(folder, TWO + '[run]\ncodec = "float16"\n').model.plan.feature_bytes == (2000, 1000, 500)
+    assert scenario(folder, TWO + '[run]\ncodec = "int4+zstd"\n').model.plan.feature_bytes == (500, 250, 125)
 
 
 def test_links_media_and_the_broker(folder: Path) -> None:

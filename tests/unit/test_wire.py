@@ -56,8 +56,9 @@ MESSAGES: dict[str, tuple[wire.Message, bytes]] = {
     "telemetry": (
         wire.Telemetry(
             *(7, 11, "nano-1", 3, 1, 0.25, {4: 0.25}, {4: 0.0625}, {4: 13}, {"source": 9}, {"sent": 5}, {2: 7}),
-            links={"nano-2": wire.LinkLoad(5, 4096, 0.002, 11)},
+            links={"nano-2": wire.LinkLoad(5, 4096, 0.002, 11, 2.5e6)},
             board=wire.Board(2**26, 48.5, 5.25, 99.5, True),
+            scores={0: (0, 2, 5)},
         ),
         b"",
     ),
@@ -78,10 +79,30 @@ MESSAGES: dict[str, tuple[wire.Message, bytes]] = {
     "order": (wire.Order("desk", 1, "threshold", "0.7"), b""),
     "request": (wire.Request("desk", "a-1", "uint8", zlib.crc32(BODY), (4, 4), 0.5), BODY),
     "reply": (wire.Reply("desk", "a-1", 9, "Ankle boot", 0.75, 2, ("source", "nano-1"), 0.125), b""),
-    "status": (wire.Status("nano-1", 11, True, "agent", "ready", (4, 9), (4, 6), 16, "onnxruntime CPU"), b""),
+    "status": (
+        wire.Status(
+            *("nano-1", 11, True, "agent", "ready", (4, 9), (4, 6), 16, "onnxruntime CPU"),
+            neighbours=("source",),
+            auto=True,
+            memory_bytes=2**28,
+            layer_s=(0.25, 0.5),
+            leaving=((0, 4),),
+        ),
+        b"",
+    ),
     "ack": (wire.Ack(11, 12, 9, 0.004, {4: 8}, (5, 6), 3, 0.25, 2), b""),
     "probe": (wire.Probe(11, 2, 9), b""),
-    "control": (wire.Control(7, 11, "source", 0, "ab" * 16, 0.9, codec="int8"), b""),
+    "control": (
+        wire.Control(
+            *(7, 11, "source", 0, "ab" * 16, 0.9),
+            codec="int8",
+            spans={"nano-1": (4, 9)},
+            shares=(wire.Share(4, "source", {"nano-1": 0.75, "source": 0.25}),),
+            census=True,
+            thresholds=(0.5, 0.75),
+        ),
+        b"",
+    ),
     "manifest": (
         wire.Manifest(7, "source", "ab" * 16, zlib.crc32(BODY), (wire.SegmentFile(4, 6, True, 16, "cd" * 32, 1),)),
         BODY,
