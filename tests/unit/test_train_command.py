@@ -41,8 +41,13 @@ TINY = (
 )
 SHORT = ("--backbone-epochs", "1", "--warm-up-epochs", "1")
 
-SEQUENTIAL = """
+MINE = """
 from torch import nn
+from torchvision.models.vision_transformer import VisionTransformer
+
+def transformer():
+    sizes = {"image_size": 32, "patch_size": 8, "num_layers": 3, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
+    return VisionTransformer(**sizes, num_classes=10)
 
 def network():
     return nn.Sequential(
@@ -163,18 +168,18 @@ def test_an_artifact_of_other_classes_is_nothing_to_begin_with(tmp_path: Path, m
     ("model", "more", "exits"),
     [
         ("small_resnet18", ("--width", "0.125"), 4),
-        ("MODULE", (), 2),
+        ("mine_to_train:network", (), 2),
+        ("mine_to_train:transformer", ("--input-shape", "3,32,32"), 3),
+        ("mine_to_train:transformer", ("--input-shape", "3,32,32", "--strategy", "jei", *SHORT), 3),
         ("shufflenet_v2_x0_5", ("--input-shape", "3,32,32"), 3),
     ],
 )
 def test_any_partitioned_model_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, more: tuple[str, ...], exits: int
 ) -> None:
-    if model == "MODULE":
-        (tmp_path / "mine_to_train.py").write_text(SEQUENTIAL)
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "path", ["", *sys.path])
-        model = "mine_to_train:network"
+    (tmp_path / "mine_to_train.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
     flags = [
         "--out",
         str(tmp_path / "model"),
