@@ -109,7 +109,8 @@ def fill(figure: Figure | SubFigure, timeline: Sequence[Snapshot], title: str, p
         panels[0].text(at_s, 0.97, f" {words[:_LONGEST_ORDER]}", transform=panels[0].get_xaxis_transform(), rotation=90,
                        ha="right", va="top", fontsize=7, color=RED)  # fmt: skip
     _name(panels[0], phases)
-    panels[-1].set_xlim(timeline[0].elapsed_s, timeline[-1].elapsed_s)
+    if timeline[0].elapsed_s < timeline[-1].elapsed_s:
+        panels[-1].set_xlim(timeline[0].elapsed_s, timeline[-1].elapsed_s)
     panels[-1].set_xlabel("seconds since the start")
     figure.align_ylabels()
 

@@ -141,7 +141,7 @@ def test_without_a_model_it_is_that_of_the_artifact_to_begin_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "begun_with.py").write_text(SEQUENTIAL)
+    (tmp_path / "begun_with.py").write_text(MINE)
     numbers = ("--mean", "0.25", "--std", "0.75")
     assert partition(["begun_with:network", "--input-shape", "1x28x28", "--out", "cut", *numbers]) == 0
     few = ("--data", "shipped", "--limit", "64", "--validation", "16", "--epochs", "1", "--threads", "1")
@@ -157,7 +157,7 @@ def test_without_a_model_it_is_that_of_the_artifact_to_begin_with(
 
 def test_an_artifact_of_other_classes_is_nothing_to_begin_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "of_seven.py").write_text(SEQUENTIAL.replace("nn.Linear(8, 10)", "nn.Linear(8, 7)"))
+    (tmp_path / "of_seven.py").write_text(MINE.replace("nn.Linear(8, 10)", "nn.Linear(8, 7)"))
     assert partition(["of_seven:network", "--input-shape", "1,28,28", "--out", "cut"]) == 0
     with pytest.raises(UsageError, match="expected an artifact of 10 classes, as the data has, got 7"):
         command.main(["--from", "cut", "--out", "trained", "--data", "shipped"])
