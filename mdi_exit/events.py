@@ -1,7 +1,8 @@
 """What happens to a node (events) and what it wants done (commands): the whole surface of the pure core.
 
 ``handle(now, event)`` takes one event and returns commands; the live driver, the simulator and the tests are the only
-callers. ``payload`` is opaque here: a tensor live, nothing in the simulator.
+callers. ``payload`` is opaque here: a tensor live, nothing in the simulator. What comes with every item is a Struct: made
+in a tenth of the time that a frozen dataclass takes.
 """
 
 from __future__ import annotations
@@ -91,8 +92,7 @@ __all__ = [
 class Task(Struct, frozen=True):
     """One attempt at one item, about to enter ``next_layer`` with ``payload``.
 
-    ``since``: when it began to wait where it is; ``compute_s`` and ``wait_s``: seconds spent so far, all nodes. A Struct,
-    since it is replaced several times a hop and dataclasses take ten times as long for that.
+    ``since``: when it began to wait where it is; ``compute_s`` and ``wait_s``: seconds spent so far, all nodes.
     """
 
     run: int
@@ -110,8 +110,7 @@ class Task(Struct, frozen=True):
     since: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """What one task's segment gave: class and score if a head ran, and the features unless the network ended.
 
     ``exit_state``: what the exits to come need to know of those before (``mdi_exit.confidence``).
@@ -163,16 +162,14 @@ class SpeedKnown:
     layer_s: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TaskReceived:
+class TaskReceived(Struct, frozen=True):
     sender: str
     incarnation: int
     seq: int
     task: Task
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentDone:
+class SegmentDone(Struct, frozen=True):
     batch: int
     seconds: float
     outcomes: tuple[Outcome, ...]
@@ -184,27 +181,23 @@ class SegmentFailed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class StatusReceived:
+class StatusReceived(Struct, frozen=True):
     """``retained``: the broker's memory, which may be of a node long gone."""
 
     status: Status
     retained: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TelemetryReceived:
+class TelemetryReceived(Struct, frozen=True):
     telemetry: Telemetry
 
 
-@dataclass(frozen=True, slots=True)
-class AckReceived:
+class AckReceived(Struct, frozen=True):
     sender: str
     ack: Ack
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeReceived:
+class ProbeReceived(Struct, frozen=True):
     sender: str
     probe: Probe
 
@@ -222,8 +215,7 @@ class OrderReceived:
     retained: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Inject:
+class Inject(Struct, frozen=True):
     """A task that the source hands to its own worker: an admission or a retry."""
 
     task: Task
@@ -244,8 +236,7 @@ class PlanMade:
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
-class InputOffered:
+class InputOffered(Struct, frozen=True):
     """A sample is there: admit or refuse it. ``size_bytes``: of the float32 tensor that enters layer 0."""
 
     sample: str
@@ -266,8 +257,7 @@ class InputSkipped:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class ResultsReceived:
+class ResultsReceived(Struct, frozen=True):
     sender: str
     results: Results
 
@@ -335,8 +325,7 @@ class RequestUnusable(RequestEvent):
 # --- commands
 
 
-@dataclass(frozen=True, slots=True)
-class RunSegment:
+class RunSegment(Struct, frozen=True):
     """Run ``tasks`` through the segment as one batch; answer with SegmentDone or SegmentFailed."""
 
     batch: int
@@ -360,8 +349,7 @@ class MakePlan:
     rules: PlacementRules
 
 
-@dataclass(frozen=True, slots=True)
-class SendTask:
+class SendTask(Struct, frozen=True):
     to: str
     span: LayerSpan
     seq: int
@@ -369,8 +357,7 @@ class SendTask:
     task: Task
 
 
-@dataclass(frozen=True, slots=True)
-class SendResults:
+class SendResults(Struct, frozen=True):
     """``run``: the one that the rows belong to; they are worth nothing in another."""
 
     rows: tuple[ResultRow, ...]
@@ -385,8 +372,7 @@ class SendFailed:
     command: SendTask | SendResults
 
 
-@dataclass(frozen=True, slots=True)
-class SendTelemetry:
+class SendTelemetry(Struct, frozen=True):
     telemetry: Telemetry
 
 
@@ -402,14 +388,12 @@ class SendStatus:
     status: Status
 
 
-@dataclass(frozen=True, slots=True)
-class SendAck:
+class SendAck(Struct, frozen=True):
     to: str
     ack: Ack
 
 
-@dataclass(frozen=True, slots=True)
-class SendProbe:
+class SendProbe(Struct, frozen=True):
     to: str
     probe: Probe
 
@@ -454,8 +438,7 @@ class ReplyFailed(RequestEvent):
     command: SendReply
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct, frozen=True):
     """The one result of an item: ``row.label`` or ``row.error``; ``latency_s`` since admission."""
 
     sample: str

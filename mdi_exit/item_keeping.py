@@ -199,10 +199,13 @@ class ItemKeeping:
         """Ask for the samples that are due and prepare the requests that there is room for, in turn."""
         if not self._started or self._ended or self.stopped:
             return
-        if self._paced:
+        paced = self._paced
+        if paced:
             self._arrive(now)
         if not self.desk.waiting:  # nobody to take turns with
-            while self._turns.own_may(self.queue, len(self.pending), paced=self._paced):
+            if paced and not self._turns.due:
+                return
+            while self._turns.own_may(self.queue, len(self.pending), paced=paced):
                 self._want()
             return
         while (party := self._turns.next_party(room := self._room(now))) is not None:

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from msgspec import Struct
+
 from mdi_exit.wire import Ack, LinkLoad
 
 __all__ = ["DelayModel", "Inbound", "Outbound", "Sent"]
@@ -75,8 +77,7 @@ class DelayModel:
         return self._y / self._n if self._n else 2 * self.initial_s
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(Struct, frozen=True):
     """A task on its way, until the receiver says that it has it."""
 
     seq: int
@@ -109,7 +110,7 @@ class Outbound:
 
     def room(self, layer: int) -> int:
         """Tasks that may be sent now for entry ``layer``."""
-        return self.window - self.used[layer]
+        return self.window - self.used.get(layer, 0)
 
     def sent(self, now: float, layer: int, item: int, size_bytes: int) -> int:
         """Record a send; returns its sequence number."""

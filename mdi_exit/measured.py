@@ -52,6 +52,8 @@ class SegmentSeconds:
     def per_task(self, key: SegmentKey, waiting: int, fallback_s: float) -> float:
         """Γ: expected seconds a task, when ``waiting`` are there; with or without head is taken to be alike."""
         measured = self._by_key.get(key) or self._by_key.get(key._replace(head=not key.head), {})
+        if waiting <= 1:
+            return measured.get(1, fallback_s)
         return seconds_per_task(waiting, measured, fallback_s)
 
     def clear(self) -> None:

@@ -70,7 +70,8 @@ class Members:
     """All other nodes of the deployment that this node has heard of. ``name`` is its own.
 
     ``changes`` counts whatever alters who is there and what they take, so that others need not look at every node at every
-    event; ``owing``: the senders to whom an acknowledgement is due; ``dead``: the nodes that are not alive.
+    event; ``owing``: the senders to whom an acknowledgement is due; ``dead``: the nodes that are not alive;
+    ``autos``: those that let the source place their layers.
     ``hears``: those whose telemetry this node listens to, hence whose silence means something; None: all.
     """
 
@@ -80,6 +81,7 @@ class Members:
     changes: int = 0
     owing: dict[str, Inbound] = field(default_factory=dict)
     dead: set[str] = field(default_factory=set)
+    autos: set[str] = field(default_factory=set)
     peers: dict[str, Peer] = field(default_factory=dict)
     inbounds: dict[str, Inbound] = field(default_factory=dict)
     _silent_at: float = 0.0
@@ -123,6 +125,7 @@ class Members:
         self.changes += 1
         name = peer.status.node
         (self.dead.discard if peer.alive else self.dead.add)(name)
+        (self.autos.add if peer.status.auto else self.autos.discard)(name)
         self._spans.subtract(self._served.pop(name, ()))
         if peer.ready:
             self._served[name] = peer.served

@@ -163,12 +163,14 @@ class NodeState:
         return self.config.neighbours is None or name in self.config.neighbours
 
     def _key(self, layer: int) -> SegmentKey | None:
+        key = self._keys.get(layer)
+        if key is not None:
+            return key
         plan = self.plan
         if plan is None or layer not in self.holding.layers or layer >= plan.layer_count:
             return None
-        if layer not in self._keys:
-            self._keys[layer] = self._segment_here(plan, layer)
-        return self._keys[layer]
+        key = self._keys[layer] = self._segment_here(plan, layer)
+        return key
 
     def _head_wanted(self, plan: ModelPlan, layer: int, span: LayerSpan) -> bool:
         """Whether the exit that the segment from ``layer`` comes to can be taken, so that its head must be run."""
@@ -194,12 +196,16 @@ class NodeState:
 
     def backlog_by_layer_s(self) -> dict[int, float]:
         """Expected seconds of what waits in I_n, by next layer."""
-        inputs = self.store.inputs
-        waiting = {layer: inputs.waiting(layer) for layer in inputs.latest_first()}
-        return {layer: count * self.seconds(layer, count) for layer, count in waiting.items()}
+        queues = self.store.inputs.by_layer
+        return {
+            layer: len(queues[layer]) * self.seconds(layer, len(queues[layer]))
+            for layer in self.store.inputs.latest_first()
+        }
 
     def backlog_s(self, now: float) -> float:
         """I_n Γ_n: expected seconds of what waits in I_n, the running task's remainder included."""
+        if not self.store.inputs.length:
+            return self._remainder_s(now)
         return sum(self.backlog_by_layer_s().values()) + self._remainder_s(now)
 
     def _remainder_s(self, now: float) -> float:

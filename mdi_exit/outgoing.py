@@ -29,7 +29,9 @@ class Outgoing(NodeState):
     def _announce(self) -> None:
         """Publish the own status when it is another than the last one published."""
         told = self._status
-        if not self.connected or (told and (told.state, told.entries) == (self.state, self.entries)):
+        if not self.connected:
+            return
+        if told is not None and told.entries == self._entries and told.state == self.state:
             return
         span = self.holding.span
         self._status = Status(
@@ -150,13 +152,14 @@ class Outgoing(NodeState):
         self._rows.append(row)
 
     def _report(self, now: float) -> None:
-        if self.connected or self.config.role == "source":
+        if (self._rows or self._moved_due_at is not None) and (self.connected or self.config.role == "source"):
             self._send_results(now)
         if not self.connected:
             if now >= self._telemetry_at:
                 self._telemetry_at = now + self.config.telemetry_period_s
             return
-        self._send_acks(now)
+        if self.members.owing:
+            self._send_acks(now)
         if now >= self._telemetry_at:
             self._telemetry_at = now + self.config.telemetry_period_s
             self._probe_peers(now)
@@ -175,8 +178,6 @@ class Outgoing(NodeState):
 
     def _send_acks(self, now: float) -> None:
         owing = self.members.owing
-        if not owing:
-            return
         backlog: float | None = None
         for sender, inbound in list(owing.items()):
             if inbound.due_at is None or (now < inbound.due_at and inbound.unreported < self.config.window // 2):

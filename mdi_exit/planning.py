@@ -95,8 +95,6 @@ class Planning:
     _told: str = ""
     _factors: dict[str, float] = field(default_factory=dict)
     _measured_at: float = 0.0
-    _changes: int = -1
-    _any_auto: bool = False
 
     def on_wire(self) -> dict[str, Span]:
         """For ``Control.spans``."""
@@ -108,10 +106,7 @@ class Planning:
         """Whether it is time to ``look``: asked at most events, so a deployment without such agents costs nothing."""
         if now < self._look_at or self._asked is not None:
             return False
-        if members.changes != self._changes:
-            self._changes = members.changes
-            self._any_auto = any(peer.status.auto for peer in members)
-        return self._any_auto
+        return bool(members.autos)
 
     def look(self, now: float, members: Members, own: Device, plan: ModelPlan, exits: Counter[int]) -> MakePlan | None:
         """What to ask of the planner now, if anything. ``own``: the source's own part."""

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from msgspec import Struct
+
 from mdi_exit.events import Task
 from mdi_exit.segments import ModelPlan, SegmentKey
 
@@ -25,8 +27,7 @@ class Origin(StrEnum):
     INJECTED = "injected"
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(Struct, frozen=True):
     """A task in a queue. ``sender`` is set for received tasks."""
 
     task: Task
@@ -61,15 +62,18 @@ class _Side:
         self.length = 0
 
     def put(self, held: Held, *, front: bool = False) -> None:
-        queue = self.by_layer.setdefault(held.task.next_layer, deque())
+        queue = self.by_layer.get(held.task.next_layer)
+        if queue is None:
+            queue = self.by_layer[held.task.next_layer] = deque()
         (queue.appendleft if front else queue.append)(held)
         self.length += 1
 
     def take(self, layer: int, count: int = 1) -> tuple[Held, ...]:
         queue = self.by_layer[layer]
-        taken = tuple(queue.popleft() for _ in range(count))
         self.length -= count
-        return taken
+        if count == 1:
+            return (queue.popleft(),)
+        return tuple([queue.popleft() for _ in range(count)])
 
     def withdraw(self, item: int, attempt: int) -> Held | None:
         for queue in self.by_layer.values():
@@ -81,13 +85,17 @@ class _Side:
         return None
 
     def waiting(self, layer: int) -> int:
-        return len(self.by_layer.get(layer, ()))
+        queue = self.by_layer.get(layer)
+        return len(queue) if queue else 0
 
     def latest_first(self) -> list[int]:
         """Layers for which something waits, the latest first."""
         if not self.length:  # most often, and asked several times an event
             return []
-        return sorted((layer for layer, queue in self.by_layer.items() if queue), reverse=True)
+        found = [layer for layer, queue in self.by_layer.items() if queue]
+        if len(found) > 1:
+            found.sort(reverse=True)
+        return found
 
     def __iter__(self) -> Iterator[Held]:
         for queue in self.by_layer.values():
@@ -109,7 +117,7 @@ class TaskStore:
 
     def room(self, layer: int) -> int:
         """Free slots of this node's own for tasks whose next layer is ``layer``."""
-        return self.slots - self._produced[layer]
+        return self.slots - self._produced.get(layer, 0)
 
     def reserve(self, layer: int, count: int) -> None:
         """Take slots for tasks about to be produced."""
@@ -119,11 +127,11 @@ class TaskStore:
         self._produced[layer] -= count
 
     def holds(self, item: int, attempt: int) -> bool:
-        return self._keys[item, attempt] > 0
+        return self._keys.get((item, attempt), 0) > 0
 
     def held_for(self, sender: str, layer: int) -> int:
         """Slots that ``sender`` has in use here for ``layer``."""
-        return self._from_sender[sender, layer]
+        return self._from_sender.get((sender, layer), 0)
 
     def add(self, held: Held, *, output: bool = False, front: bool = False) -> None:
         """Put a task in a queue. A produced one must have its slot already (``reserve``)."""
@@ -165,8 +173,10 @@ class TaskStore:
 
     def _forget(self, held: Held) -> None:
         key = held.task.item, held.task.attempt
-        self._keys[key] -= 1
-        if self._keys[key] <= 0:
+        left = self._keys[key] - 1
+        if left > 0:
+            self._keys[key] = left
+        else:
             del self._keys[key]
         if held.origin is Origin.RECEIVED:
             self._from_sender[held.sender, held.task.next_layer] -= 1

@@ -107,10 +107,16 @@ def runs_in(plan: ModelPlan, key: SegmentKey, spans: Iterable[LayerSpan]) -> boo
 
 
 def segment_stop(entry: int, span: LayerSpan, exit_layers: Iterable[int]) -> int:
-    """One past the last layer of the segment that starts at ``entry``. Raises ``ValueError`` outside the span."""
+    """One past the last layer of the segment that starts at ``entry``; ``exit_layers`` rise.
+
+    Raises ``ValueError`` outside the span.
+    """
     if entry not in span:
         raise ValueError(f"expected an entry in {span}, got {entry}")
-    return min([span.stop, *(layer + 1 for layer in exit_layers if layer >= entry)])
+    for layer in exit_layers:
+        if layer >= entry:
+            return min(span.stop, layer + 1)
+    return span.stop
 
 
 def needed_segments(plan: ModelPlan, span: LayerSpan, all_spans: Iterable[LayerSpan]) -> frozenset[SegmentKey]:

@@ -44,6 +44,8 @@ from mdi_exit.wire import Happening, ResultRow
 __all__ = ["SourceConfig", "SourceState"]
 
 _PAUSED: Final = "the source is paused"
+_TELLING: Final = (Tick, StatusReceived, TelemetryReceived, ModelKnown)
+"""Events after which the nodes that are there may be others, or may be known for longer."""
 
 
 class SourceState(Steering):
@@ -96,7 +98,7 @@ class SourceState(Steering):
                 self._command(now)
             case _:
                 self._work(now, event)
-        if isinstance(event, Tick | StatusReceived | TelemetryReceived | ModelKnown):
+        if isinstance(event, _TELLING):
             self._look_around(now)
         if isinstance(event, Tick):
             self._adapt(now)
@@ -122,9 +124,12 @@ class SourceState(Steering):
 
     def next_wakeup(self) -> float:
         """When ``Tick`` is wanted next, monotonic seconds."""
-        due = [self.worker.next_wakeup(), self._period_at, self.desk.next_wakeup(connected=self.worker.connected)]
-        due += [heap[0][0] for heap in (self._timers, self._expiring) if heap]
+        worker = self.worker
+        due = min(worker.next_wakeup(), self._period_at, self.desk.next_wakeup(connected=worker.connected))
+        for heap in (self._timers, self._expiring):
+            if heap and heap[0][0] < due:
+                due = heap[0][0]
         drawing = self._started and not self._ended and not self.stopped
-        if self._paced and drawing and self._turns.may_arrive:
-            due.append(self._arrival_at)
-        return min(due)
+        if drawing and self._arrival_at < due and self._paced and self._turns.may_arrive:
+            due = self._arrival_at
+        return due

@@ -78,13 +78,15 @@ class WorkerState(Hurrying):
         if self._hurried:
             self._answer_late(now)
         self._announce()
-        if self.connected:
+        if self.connected and self.store.outputs.length:
             self._forward_mandatory(now)
             if epoch:
                 self._offer(now)
-        self._run(now)
-        if self._running is None and self._reclaim():
-            self._run(now)
+        if self._running is None:
+            if self.store.inputs.length:
+                self._run(now)
+            if self._running is None and self.store.outputs.length and self._reclaim():
+                self._run(now)
         self._report(now)
         out, self._out = self._out, []
         return out
@@ -304,6 +306,8 @@ class WorkerState(Hurrying):
             self._out.append(Notice("state", f"{status.node} is {status.state}"))
 
     def _notice_change(self, change: Change, node: str) -> None:
+        if change is Change.NONE:
+            return
         if change is Change.JOINED and (peer := self.members.get(node)):
             span = f" with layers {peer.span}" if peer.span else ""
             self._out.append(Notice("joined", f"{node} joined{span} ({peer.status.state})"))

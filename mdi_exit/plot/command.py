@@ -85,11 +85,17 @@ def draw_run(run: Run, out: Path) -> None:
         if run.items:
             items.fill(parts.pop(0), run.items)
         if parts:
-            timeline.fill(parts[0], run.timeline, "over time", timeline.phases_of(run.timeline))
+            timeline.fill(parts[0], run.timeline, "over time", timeline.phases_of(run.timeline), _bound_of(run))
         try:
             figure.savefig(out, format=out.suffix.removeprefix("."))
         except OSError as error:
             raise MdiExitError(f"--out: could not write {out}: {error.strerror}") from None
+
+
+def _bound_of(run: Run) -> float | None:
+    """Items a second that no policy can pass, where the run's summary says so, as a simulated run's does."""
+    bound = (run.summary or {}).get("bound_per_s")
+    return float(bound) if isinstance(bound, int | float) and bound > 0 else None
 
 
 def _write_head(head: Any, run: Run) -> None:
@@ -99,4 +105,6 @@ def _write_head(head: Any, run: Run) -> None:
     emulated = (run.summary or {}).get("emulated")
     parts = [items.subtitle(run.items)] if run.items else []
     parts += [f"compute emulated: {emulated}"] if emulated else []
+    if (bound_per_s := _bound_of(run)) is not None:
+        parts.append(f"{(run.summary or {}).get('efficiency', 0.0):.1%} of the bound {bound_per_s:.1f}/s")
     head.text(0.03, 0.12, "   ·   ".join(parts), fontsize=9.5, color="#555", va="center")

@@ -90,8 +90,14 @@ def draw(timeline: Sequence[Snapshot], out: Path, title: str, phases: Sequence[P
             raise MdiExitError(f"picture: could not write {out}: {error.strerror}") from None
 
 
-def fill(figure: Figure | SubFigure, timeline: Sequence[Snapshot], title: str, phases: Sequence[Phase]) -> None:
-    """Five panels over the same seconds, with a title."""
+def fill(
+    figure: Figure | SubFigure,
+    timeline: Sequence[Snapshot],
+    title: str,
+    phases: Sequence[Phase],
+    bound_per_s: float | None = None,
+) -> None:
+    """Five panels over the same seconds, with a title; ``bound_per_s``: the rate that no policy can pass."""
     orders = orders_of(timeline)
     panels = figure.subplots(5, 1, sharex=True, height_ratios=(1.35, 0.8, 1.2, 0.8, 0.8))
     figure.subplots_adjust(left=0.085, right=0.83, top=0.9, bottom=0.055, hspace=0.2)
@@ -109,8 +115,9 @@ def fill(figure: Figure | SubFigure, timeline: Sequence[Snapshot], title: str, p
         panels[0].text(at_s, 0.97, f" {words[:_LONGEST_ORDER]}", transform=panels[0].get_xaxis_transform(), rotation=90,
                        ha="right", va="top", fontsize=7, color=RED)  # fmt: skip
     _name(panels[0], phases)
-    if timeline[0].elapsed_s < timeline[-1].elapsed_s:
-        panels[-1].set_xlim(timeline[0].elapsed_s, timeline[-1].elapsed_s)
+    if bound_per_s is not None:
+        _bound(panels[0], bound_per_s)
+    panels[-1].set_xlim(timeline[0].elapsed_s, timeline[-1].elapsed_s)
     panels[-1].set_xlabel("seconds since the start")
     figure.align_ylabels()
 
@@ -149,6 +156,15 @@ def _rates(panel: Axes, timeline: Sequence[Snapshot]) -> None:
     panel.plot(times, [one.completed_per_s for one in timeline], color=BLUE, linewidth=2, label="completed")
     panel.set_ylabel("items/s")
     panel.set_ylim(bottom=0)
+    _legend(panel)
+
+
+def _bound(panel: Axes, bound_per_s: float) -> None:
+    """Over the whole run, at its mean accuracy: the rate of an easy moment may pass it."""
+    panel.axhline(
+        bound_per_s, color="black", linestyle=":", linewidth=1.8, label=f"bound\n{bound_per_s:.1f}/s at\nthis accuracy"
+    )
+    panel.set_ylim(top=max(panel.get_ylim()[1], 1.08 * bound_per_s))
     _legend(panel)
 
 

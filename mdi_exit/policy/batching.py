@@ -18,7 +18,10 @@ def choose_batch(waiting: int, seconds_by_batch: Mapping[int, float], *, explore
     With ``explore`` the first size not yet measured is tried, as long as the sizes below it were still gaining.
     """
     best = size = 1
-    while size <= min(waiting, MAX_BATCH):
+    if waiting <= 1:  # most often
+        return best
+    most = min(waiting, MAX_BATCH)
+    while size <= most:
         seconds = seconds_by_batch.get(size)
         if seconds is None:
             return size if explore else best
@@ -32,6 +35,6 @@ def choose_batch(waiting: int, seconds_by_batch: Mapping[int, float], *, explore
 
 def seconds_per_task(waiting: int, seconds_by_batch: Mapping[int, float], fallback_s: float) -> float:
     """Γ for planning: expected seconds a task when ``waiting`` tasks of the segment are there."""
-    size = choose_batch(max(waiting, 1), seconds_by_batch, explore=False)
+    size = 1 if waiting <= 1 else choose_batch(waiting, seconds_by_batch, explore=False)
     seconds = seconds_by_batch.get(size)
     return fallback_s if seconds is None else seconds / size

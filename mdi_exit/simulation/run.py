@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
@@ -94,9 +94,10 @@ class Cell:
     """One deployment of the scenario: its own source, nodes and media. ``number`` 0: the only one."""
 
     def __init__(
-        self, scenario: Scenario, samples: _Samples, wires: Wires, clock: Clock, number: int, solver: RouteSolver
-    ) -> None:
-        self.scenario, self._recorded = scenario, samples
+        self, scenario: Scenario, samples: _Samples, wires: Wires, clock: Clock, number: int, solver: RouteSolver,
+        order: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        self.scenario, self._recorded, self._given_order = scenario, samples, order
         self.prefix = f"c{number}-" if number else ""
         self.rng = Random(scenario.seed * 1_000_003 + number)
         self._order = Random(self.rng.random())
@@ -188,7 +189,9 @@ class Cell:
     # --- input
 
     def _endless_samples(self) -> Iterator[int]:
-        """All samples in a random order, again and again."""
+        """All samples in the order that was given, or each time in another random one, again and again."""
+        while self._given_order:
+            yield from self._given_order
         while True:
             order = list(range(len(self._recorded.truth)))
             self._order.shuffle(order)
@@ -258,9 +261,9 @@ def _solver(scenario: Scenario, trace: Trace) -> RouteSolver:
 
 
 class Simulation:
-    """All cells of a scenario on one clock and one broker."""
+    """All cells of a scenario on one clock and one broker. ``order``: in which samples are drawn; empty: at random."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, order: Sequence[int] = ()) -> None:
         self.scenario = scenario
         self.clock = Clock()
         trace = trace_of(scenario)
@@ -271,7 +274,8 @@ class Simulation:
         for number in numbers:
             prefix = f"c{number}-" if number else ""
             links = {prefix + node.name: node.link for node in scenario.nodes}
-            self.cells.append(Cell(scenario, samples, Wires(links, scenario.media, broker), self.clock, number, solver))
+            wires = Wires(links, scenario.media, broker)
+            self.cells.append(Cell(scenario, samples, wires, self.clock, number, solver, order))
         self.snapshots: list[Snapshot] = []
 
     def run(self, progress: Callable[[float], None] = lambda _: None) -> Simulated:
@@ -285,10 +289,10 @@ class Simulation:
             self._begin()
             self._snapshots(progress)
             self._drain()
+            return self._simulated()
         finally:
             if collecting:
                 gc.enable()
-        return self._simulated()
 
     def _begin(self) -> None:
         for cell in self.cells:
@@ -376,6 +380,8 @@ def _together(taken: list[Snapshot]) -> Snapshot:
     )
 
 
-def simulate(scenario: Scenario, progress: Callable[[float], None] = lambda _: None) -> Simulated:
-    """Run it. Raises ``MdiExitError``."""
-    return Simulation(scenario).run(progress)
+def simulate(
+    scenario: Scenario, progress: Callable[[float], None] = lambda _: None, *, order: Sequence[int] = ()
+) -> Simulated:
+    """Run it. ``order``: in which samples are drawn; empty: at random. Raises ``MdiExitError``."""
+    return Simulation(scenario, order).run(progress)

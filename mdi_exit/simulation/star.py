@@ -177,7 +177,7 @@ class StarNetwork(SimulatedNetwork):
         if way.steps:
             self._step(way, 0, (target, event, size))
         elif target:
-            self.at(self.clock.now + way.after_s, target, event)
+            self.clock.call_at(self.clock.now + way.after_s, self._deliver, target, event)
 
     def _step(self, way: _Way, number: int, message: tuple[str, Event, int]) -> None:
         """A message comes to a resource. What is lost, to nobody, has taken its way as well."""
@@ -188,7 +188,7 @@ class StarNetwork(SimulatedNetwork):
         if number < len(steps):
             clock.call_at(done_at + steps[number][1], self._step, way, number, message)
         elif to:
-            self.at(done_at + way.after_s, to, event)
+            clock.call_at(done_at + way.after_s, self._deliver, to, event)
 
     def _broadcast(self, sender: str, event: Event, size: int = STATUS_BYTES, *, to_all: bool = False) -> None:
         """Up the sender's link once, from the broker on once for each listener."""
@@ -214,7 +214,7 @@ class StarNetwork(SimulatedNetwork):
             if len(way.steps) > way.up:
                 clock.call_at(clock.now + way.steps[way.up][1], self._step, way, way.up, (to, event, size))
             else:
-                self.at(clock.now + way.after_s, to, event)
+                clock.call_at(clock.now + way.after_s, self._deliver, to, event)
 
     def _heard_by(self, name: str) -> Iterable[str]:
         heard = self.hears[name]

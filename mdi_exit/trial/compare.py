@@ -2,14 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Comparison", "compared"]
+from mdi_exit.plot.files import Item
+from mdi_exit.snapshot import Snapshot
+
+__all__ = ["Comparison", "Stretch", "compared", "ready_at_s", "stretch_of"]
+
+_WARM_UP_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What was completed from ``begin_s`` to ``end_s`` after the first admission."""
+
+    begin_s: float
+    end_s: float
+    completed: int
+    rate_per_s: float
+    accuracy: float | None
+    exits: dict[int, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _warm_up_s(duration_s: float) -> float:
+    """How long queues may take to fill, once all nodes are there, before anything is measured."""
+    return min(_WARM_UP_S, duration_s / 4)
+
+
+def ready_at_s(timeline: Sequence[Snapshot], names: frozenset[str]) -> float | None:
+    """When all of these nodes took tasks for the first time; None: never."""
+    for moment in timeline:
+        if names <= {node.name for node in moment.nodes if node.state == "ready"} and moment.admitted:
+            return moment.elapsed_s
+    return None
+
+
+def stretch_of(
+    timeline: Sequence[Snapshot],
+    items: Sequence[Item],
+    names: frozenset[str],
+    until_s: float,
+    most_s: float | None = None,
+) -> Stretch | None:
+    """What is compared: from when all nodes are ready and queues have filled to ``until_s``, the last arrival.
+
+    ``items``: in the order of their completion. ``most_s``: no longer than that. None: there is no such stretch.
+    """
+    ready_s = ready_at_s(timeline, names)
+    if ready_s is None:
+        return None
+    begin_s = ready_s + _warm_up_s(until_s)
+    end_s = until_s if most_s is None else min(until_s, begin_s + most_s)
+    inside = [moment for moment in timeline if begin_s <= moment.elapsed_s <= end_s]
+    if len(inside) < 2:
+        return None
+    first, last = inside[0], inside[-1]
+    done = items[first.completed + first.errors : last.completed + last.errors]
+    judged = [item.right for item in done if item.right is not None]
+    return Stretch(
+        begin_s=first.elapsed_s,
+        end_s=last.elapsed_s,
+        completed=last.completed - first.completed,
+        rate_per_s=(last.completed - first.completed) / (last.elapsed_s - first.elapsed_s),
+        accuracy=sum(judged) / len(judged) if judged else None,
+        exits=dict(sorted(Counter(item.exit for item in done if item.exit is not None).items())),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from mdi_exit.simulation.scenario import Scenario
 from mdi_exit.snapshot import Snapshot
 from mdi_exit.trial.config import TrialSettings
 
-__all__ = ["summary_of", "write_trial"]
+__all__ = ["item_of", "summary_of", "write_trial"]
 
 
 def summary_of(scenario: Scenario, summary: Summary, **more: Any) -> dict[str, Any]:
@@ -45,10 +45,11 @@ def write_trial(
     if settings.timeline is not None:
         _write(settings.timeline, "".join(snapshot.to_line() for snapshot in timeline), "--timeline")
     if settings.picture is not None:
-        draw_run(Run(scenario.name, tuple(map(_item, records)), tuple(timeline), content), settings.picture)
+        draw_run(Run(scenario.name, tuple(map(item_of, records)), tuple(timeline), content), settings.picture)
 
 
-def _item(record: Record) -> Item:
+def item_of(record: Record) -> Item:
+    """As a line of a results file says it."""
     known = {field.name for field in dataclasses.fields(Item)}
     line = {key: value for key, value in result_line(record).items() if key in known}
     return Item(**(line | {"path": tuple(line["path"])}))

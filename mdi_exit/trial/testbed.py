@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -16,28 +17,32 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
-import psutil
 from rich.console import Console
 
 from broker.embedded import embedded_broker
-from mdi_exit import values
+from mdi_exit import __version__, values
 from mdi_exit.config import resolve, setting
 from mdi_exit.demo.fleet import Fleet
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.plot.command import draw_run
 from mdi_exit.plot.files import read_run
+from mdi_exit.simulation.record import trace_of
 from mdi_exit.simulation.run import simulate
 from mdi_exit.simulation.scenario import Change, Node, Scenario, read_scenario
 from mdi_exit.simulation.star import Wires
-from mdi_exit.snapshot import read_timeline
-from mdi_exit.trial.compare import Comparison, compared
+from mdi_exit.snapshot import Snapshot, read_timeline
+from mdi_exit.trial.busy import BusyMeter
+from mdi_exit.trial.compare import Comparison, compared, ready_at_s, stretch_of
 from mdi_exit.trial.config import TrialSettings
+from mdi_exit.trial.files import item_of
 from mdi_exit.trial.relay import relays
 
-__all__ = ["TestbedSettings", "main", "run_live"]
+__all__ = ["TestbedSettings", "main", "run_live", "shuffled"]
 
 _DEPLOYMENT: Final = "testbed"
 _MOST_NODES: Final = 16
@@ -55,6 +60,7 @@ class TestbedSettings(TrialSettings):
     __test__ = False  # not one of pytest's
 
     compare: bool = setting(False, help="simulate the same scenario and compare", parse=values.switch)
+    out: Path | None = setting(None, help="folder for the raw comparison (JSON)", parse=values.path, metavar="DIR")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -78,9 +84,9 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     with tempfile.TemporaryDirectory(prefix="mdi-exit-testbed-") as folder:
         summary = asyncio.run(run_live(scenario, Path(folder)))
-        comparison = _comparison(scenario, summary) if settings.compare else None
-        if comparison is not None:
-            summary["simulated"] = comparison.to_json()
+        comparison = _comparison(scenario, summary, Path(folder)) if settings.compare else None
+        if comparison is not None and settings.out is not None:
+            _write_record(settings.out, argv, scenario, summary)
         _write(settings, summary, Path(folder), scenario)
     _show(console, summary, comparison)
     return 0
@@ -132,7 +138,9 @@ async def run_live(scenario: Scenario, folder: Path) -> dict[str, Any]:
         "scenario": scenario.name,
         "seed": scenario.seed,
         "links": f"paced in user space ({broker.kind}): rates, delays, shared media; no packet is lost",
-        "machine_busy": run.busy,
+        "machine_busy": run.busy.machine,
+        "own_busy": run.busy.own,
+        "load_average": os.getloadavg(),
     }
 
 
@@ -141,7 +149,7 @@ class _Run:
 
     def __init__(self, scenario: Scenario, fleet: Fleet, wires: Wires, urls: dict[str, str]) -> None:
         self.scenario, self.fleet, self.wires, self.urls = scenario, fleet, wires, urls
-        self.busy = 0.0
+        self.busy = BusyMeter()
         self._killed: set[str] = set()
 
     async def go(self, stop: asyncio.Event) -> None:
@@ -153,7 +161,6 @@ class _Run:
         joining = sorted(scenario.agents, key=lambda node: node.join_at_s)
         changes = list(scenario.changes)
         started_at: float | None = None
-        psutil.cpu_percent()
         source = self.fleet.processes[scenario.source.name]
         while source.returncode is None and not stop.is_set():
             now = time.monotonic()
@@ -162,14 +169,14 @@ class _Run:
                 await self.fleet.start(node.name, "edge_agent.cli", self._flags(node))
             if started_at is None and (elapsed_s := self._elapsed_s()) is not None:
                 started_at = now - elapsed_s
-                psutil.cpu_percent()  # from here on
                 await self._order_policy()
             while started_at is not None and changes and now - started_at >= changes[0].at_s:
                 await self._change(changes.pop(0))
             self._look(now, begin, started_at)
+            if started_at is not None and now - started_at < scenario.duration_s:
+                self._measure_busy()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(stop.wait(), _POLL_S)
-        self.busy = psutil.cpu_percent() / 100
         if not stop.is_set() and source.returncode != 0:
             raise MdiExitError(f"the source ended early: {self.fleet.complaint(scenario.source.name)}")
 
@@ -184,10 +191,20 @@ class _Run:
         if started_at is not None and now - started_at > self.scenario.duration_s + _OVERTIME_S:
             raise MdiExitError(f"no end {_OVERTIME_S:g} s after the last arrival: {source}")
 
+    def _measure_busy(self) -> None:
+        """From the moment on at which all nodes are ready."""
+        if self.busy.started:
+            self.busy.read()
+        elif ready_at_s(self._timeline(), _names(self.scenario)) is not None:
+            self.busy.start()
+
+    def _timeline(self) -> list[Snapshot]:
+        path = self.fleet.folder / _FILES["timeline"]
+        return read_timeline(path) if path.exists() else []
+
     def _elapsed_s(self) -> float | None:
         """How long items have been admitted; None before the first."""
-        path = self.fleet.folder / _FILES["timeline"]
-        moments = read_timeline(path) if path.exists() else []
+        moments = self._timeline()
         return moments[-1].elapsed_s if moments and moments[-1].admitted else None
 
     async def _order_policy(self) -> None:
@@ -249,9 +266,59 @@ class _Run:
 # --- results
 
 
-def _comparison(scenario: Scenario, summary: dict[str, Any]) -> Comparison:
-    """The same on the same images."""
-    return compared(summary, simulate(replace(scenario, trace=None)).summary.to_json())
+def _names(scenario: Scenario) -> frozenset[str]:
+    return frozenset(node.name for node in scenario.nodes)
+
+
+def _comparison(scenario: Scenario, summary: dict[str, Any], folder: Path) -> Comparison:
+    """The same on the same images, in the same order; puts what it finds into ``summary``.
+
+    Compared is the stretch in which all nodes were ready, or all of both runs where things change or there was none.
+    """
+    order = shuffled(scenario)
+    done = simulate(replace(scenario, trace=None), order=order)
+    live, names, until_s = read_run(folder), _names(scenario), scenario.duration_s
+    measured = simulated = None
+    if not scenario.changes:
+        measured = stretch_of(live.timeline, live.items, names, until_s)
+    if measured is not None:
+        items = tuple(map(item_of, done.records))
+        simulated = stretch_of(done.timeline, items, names, until_s, measured.end_s - measured.begin_s)
+    if measured is None or simulated is None:
+        found = compared(summary, done.summary.to_json())
+        stretches: dict[str, Any] = {}
+    else:
+        found = compared(measured.to_json(), simulated.to_json())
+        stretches = {"stretch": {"measured": measured.to_json(), "simulated": simulated.to_json()}}
+    summary["simulated"] = found.to_json() | stretches
+    return found
+
+
+def shuffled(scenario: Scenario) -> tuple[int, ...]:
+    """The order in which a live source offers the shipped images (``--shuffle``), again and again."""
+    order = list(range(len(trace_of(replace(scenario, trace=None)))))
+    Random(scenario.seed).shuffle(order)
+    return tuple(order)
+
+
+def _write_record(folder: Path, argv: Sequence[str], scenario: Scenario, summary: dict[str, Any]) -> None:
+    now = datetime.now(UTC)
+    record = {
+        "benchmark": "testbed",
+        "command": ["mdi-exit", "testbed", *argv],
+        "when": now.isoformat(),
+        "version": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "nodes": len(scenario.nodes),
+        "summary": summary,
+    }
+    path = folder / f"testbed-{scenario.name}-{now:%Y-%m-%dT%H%M%SZ}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise MdiExitError(f"--out: could not write {path}: {error.strerror}") from None
 
 
 def _write(settings: TestbedSettings, summary: dict[str, Any], folder: Path, scenario: Scenario) -> None:
@@ -277,7 +344,9 @@ def _show(console: Console, summary: dict[str, Any], comparison: Comparison | No
         highlight=False,
     )
     console.print(f"links: {summary['links']}", highlight=False)
-    console.print(f"machine: {100 * summary['machine_busy']:.0f} % busy", highlight=False)
+    busy, own = summary["machine_busy"], summary["own_busy"]
+    if busy is not None:
+        console.print(f"machine: {100 * busy:.0f} % busy, {100 * own:.0f} % by this run", highlight=False)
     if comparison is not None:
         comparison.render(console)
     sys.stdout.flush()

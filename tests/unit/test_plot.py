@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,24 @@ def test_a_vector_picture_has_the_texts_of_all_panels(run: Path) -> None:
     for text in ("Latency by exit", "Confidence by exit", "Where items stopped", "source → a", "items/s", "exit threshold",
                  "compute emulated: jetson-nano", "2 errors, most often (2): no answer in 6 attempts"):  # fmt: skip
         assert text in comments
+
+
+def test_the_bound_is_drawn_where_the_summary_has_it(run: Path) -> None:
+    out = run / "plot.svg"
+    draw_run(read_run(run), out)
+    assert "bound" not in _texts(out)
+    summary = SUMMARY | {"bound_per_s": 42.25, "efficiency": 0.9}
+    draw_run(replace(read_run(run), summary=summary), out)
+    texts = _texts(out)
+    assert "90.0% of the bound 42.2/s" in texts
+    assert "42.2/s at" in texts, "the line's name"
+    draw_run(replace(read_run(run), summary=summary | {"bound_per_s": None, "efficiency": None}), out)
+    assert "bound" not in _texts(out)
+
+
+def _texts(svg: Path) -> str:
+    """matplotlib writes every text beside its outlines, as a comment."""
+    return svg.read_text()
 
 
 def test_runs_without_truth_results_or_right_answers_are_drawn_too(tmp_path: Path, run: Path) -> None:
