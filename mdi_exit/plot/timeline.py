@@ -117,7 +117,8 @@ def fill(
     _name(panels[0], phases)
     if bound_per_s is not None:
         _bound(panels[0], bound_per_s)
-    panels[-1].set_xlim(timeline[0].elapsed_s, timeline[-1].elapsed_s)
+    if timeline[0].elapsed_s < timeline[-1].elapsed_s:
+        panels[-1].set_xlim(timeline[0].elapsed_s, timeline[-1].elapsed_s)
     panels[-1].set_xlabel("seconds since the start")
     figure.align_ylabels()
 
