@@ -78,6 +78,7 @@ class Setting:
     derive: Callable[[Mapping[str, Any]], Any] | None
     show: Callable[[Any], str]
     bare: str | None
+    also: tuple[str, ...]
 
     @property
     def variable(self) -> str:
@@ -108,6 +109,12 @@ class Resolved(Generic[T]):
     warnings: tuple[str, ...]
     words: tuple[str, ...] = ()
 
+    def only_word(self, prog: str, what: str) -> str:
+        """The one word beside the flags. Raises ``UsageError``."""
+        if len(self.words) != 1:
+            raise UsageError(prog, f"one {what}", " ".join(self.words) or "none (see --help)")
+        return self.words[0]
+
 
 @dataclass(frozen=True, slots=True)
 class _Found:
@@ -130,18 +137,20 @@ def setting(
     derive: Callable[[Mapping[str, Any]], Any] | None = None,
     show: Callable[[Any], str] | None = None,
     bare: str | None = None,
+    also: tuple[str, ...] = (),
 ) -> Any:
     """Declare a field of a settings dataclass (``kw_only=True``).
 
     ``default`` may be ``REQUIRED``; ``derive`` computes a default from the values of those without one and of
     those declared before (a ``Derived`` says where it comes from). ``parse`` being
-    ``values.switch`` makes ``--flag`` and ``--no-flag``; ``bare`` is what a flag means that no value follows. A ``secret``
+    ``values.switch`` makes ``--flag`` and ``--no-flag``; ``bare`` is what a flag means that no value follows;
+    ``also``: other names of the flag, not listed in the help. A ``secret``
     is never a flag nor in the TOML file: it comes from its variable or from the file named by ``--KEY-file``, and is never
     printed.
     """
     declared = {
         "default": default, "help": help, "flag": flag, "parse": parse, "metavar": metavar, "choices": tuple(choices),
-        "secret": secret, "derive": derive, "show": show or _show, "bare": bare,
+        "secret": secret, "derive": derive, "show": show or _show, "bare": bare, "also": also,
     }  # fmt: skip
     plain: dict[str, Any] = {} if default is REQUIRED else {"default": default}
     return dataclasses.field(metadata={_METADATA_KEY: declared}, repr=not secret, **plain)
@@ -337,6 +346,8 @@ def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> str:
     else:
         optional: dict[str, Any] = {} if one.bare is None else {"nargs": "?", "const": one.bare}
         parser.add_argument(one.flag, dest=one.key, metavar=one.metavar, help=line, **optional)
+        for other in one.also:
+            parser.add_argument(other, dest=one.key, help=argparse.SUPPRESS, **optional)
     return one.flag
 
 

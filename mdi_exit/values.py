@@ -28,6 +28,7 @@ __all__ = [
     "fraction",
     "host_port",
     "host_port_or_off",
+    "image_shape",
     "integer",
     "ip_address",
     "memory",
@@ -210,6 +211,15 @@ def integer(least: int, most: int = 2**53) -> Callable[[str], int]:
 
 
 positive_int = integer(1)
+
+
+def image_shape(value: str) -> tuple[int, int, int]:
+    """``3,224,224`` or ``3x224x224``: channels, height, width."""
+    axes = value.replace("x", ",").split(",")
+    if len(axes) != 3 or not all(re.fullmatch(r"\s*[0-9]{1,5}\s*", axis) and int(axis) for axis in axes):
+        raise UsageError("", "channels, height and width such as 3,224,224", repr(value))
+    channels, height, width = map(int, axes)
+    return channels, height, width
 
 
 def path(value: str) -> Path:

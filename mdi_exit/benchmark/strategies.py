@@ -63,7 +63,7 @@ class Study:
     epochs: int = 5
     batch_size: int = 256
     learning_rate: float = 0.12
-    head_epochs: int = 5
+    head_epochs: int = 12
     warm_up_epochs: int = 6
     alternating_epochs: int = 12
     cost_weights: tuple[float, ...] = (0.03, 0.1, 0.5, 1.5)

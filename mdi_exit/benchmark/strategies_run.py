@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
@@ -55,7 +56,7 @@ def measure_strategies(out: Path | None, data_dir: Path | None, study: Study | N
             _draw(trained, points, stem.with_suffix(".png"), study)
             stem.with_suffix(".md").write_text(text)
         shutil.rmtree(work)
-    return [*points, *own, *(_thinned(row) for row in trained)]
+    return [{"name": "study", **asdict(study)}, *points, *own, *(_thinned(row) for row in trained)]
 
 
 def _curve(found: Row, part: str) -> Curve:

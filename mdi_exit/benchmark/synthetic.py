@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mdi_exit.model.artifact import MANIFEST_FILE, Artifact
-from mdi_exit.model.manifest import FORMAT_VERSION, ExitSpec, GraphFile, InputSpec, LayerSpec, Manifest
+from mdi_exit.model.artifact import MANIFEST_FILE, Artifact, graph_file, sealed
+from mdi_exit.model.manifest import FORMAT_VERSION, ExitSpec, InputSpec, LayerSpec, Manifest
 
 __all__ = ["write_identity_artifact"]
 
@@ -31,17 +29,12 @@ def _graph(name: str, shape: tuple[int, ...], *, head: bool) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _written(folder: Path, name: str, raw: bytes) -> GraphFile:
-    (folder / name).write_bytes(raw)
-    return GraphFile(file=name, bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
-
-
 def write_identity_artifact(folder: Path, shape: tuple[int, int, int], layers: int) -> Artifact:
     """``layers`` identity layers on float32 C×H×W, one exit at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     specs = tuple(
         LayerSpec(
-            graph=_written(folder, f"layer-{index}.onnx", _graph(f"layer-{index}", shape, head=False)),
+            graph=graph_file(folder, f"layer-{index}.onnx", _graph(f"layer-{index}", shape, head=False)),
             in_shape=shape,
             out_shape=shape,
             macs=0,
@@ -49,7 +42,7 @@ def write_identity_artifact(folder: Path, shape: tuple[int, int, int], layers: i
         )
         for index in range(layers)
     )
-    head = _written(folder, "exit.onnx", _graph("exit", shape, head=True))
+    head = graph_file(folder, "exit.onnx", _graph("exit", shape, head=True))
     manifest = Manifest(
         format=FORMAT_VERSION,
         name="identity",
@@ -58,6 +51,5 @@ def write_identity_artifact(folder: Path, shape: tuple[int, int, int], layers: i
         layers=specs,
         exits=(ExitSpec(layer=layers - 1, graph=head, macs=0, params=0),),
     )
-    manifest = msgspec.structs.replace(manifest, digest=manifest.computed_digest())
-    (folder / MANIFEST_FILE).write_bytes(msgspec.json.encode(manifest))
+    (folder / MANIFEST_FILE).write_bytes(sealed(manifest))
     return Artifact.open(folder)

@@ -16,7 +16,19 @@ import msgspec
 from mdi_exit.errors import ArtifactError, UsageError
 from mdi_exit.model.manifest import Calibration, GraphFile, Manifest, parse_manifest
 
-__all__ = ["DEFAULT_MODEL", "Artifact", "calibration_of", "check_output", "rewritten", "sealed", "shipped_models"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "Artifact",
+    "calibration_of",
+    "check_output",
+    "graph_file",
+    "made_output",
+    "placed",
+    "rewritten",
+    "sealed",
+    "shipped_models",
+    "with_digest",
+]
 
 MANIFEST_FILE: Final = "model.json"
 DEFAULT_MODEL: Final = "fashion-mnist-mobilenetv2"
@@ -94,17 +106,37 @@ class Artifact:
         return raw
 
 
+def with_digest(manifest: Manifest) -> Manifest:
+    """The manifest as it will be read, and its digest: msgspec leaves out a default by identity, not by equality."""
+    read = msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest)
+    return msgspec.structs.replace(read, digest=read.computed_digest())
+
+
 def sealed(manifest: Manifest) -> bytes:
     """``model.json`` of a manifest, its digest reckoned anew."""
-    manifest = msgspec.structs.replace(manifest, digest=manifest.computed_digest())
-    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1)
+    return msgspec.json.format(msgspec.json.encode(with_digest(manifest), order="deterministic"), indent=1)
+
+
+def graph_file(folder: Path, name: str, raw: bytes) -> GraphFile:
+    """Write one file of an artifact; what the manifest is to say of it."""
+    (folder / name).write_bytes(raw)
+    return GraphFile(file=name, bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+
+
+def made_output(folder: Path) -> None:
+    """``folder``, made if it is not there. Raises ``UsageError`` unless an artifact may be written into it."""
+    check_output(folder)
+    folder.mkdir(exist_ok=True)
 
 
 def check_output(folder: Path) -> None:
-    """Make ``folder`` if it is not there. Raises ``UsageError`` unless an artifact may be written into it."""
+    """Raises ``UsageError`` unless an artifact may be written into ``folder``. Only the folders above it stay made."""
     try:
+        was_there = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         is_free = not any(folder.iterdir()) or (folder / MANIFEST_FILE).exists()
+        if not was_there:
+            folder.rmdir()
     except OSError as error:
         raise UsageError("output folder", "one that can be written to", f"{folder}: {error.strerror}") from None
     if not is_free:
@@ -116,7 +148,12 @@ def rewritten(artifact: Artifact, manifest: Manifest, folder: Path) -> Artifact:
 
     The manifest comes last and in one step, so that the folder never holds half an artifact. Raises ``UsageError``.
     """
-    check_output(folder)
+    made_output(folder)
+    return placed(artifact, manifest, folder)
+
+
+def placed(artifact: Artifact, manifest: Manifest, folder: Path) -> Artifact:
+    """As ``rewritten``, into a folder that was found free, and may have new files of ``manifest`` by now."""
     elsewhere = folder.resolve() != artifact.folder.resolve()
     try:
         for graph in artifact.files() if elsewhere else []:

@@ -19,16 +19,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mdi_exit.errors import ArtifactError, UsageError
+from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.backbones import BACKBONES, layers_of
 from mdi_exit.model.export import macs
-from mdi_exit.model.graph import exported, failed_at, tidied
+from mdi_exit.model.graph import exported, failed_at, quiet, tidied
 from mdi_exit.model.heads import head_for
 from mdi_exit.model.network import MobileNetV2Config, MultiExitNetwork, mobilenetv2
 from mdi_exit.model.network import rebuilt as rebuilt_mobilenetv2
 from mdi_exit.model.partition import Partition, partitioned
 from mdi_exit.model.program import dumped, loaded
 
-__all__ = ["MODEL_FORMS", "PROGRAM_FILE", "Built", "at_equal_cost", "built", "rebuilt"]
+__all__ = ["MODEL_FORMS", "PROGRAM_FILE", "Built", "at_equal_cost", "built", "built_again", "rebuilt"]
 
 MODEL_FORMS: Final = "mobilenetv2, small_resnet18, a name of torchvision's, MODULE:FACTORY, or FILE.pt2"
 PROGRAM_FILE: Final = "program.json"
@@ -94,6 +95,24 @@ def built(
     if weights is not None:
         _load(made.network, weights, spec)
     return made
+
+
+def built_again(artifact: Artifact, *, exits: int | Sequence[int] | None = None, seed: int = 0) -> Built:
+    """The network of an artifact, without its weights, with heads at ``exits`` (as in ``built``; None: its own).
+
+    Raises ``UsageError``, ``ArtifactError``.
+    """
+    manifest = artifact.manifest
+    description, files = dict(manifest.network), {extra.file: artifact.read(extra) for extra in manifest.files}
+    torch.manual_seed(seed)
+    network = rebuilt(description, files)
+    if exits is not None:
+        description["exits"] = list(_exit_layers(exits, list(network.layers), _example(manifest.input.shape)))
+        torch.manual_seed(seed)
+        network = rebuilt(description, files)
+    network.eval()
+    names = tuple(layer.name for layer in manifest.layers)
+    return Built(network, description, files, names, description["classes"], _LastExit(network).eval())
 
 
 def rebuilt(description: Mapping[str, Any], files: Mapping[str, bytes]) -> MultiExitNetwork:
@@ -270,9 +289,10 @@ def _rebuilt_partition(description: Mapping[str, Any], files: Mapping[str, bytes
 def _saved_program(path: Path) -> torch.export.ExportedProgram:
     """One of the user's own: ``torch.export.load`` may run what is in the file."""
     if not path.is_file():
-        raise UsageError("model", "a file saved by torch.export.save", str(path))
+        raise UsageError("model", "a file saved by torch.export.save", f"none at {path}")
     try:
-        return torch.export.load(path)
+        with quiet():
+            return torch.export.load(path)
     except Exception as error:  # noqa: BLE001 - zip, JSON, schema and pickle errors for the one fault
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UsageError(f"model {path}", "a file saved by torch.export.save", reason) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import time
@@ -11,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -24,21 +22,20 @@ from torch.jit._trace import TracerWarning
 from torch.utils.flop_counter import FlopCounterMode
 
 from mdi_exit.errors import UsageError
-from mdi_exit.model.artifact import MANIFEST_FILE, Artifact
+from mdi_exit.model.artifact import MANIFEST_FILE, Artifact, graph_file, made_output, sealed
 from mdi_exit.model.graph import quiet, traceable
 from mdi_exit.model.manifest import (
     FORMAT_VERSION,
     Calibration,
     DataRecord,
     ExitSpec,
-    GraphFile,
     InputSpec,
     LayerSpec,
     Manifest,
 )
 from mdi_exit.model.network import MultiExitNetwork
 
-__all__ = ["checked_folder", "export_artifact", "macs", "onnx_bytes"]
+__all__ = ["export_artifact", "macs", "onnx_bytes"]
 
 WEIGHTS_FILE = "weights.safetensors"
 _OPSET = 17
@@ -113,22 +110,6 @@ def seconds_on_this_machine(raw: bytes, shape: tuple[int, ...]) -> float:
     return best
 
 
-def _written(folder: Path, name: str, raw: bytes) -> GraphFile:
-    (folder / name).write_bytes(raw)
-    return GraphFile(file=name, bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
-
-
-def checked_folder(folder: Path) -> None:
-    """Make ``folder`` if it is not there. Raises ``UsageError`` unless an artifact may be written into it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        is_free = not any(folder.iterdir()) or (folder / MANIFEST_FILE).exists()
-    except OSError as error:
-        raise UsageError("output folder", "one that can be written to", f"{folder}: {error.strerror}") from None
-    if not is_free:
-        raise UsageError("output folder", "an empty folder or an artifact to replace", str(folder))
-
-
 def export_artifact(
     network: MultiExitNetwork,
     folder: Path,
@@ -153,7 +134,7 @@ def export_artifact(
 
     Raises ``UsageError`` when the folder holds something else than an artifact.
     """
-    checked_folder(folder)
+    made_output(folder)
     network = network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     x = torch.zeros(2, *input_spec.shape)
     layers, exits = [], []
@@ -163,7 +144,7 @@ def export_artifact(
         raw = onnx_bytes(layer, x, f"layer {index} of {name}")
         layers.append(
             LayerSpec(
-                graph=_written(folder, f"layer-{index}.onnx", raw),
+                graph=graph_file(folder, f"layer-{index}.onnx", raw),
                 in_shape=tuple(x.shape[1:]),
                 out_shape=tuple(y.shape[1:]),
                 macs=macs(layer, x),
@@ -181,11 +162,11 @@ def export_artifact(
             exits.append(
                 ExitSpec(
                     layer=index,
-                    graph=_written(folder, f"exit-{index}.onnx", onnx_bytes(head, y)),
+                    graph=graph_file(folder, f"exit-{index}.onnx", onnx_bytes(head, y)),
                     macs=macs(head, y),
                     params=_params(head),
                     accuracy=accuracies[number] if accuracies else None,
-                    gate=_written(folder, f"gate-{index}.onnx", onnx_bytes(gate, logits_NK)) if gate else None,
+                    gate=graph_file(folder, f"gate-{index}.onnx", onnx_bytes(gate, logits_NK)) if gate else None,
                     threshold=calibration.threshold if gate and calibration else None,
                 )
             )
@@ -200,13 +181,11 @@ def export_artifact(
         calibration=calibration or Calibration(),
         data=data,
         network=rebuild,
-        weights=_written(folder, WEIGHTS_FILE, safetensors_bytes(_contiguous(network))),
-        files=tuple(_written(folder, file, content) for file, content in (files or {}).items()),
+        weights=graph_file(folder, WEIGHTS_FILE, safetensors_bytes(_contiguous(network))),
+        files=tuple(graph_file(folder, file, content) for file, content in (files or {}).items()),
         training=training,
     )
-    manifest = msgspec.structs.replace(manifest, digest=manifest.computed_digest())
-    raw = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1)
-    (folder / MANIFEST_FILE).write_bytes(raw)
+    (folder / MANIFEST_FILE).write_bytes(sealed(manifest))
     return Artifact.open(folder)
 
 

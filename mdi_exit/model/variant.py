@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 import msgspec
 
 from mdi_exit.errors import UsageError
-from mdi_exit.model.artifact import MANIFEST_FILE, Artifact
-from mdi_exit.model.manifest import Bottleneck, Calibration, ExitSpec, GraphFile, LayerSpec, Manifest
+from mdi_exit.model.artifact import Artifact, graph_file, made_output, placed, with_digest
+from mdi_exit.model.manifest import Bottleneck, Calibration, ExitSpec, LayerSpec, Manifest
 
 __all__ = ["Halves", "Variant", "with_codec", "write_variant"]
 
@@ -45,20 +43,12 @@ def write_variant(artifact: Artifact, folder: Path, variant: Variant) -> Artifac
     What was measured of the old one, and what was promised, is left out: accuracies and the promise of a calibration. Raises
     ``UsageError`` for a folder that holds something else, ``ArtifactError``.
     """
+    made_output(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not (folder / MANIFEST_FILE).exists():
-            raise UsageError("output folder", "an empty folder or an artifact to replace", str(folder))
-        if folder.resolve() != artifact.folder.resolve():
-            for graph in artifact.files():
-                shutil.copyfile(artifact.folder / graph.file, folder / graph.file)
-        raw = msgspec.json.encode(_varied(artifact.manifest, folder, variant), order="deterministic")
-        fresh = folder / f"{MANIFEST_FILE}.new"
-        fresh.write_bytes(msgspec.json.format(raw, indent=1))
-        fresh.replace(folder / MANIFEST_FILE)
+        manifest = _varied(artifact.manifest, folder, variant)
     except OSError as error:
         raise UsageError("output folder", "one that can be written to", f"{folder}: {error.strerror}") from None
-    return Artifact.open(folder)
+    return placed(artifact, manifest, folder)
 
 
 def with_codec(artifact: Artifact, layer: int, codec: str) -> Artifact:
@@ -67,12 +57,8 @@ def with_codec(artifact: Artifact, layer: int, codec: str) -> Artifact:
         msgspec.structs.replace(spec, codec=codec if index == layer else None)
         for index, spec in enumerate(artifact.manifest.layers)
     )
-    manifest = _sealed(msgspec.structs.replace(artifact.manifest, layers=layers))
+    manifest = with_digest(msgspec.structs.replace(artifact.manifest, layers=layers))
     return Artifact(artifact.folder, manifest, msgspec.json.encode(manifest))
-
-
-def _sealed(manifest: Manifest) -> Manifest:
-    return msgspec.structs.replace(manifest, digest=manifest.computed_digest())
 
 
 def _varied(manifest: Manifest, folder: Path, variant: Variant) -> Manifest:
@@ -86,8 +72,8 @@ def _varied(manifest: Manifest, folder: Path, variant: Variant) -> Manifest:
         calibration = msgspec.structs.replace(calibration, promise=None)
         exits = tuple(_unmeasured(spec) for spec in exits)
     training = {**manifest.training, **variant.training}
-    return _sealed(
-        msgspec.structs.replace(manifest, layers=tuple(layers), exits=exits, calibration=calibration, training=training)
+    return msgspec.structs.replace(
+        manifest, layers=tuple(layers), exits=exits, calibration=calibration, training=training
     )
 
 
@@ -98,8 +84,8 @@ def _unmeasured(spec: ExitSpec) -> ExitSpec:
 def _varied_layer(index: int, spec: LayerSpec, folder: Path, codec: str | None, halves: Halves | None) -> LayerSpec:
     if halves is not None:
         bottleneck = Bottleneck(
-            encoder=_written(folder, f"encoder-{index}.onnx", halves.encoder),
-            decoder=_written(folder, f"decoder-{index}.onnx", halves.decoder),
+            encoder=graph_file(folder, f"encoder-{index}.onnx", halves.encoder),
+            decoder=graph_file(folder, f"decoder-{index}.onnx", halves.decoder),
             shape=halves.shape,
             macs=halves.macs,
             encoder_macs=halves.encoder_macs,
@@ -107,8 +93,3 @@ def _varied_layer(index: int, spec: LayerSpec, folder: Path, codec: str | None, 
         )
         spec = msgspec.structs.replace(spec, bottleneck=bottleneck)
     return spec if codec is None else msgspec.structs.replace(spec, codec=codec)
-
-
-def _written(folder: Path, name: str, raw: bytes) -> GraphFile:
-    (folder / name).write_bytes(raw)
-    return GraphFile(file=name, bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from rich.console import Console
@@ -19,8 +20,8 @@ from mdi_exit.config import resolve
 from mdi_exit.data import splits
 from mdi_exit.data.splits import Splits
 from mdi_exit.errors import UsageError
-from mdi_exit.model.artifact import Artifact
-from mdi_exit.model.export import checked_folder, export_artifact
+from mdi_exit.model.artifact import Artifact, check_output
+from mdi_exit.model.export import export_artifact
 from mdi_exit.model.manifest import Calibration, InputSpec, Measure
 from mdi_exit.training.config import TrainSettings
 from mdi_exit.training.curve import curve_of, thresholds_for, trace_of
@@ -66,16 +67,20 @@ class _Data:
 def train(settings: TrainSettings, console: Console) -> Artifact:
     """Train, measure every exit on the whole test set, export. Raises ``UsageError``."""
     out = settings.out.absolute()
-    checked_folder(out)  # now, and not after an hour of training
+    check_output(out)  # now, and not after an hour of training
     board = TensorBoard(_beside(out, "tensorboard")) if settings.tensorboard else None
+    if settings.start is not None and settings.model is None and settings.input_shape is None:
+        settings = replace(settings, input_shape=Artifact.open(settings.start).manifest.input.shape)
     parts = splits(settings.data, seed=settings.seed, data_dir=settings.data_dir, shape=settings.input_shape)
     if not len(parts.train):
-        raise UsageError("--dataset", "one with samples for training", repr(settings.data))
+        raise UsageError("--data", "one with samples for training", repr(settings.data))
     spec = input_spec(parts.train, settings.input_shape)
+    if settings.start is not None:
+        spec = _as_it_was(spec, Artifact.open(settings.start).manifest.input)
     plan = planned(settings, spec, len(parts.train.classes))
     data = _data(settings, parts, spec, plan.model.network.channels_last)
     parameters = sum(parameter.numel() for parameter in plan.trainee.parameters())
-    console.print(f"{settings.model}: {parameters:,} parameters, exits at layers {plan.costs.exit_layers}")
+    console.print(f"{plan.record['model']}: {parameters:,} parameters, exits at layers {plan.costs.exit_layers}")
     _say_if_gates_learn_little(plan, len(data.train), console)
     checkpoint, record = _beside(out, "checkpoint.pt"), _beside(out, "training.csv")
     rows = _fitted(settings, plan, data, console, checkpoint, record, board)
@@ -83,6 +88,13 @@ def train(settings: TrainSettings, console: Console) -> Artifact:
     record.replace(out / RECORD_FILE)
     checkpoint.unlink(missing_ok=True)
     return artifact
+
+
+def _as_it_was(spec: InputSpec, before: InputSpec) -> InputSpec:
+    """Layers that have learned with one normalisation are given the same again."""
+    if len(before.mean) != spec.shape[0]:
+        return spec
+    return msgspec.structs.replace(spec, mean=before.mean, std=before.std)
 
 
 def _say_if_gates_learn_little(plan: Plan, images: int, console: Console) -> None:
@@ -184,7 +196,7 @@ def _exported(
     artifact = export_artifact(
         network,
         out,
-        name=_name(settings),
+        name=_name(settings, plan),
         input_spec=data.spec,
         labels=data.parts.train.classes,
         rebuild=plan.model.description,
@@ -202,9 +214,9 @@ def _exported(
     return artifact
 
 
-def _name(settings: TrainSettings) -> str:
+def _name(settings: TrainSettings, plan: Plan) -> str:
     """Of what a name of an artifact may have."""
-    words = f"{settings.data.partition(':')[0]}-{Path(settings.model).stem}"
+    words = f"{settings.data.partition(':')[0]}-{Path(plan.record['model']).stem}"
     name = "".join(char if char.isascii() and (char.isalnum() or char in "_.-") else "-" for char in words)
     return (name if settings.strategy == "joint" else f"{name}-{settings.strategy}")[:80]
 
@@ -245,7 +257,7 @@ def _draw(
             Line(name=name, macs_T=curve.macs_T, accuracies_T=curve.accuracies_T, exits=exits, dashed=bool(lines))
         )
     try:
-        draw(lines, out, f"Accuracy against cost: {_name(settings)}",
+        draw(lines, out, f"Accuracy against cost: {_name(settings, plan)}",
              f"{len(evaluation.labels_N):,} test images, strategy {settings.strategy}")  # fmt: skip
     except UsageError as error:
         console.print(f"no picture: {error}")

@@ -21,13 +21,10 @@ _MOST_EXITS: Final = 4096
 
 
 def _shape(text: str) -> tuple[int, int, int]:
-    parts = text.replace("x", ",").split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and 0 < int(part) <= 2**16 for part in parts):
-        raise UsageError("", "C,H,W, each of at least 1", repr(text))
-    channels, height, width = (int(part) for part in parts)
-    if channels not in (1, 3):
+    shape = values.image_shape(text)
+    if shape[0] not in (1, 3):
         raise UsageError("", "1 or 3 channels", repr(text))
-    return channels, height, width
+    return shape
 
 
 def _exits(text: str) -> int | tuple[int, ...]:
@@ -56,15 +53,17 @@ def _share(text: str) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """``model``: see ``mdi_exit.model.build``. ``start`` (``--from``): an artifact of the same layers."""
+    """``model``: see ``mdi_exit.model.build``. ``start`` (``--from``): an artifact of the same layers, and without ``model``
+    and ``width`` the model too."""
 
     data: str = setting(
-        "fashion-mnist", flag="--dataset", metavar="SPEC",
-        help="fashion-mnist, cifar10, cifar100, svhn, folder:PATH or npz:FILE",
+        "fashion-mnist", also=("--dataset",), metavar="SPEC",
+        help="on what: fashion-mnist, cifar10, cifar100, svhn, folder:PATH or npz:FILE",
     )  # fmt: skip
-    model: str = setting(
-        "mobilenetv2", metavar="MODEL",
-        help="mobilenetv2, small_resnet18, ..., a name of torchvision's, MODULE:FACTORY or FILE.pt2",
+    model: str | None = setting(
+        None, metavar="MODEL",
+        help="mobilenetv2, small_resnet18, ..., a name of torchvision's, MODULE:FACTORY or FILE.pt2 (default: that of "
+        "--from, else mobilenetv2)",
     )  # fmt: skip
     out: Path = setting(REQUIRED, help="folder of the artifact", parse=values.path, metavar="DIR")
     strategy: str = setting("joint", help="how the exits learn", choices=STRATEGIES)
@@ -82,7 +81,11 @@ class TrainSettings:
         None, help="a state dict of the named model, .pt or .safetensors", parse=values.path, metavar="FILE"
     )
     start: Path | None = setting(
-        None, flag="--from", parse=values.path, metavar="ARTIFACT", help="begin with the layers of a trained artifact"
+        None,
+        flag="--from",
+        parse=values.path,
+        metavar="ARTIFACT",
+        help="begin with the layers of an artifact, trained or partitioned",
     )
     input_shape: tuple[int, int, int] | None = setting(
         None, parse=_shape, metavar="C,H,W", show=_show_numbers, help="what the model takes (default: the images' own)"
@@ -120,8 +123,8 @@ class TrainSettings:
         None, help="use only the first N training images", parse=values.positive_int, metavar="N"
     )
     seed: int = setting(0, help="of split, weights and order", parse=values.integer(0), metavar="N")
-    data_dir: Path | None = setting(
-        None, help="where data sets are looked for and stored", parse=values.path, metavar="DIR"
+    data_dir: Path = setting(
+        Path("data"), help="where data sets are looked for and stored", parse=values.path, metavar="DIR"
     )
     threads: int = setting(2, help="of torch on a CPU", parse=values.positive_int, metavar="N")
     tensorboard: bool = setting(

@@ -9,7 +9,7 @@ from typing import Any
 from mdi_exit.engine.torch import network_of
 from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import Artifact
-from mdi_exit.model.build import Built, built
+from mdi_exit.model.build import Built, built, built_again
 from mdi_exit.model.manifest import InputSpec
 from mdi_exit.training.config import TrainSettings
 from mdi_exit.training.costs import Costs, costs_of
@@ -40,22 +40,41 @@ def planned(settings: TrainSettings, spec: InputSpec, classes: int) -> Plan:
     """Raises ``UsageError`` for settings that do not fit each other or the model."""
     if classes < 2:
         raise UsageError("data", "at least 2 classes", classes)
-    exits = settings.exits
-    if exits is None and settings.model != "mobilenetv2":
-        exits = _DEFAULT_EXITS
-    model = built(
-        settings.model, input_shape=spec.shape, classes=classes, exits=exits, weights=settings.weights,
-        seed=settings.seed, width=settings.width,
-    )  # fmt: skip
+    start = None if settings.start is None else Artifact.open(settings.start)
+    name, model = _model(settings, spec, classes, start)
     if len(model.network.exit_layers) < 2:
         raise UsageError("--exits", "at least 2 exits, the last layer's included", len(model.network.exit_layers))
-    if settings.start is not None:
-        _begin_with(model, settings.start)
+    if start is not None:
+        _begin_with(model, start)
     costs = costs_of(model.network, spec.shape)
     trainee = Trainee(model.network, gated=settings.strategy == "jei")
     phases, record = _phases(settings, trainee, costs)
-    record |= {"model": settings.model, "start": str(settings.start or ""), "weights": str(settings.weights or "")}
+    record |= {"model": name, "start": str(settings.start or ""), "weights": str(settings.weights or "")}
     return Plan(model, trainee, phases, costs, record)
+
+
+def _model(settings: TrainSettings, spec: InputSpec, classes: int, start: Artifact | None) -> tuple[str, Built]:
+    """Its name, and the network: that of ``start`` where no other is named."""
+    exits = settings.exits
+    if start is not None and settings.model is None and settings.width is None and settings.weights is None:
+        manifest = start.manifest
+        if exits is None and len(manifest.exits) < 2:
+            exits = min(_DEFAULT_EXITS, len(manifest.layers))
+        if manifest.input.shape != spec.shape:
+            raise UsageError(
+                "--from", f"an artifact for input {spec.shape}, or another --input-shape", manifest.input.shape
+            )
+        made = built_again(start, exits=exits, seed=settings.seed)
+        if made.classes != classes:
+            raise UsageError("--from", f"an artifact of {classes} classes, as the data has", made.classes)
+        return str(manifest.training.get("model", manifest.name)), made
+    name = settings.model or "mobilenetv2"
+    if exits is None and name != "mobilenetv2":
+        exits = _DEFAULT_EXITS
+    return name, built(
+        name, input_shape=spec.shape, classes=classes, exits=exits, weights=settings.weights, seed=settings.seed,
+        width=settings.width,
+    )  # fmt: skip
 
 
 def _phases(settings: TrainSettings, trainee: Trainee, costs: Costs) -> tuple[tuple[Phase, ...], dict[str, Any]]:
@@ -90,9 +109,9 @@ def _backbone(settings: TrainSettings, trainee: Trainee) -> Sequence[Phase]:
     return (BackbonePhase(trainee, recipe),)
 
 
-def _begin_with(model: Built, start: Any) -> None:
+def _begin_with(model: Built, start: Artifact) -> None:
     """The layers and the last exit of an artifact, and the heads that both have. Raises ``UsageError``."""
-    given = network_of(Artifact.open(start))
+    given = network_of(start)
     wanted = model.network
     heads = {name: head for name, head in given.exits.items() if name in wanted.exits}
     last = str(wanted.exit_layers[-1])

@@ -66,7 +66,9 @@ class CalibrateSettings:
 
     data: str = setting(REQUIRED, help="on what: fashion-mnist, cifar10, cifar100, svhn, NAME/test, shipped, "
                         "folder:PATH, npz:FILE", metavar="SPEC")  # fmt: skip
-    data_dir: Path = setting(Path("data"), help="where data sets are looked for", parse=values.path, metavar="DIR")
+    data_dir: Path = setting(
+        Path("data"), help="where data sets are looked for and stored", parse=values.path, metavar="DIR"
+    )
     seed: int | None = setting(
         None, help="of the split; default: the artifact's, or 0", parse=values.integer(0), metavar="N"
     )
@@ -109,11 +111,10 @@ def main(argv: Sequence[str]) -> int:
         epilog="ARTIFACT: a folder, or the name of a shipped model (then --out DIR).",
     )  # fmt: skip
     settings = resolved.settings
-    if len(resolved.words) != 1:
-        raise UsageError("mdi-exit calibrate", "one ARTIFACT", " ".join(resolved.words) or "none (see --help)")
-    artifact = Artifact.open(resolved.words[0])
-    if settings.in_place and resolved.words[0] in shipped_models() and not Path(resolved.words[0]).is_dir():
-        raise UsageError("--in-place", "--out DIR for a model that came with the package", resolved.words[0])
+    name = resolved.only_word("mdi-exit calibrate", "ARTIFACT")
+    artifact = Artifact.open(name)
+    if settings.in_place and name in shipped_models() and not Path(name).is_dir():
+        raise UsageError("--in-place", "--out DIR for a model that came with the package", name)
     samples = samples_for(
         artifact.manifest, settings.data, seed=settings.seed, count=settings.calibration, data_dir=settings.data_dir
     )

@@ -22,12 +22,13 @@ from rich.table import Table
 from mdi_exit import values
 from mdi_exit.config import REQUIRED, resolve, setting
 from mdi_exit.cut_rows import Row, accuracies_of, cut_rows, input_rows
-from mdi_exit.data import SPECS, Dataset, Splits, splits
+from mdi_exit.data import SPECS, Dataset, Splits
 from mdi_exit.errors import MdiExitError, UsageError
-from mdi_exit.model.artifact import Artifact
+from mdi_exit.model.artifact import Artifact, check_output
 from mdi_exit.model.manifest import Manifest
 from mdi_exit.model.variant import Halves, Variant, write_variant
 from mdi_exit.tensors import CODECS, encoded_size
+from mdi_exit.workbench.samples import split_as_recorded
 
 __all__ = ["CodecsSettings", "Wanted", "bottlenecks_of", "codecs_of", "main"]
 
@@ -100,7 +101,9 @@ class CodecsSettings:
         None, help="write an artifact with these codecs and bottlenecks", parse=values.path, metavar="DIR"
     )
     json: Path | None = setting(None, help="write the raw rows", parse=values.path, metavar="FILE")
-    seed: int = setting(0, help="of the split and of training", parse=values.integer(0), metavar="N")
+    seed: int | None = setting(
+        None, help="of split and training; default: the artifact's, or 0", parse=values.integer(0), metavar="N"
+    )
     threads: int = setting(2, help="of training", parse=values.integer(1, 1024), metavar="N")
     data_dir: Path = setting(
         Path("data"), help="where data sets are looked for and stored", parse=values.path, metavar="DIR"
@@ -120,11 +123,9 @@ def main(argv: Sequence[str]) -> int:
         epilog="ARTIFACT: a folder, or the name of a shipped model. A cut is named by the layer that its tensor enters.",
     )  # fmt: skip
     settings = resolved.settings
-    if len(resolved.words) != 1:
-        raise UsageError("mdi-exit codecs", "one ARTIFACT", " ".join(resolved.words) or "none (see --help)")
-    artifact = Artifact.open(resolved.words[0])
+    artifact = Artifact.open(resolved.only_word("mdi-exit codecs", "ARTIFACT"))
     _check(artifact, settings)
-    parts = splits(settings.data, seed=settings.seed, data_dir=settings.data_dir, shape=artifact.manifest.input.shape)
+    parts = split_as_recorded(artifact.manifest, settings.data, seed=settings.seed, data_dir=settings.data_dir)
     test = parts.test.subset(np.arange(min(settings.samples, len(parts.test))))
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     rows, about = _run(artifact, settings, parts, test, console)
@@ -147,6 +148,8 @@ def _check(artifact: Artifact, settings: CodecsSettings) -> None:
         for layer, _ in pairs:
             if not 1 <= layer <= last:
                 raise UsageError(flag, f"a layer of 1-{last}, which a cut of {manifest.name} precedes", layer)
+    if settings.out is not None:
+        check_output(settings.out)
     if not settings.bottleneck:
         return
     if importlib.util.find_spec("torch") is None:
@@ -214,7 +217,7 @@ def _trained(
         {layer: (wanted.channels, wanted.stride) for layer, wanted in settings.bottleneck},
         dict(settings.cut),
         epochs=settings.epochs,
-        seed=settings.seed,
+        seed=parts.record.seed,
         threads=settings.threads,
         console=console,
     )

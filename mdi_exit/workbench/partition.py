@@ -20,7 +20,7 @@ from mdi_exit.config import REQUIRED, resolve, setting
 from mdi_exit.engine import make_engine
 from mdi_exit.engine.base import Array
 from mdi_exit.errors import MdiExitError, UsageError
-from mdi_exit.model.artifact import Artifact
+from mdi_exit.model.artifact import Artifact, check_output
 from mdi_exit.model.compose import Composer
 from mdi_exit.model.manifest import InputSpec
 from mdi_exit.segments import SegmentKey
@@ -31,13 +31,6 @@ _IMAGENET: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _TOLERANCE: Final = 1e-4
 _VERIFIED_IMAGES: Final = 4
 _WIDTH: Final = 126
-
-
-def input_shape(text: str) -> tuple[int, int, int]:
-    """``3,224,224``."""
-    if not re.fullmatch(r"[0-9]{1,5}(,[0-9]{1,5}){2}", text) or 0 in (axes := tuple(map(int, text.split(",")))):
-        raise UsageError("", "channels, height and width such as 3,224,224", repr(text))
-    return axes  # type: ignore[return-value] # the pattern has three
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -62,7 +55,11 @@ class PartitionSettings:
     """``classes`` None: the model's own number. ``layers`` None: a layer wherever the model can be cut."""
 
     input_shape: tuple[int, int, int] = setting(
-        REQUIRED, help="of one image", parse=input_shape, metavar="C,H,W", show=lambda axes: ",".join(map(str, axes))
+        REQUIRED,
+        help="of one image",
+        parse=values.image_shape,
+        metavar="C,H,W",
+        show=lambda axes: ",".join(map(str, axes)),
     )
     out: Path = setting(REQUIRED, help="folder of the artifact", parse=values.path, metavar="DIR")
     weights: Path | None = setting(
@@ -101,11 +98,10 @@ def main(argv: Sequence[str]) -> int:
         epilog="MODEL: a torchvision name (resnet18), MODULE:FACTORY (the current folder counts), or a FILE.pt2 that "
         "torch.export.save wrote (reading one may run code in it: use your own).",
     )
-    if len(resolved.words) != 1:
-        raise UsageError("mdi-exit partition", "one MODEL", " ".join(resolved.words) or "none (see --help)")
+    model = resolved.only_word("mdi-exit partition", "MODEL")
     if importlib.util.find_spec("torch") is None:
         raise UsageError("mdi-exit partition", "the extra 'torch' (pip install 'mdi-exit[torch]')", "none")
-    _partition(resolved.words[0], resolved.settings)
+    _partition(model, resolved.settings)
     return 0
 
 
@@ -113,10 +109,10 @@ def _partition(model: str, settings: PartitionSettings) -> None:
     import torch
 
     from mdi_exit.model.build import built
-    from mdi_exit.model.export import checked_folder, export_artifact
+    from mdi_exit.model.export import export_artifact
 
     out = settings.out.absolute()
-    checked_folder(out)
+    check_output(out)
     spec, labels = _input_spec(settings), _labels(settings.labels)
     torch.set_num_threads(1)
     made = built(

@@ -17,12 +17,12 @@ from rich.table import Table
 from mdi_exit import values
 from mdi_exit.confidence import MEASURES
 from mdi_exit.config import REQUIRED, resolve, setting
-from mdi_exit.data import splits
 from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.outcomes import outcomes
 from mdi_exit.tensors import CODECS
 from mdi_exit.trace import Trace
+from mdi_exit.workbench.samples import split_as_recorded
 
 __all__ = ["ProfileSettings", "main"]
 
@@ -45,10 +45,17 @@ class ProfileSettings:
     part: str = setting("test", help="of the data", choices=_PARTS)
     out: Path = setting(REQUIRED, help="where to write the trace", parse=_npz, metavar="FILE.npz")
     measure: str | None = setting(None, help="of confidence; default: the artifact's", choices=MEASURES)
-    data_dir: Path = setting(Path("data"), help="where data sets are looked for", parse=values.path, metavar="DIR")
-    seed: int = setting(0, help="of the split", parse=values.integer(0), metavar="N")
+    data_dir: Path = setting(
+        Path("data"), help="where data sets are looked for and stored", parse=values.path, metavar="DIR"
+    )
+    seed: int | None = setting(
+        None, help="of the split; default: the artifact's, or 0", parse=values.integer(0), metavar="N"
+    )
     calibration: int | None = setting(
-        None, help="calibration samples of the split", parse=values.positive_int, metavar="N"
+        None,
+        help="calibration samples of the split; default: the artifact's, or a tenth",
+        parse=values.positive_int,
+        metavar="N",
     )
     codec: str = setting(
         "float32", help="of features between nodes, where a cut has none of its own", choices=tuple(CODECS)
@@ -63,13 +70,10 @@ def main(argv: Sequence[str]) -> int:
         epilog="ARTIFACT: a folder, or the name of a shipped model.",
     )  # fmt: skip
     settings = resolved.settings
-    if len(resolved.words) != 1:
-        raise UsageError("mdi-exit profile", "one ARTIFACT", " ".join(resolved.words) or "none (see --help)")
-    artifact = Artifact.open(resolved.words[0])
-    parts = splits(
-        settings.data, seed=settings.seed, data_dir=settings.data_dir, calibration=settings.calibration,
-        shape=artifact.manifest.input.shape,
-    )  # fmt: skip
+    artifact = Artifact.open(resolved.only_word("mdi-exit profile", "ARTIFACT"))
+    parts = split_as_recorded(
+        artifact.manifest, settings.data, seed=settings.seed, data_dir=settings.data_dir, count=settings.calibration
+    )
     dataset = {"train": parts.train, "calibration": parts.calibration, "test": parts.test}[settings.part]
     about = {"record": msgspec.to_builtins(parts.record), "part": settings.part}
     console = Console()

@@ -12,7 +12,7 @@ from mdi_exit.data.splits import Splits, splits
 from mdi_exit.errors import UsageError
 from mdi_exit.model.manifest import Manifest
 
-__all__ = ["Samples", "samples_for"]
+__all__ = ["Samples", "samples_for", "split_as_recorded"]
 
 _OF: Final = {"shipped": "fashion-mnist"}
 _TEST: Final = "/test"
@@ -32,6 +32,20 @@ class Samples:
     @property
     def test(self) -> Dataset:
         return self.parts.test
+
+
+def split_as_recorded(
+    manifest: Manifest, spec: str, *, seed: int | None, data_dir: Path | None, count: int | None = None
+) -> Splits:
+    """The split of ``spec``: where nothing is given that of the artifact's training or calibration, so that what it has
+    learned from is in no other part. Raises ``UsageError``.
+    """
+    for record in (manifest.data, manifest.calibration.data):
+        if record is not None and record.spec == spec:
+            seed = record.seed if seed is None else seed
+            count = record.calibration if count is None else count
+            break
+    return splits(spec, seed=seed or 0, data_dir=data_dir, calibration=count, shape=manifest.input.shape)
 
 
 def samples_for(

@@ -34,7 +34,7 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
 def _trained(out: Path, strategy: str) -> Artifact:
     """Gates get their turns although a training this short has few batches."""
     flags = [
-        "--dataset",
+        "--data",
         "shipped",
         "--width",
         "0.25",

@@ -63,6 +63,21 @@ def test_thresholds_in_force_at_the_knob_keep_the_loss_on_the_samples(promised: 
     assert manifest.calibration.mean_macs == pytest.approx(score.mean_macs, rel=0.01)
 
 
+def test_a_default_that_was_asked_for_by_name_is_as_good_as_the_default(promised: Path, tmp_path: Path) -> None:
+    asked = ["--measure", "".join(("max-", "probability")), "--codec", "".join(("float", "32"))]
+    flags = [*ON_SHIPPED, "--max-accuracy-loss", "0.02", *asked]
+    assert calibrate([DEFAULT_MODEL, *flags, "--out", str(tmp_path / "asked")]) == 0
+    assert Artifact.open(tmp_path / "asked").manifest.calibration == Artifact.open(promised).manifest.calibration
+
+
+def test_profile_takes_the_split_that_the_artifact_was_calibrated_on(promised: Path, tmp_path: Path) -> None:
+    for part, count in (("calibration", 1400), ("test", 400)):
+        out = tmp_path / f"{part}.npz"
+        assert profile([str(promised), "--data", "shipped", "--part", part, "--out", str(out)]) == 0
+        assert len(Trace.load(out)) == count
+        assert Trace.load(out).about["record"]["sha256"] == splits("shipped", calibration=1400).record.sha256
+
+
 def test_the_same_command_gives_the_same_artifact_and_in_place_too(promised: Path, tmp_path: Path) -> None:
     shipped = Artifact.open(DEFAULT_MODEL)
     rewritten(shipped, shipped.manifest, tmp_path / "own")

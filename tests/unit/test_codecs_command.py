@@ -70,6 +70,15 @@ def test_a_mistake_is_one_line(
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine").write_text("mine")
+    assert codecs(monkeypatch, DEFAULT_MODEL, "--data", "shipped", "--cut", "3=int8", "--out", tmp_path) == 2
+    assert "expected an empty folder or an artifact to replace" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_no_data_is_a_mistake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert codecs(monkeypatch, DEFAULT_MODEL) == 2
     assert "--data" in capsys.readouterr().err

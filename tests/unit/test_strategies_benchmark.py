@@ -117,7 +117,7 @@ def test_a_study_that_broke_off_trains_only_what_is_missing(
 
     monkeypatch.setattr(strategies, "fit", untimely)
     rows = measure_strategies(tmp_path, None, TINY)
-    assert {row["name"] for row in rows} == {"at cost", "own point", "trained"}
+    assert {row["name"] for row in rows} == {"study", "at cost", "own point", "trained"}
     made = {path.suffix for path in tmp_path.iterdir()}
     assert made == {".md", ".png"}  # nothing unfinished is left
     assert "JEI-DNN's gates" in capsys.readouterr().out

@@ -23,9 +23,10 @@ torch = pytest.importorskip("torch", reason="needs the extra 'torch'")
 from mdi_exit.engine.torch import TorchEngine, network_of  # noqa: E402 - only with torch
 from mdi_exit.training import command  # noqa: E402
 from mdi_exit.training.costs import Costs, costs_of  # noqa: E402
+from mdi_exit.workbench.partition import main as partition  # noqa: E402
 
 TINY = (
-    "--dataset",
+    "--data",
     "shipped",
     "--width",
     "0.25",
@@ -40,8 +41,13 @@ TINY = (
 )
 SHORT = ("--backbone-epochs", "1", "--warm-up-epochs", "1")
 
-SEQUENTIAL = """
+MINE = """
 from torch import nn
+from torchvision.models.vision_transformer import VisionTransformer
+
+def transformer():
+    sizes = {"image_size": 32, "patch_size": 8, "num_layers": 3, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
+    return VisionTransformer(**sizes, num_classes=10)
 
 def network():
     return nn.Sequential(
@@ -131,22 +137,49 @@ def test_a_given_backbone_is_kept_bit_for_bit(tmp_path: Path) -> None:
         assert not torch.equal(before["exits.2.3.weight"], after["exits.2.3.weight"])
 
 
+def test_without_a_model_it_is_that_of_the_artifact_to_begin_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "begun_with.py").write_text(MINE)
+    numbers = ("--mean", "0.25", "--std", "0.75")
+    assert partition(["begun_with:network", "--input-shape", "1x28x28", "--out", "cut", *numbers]) == 0
+    few = ("--data", "shipped", "--limit", "64", "--validation", "16", "--epochs", "1", "--threads", "1")
+    assert command.main(["--from", "cut", "--out", "trained", "--strategy", "frozen", *few]) == 0
+    cut, trained = Artifact.open("cut"), Artifact.open("trained")
+    assert "begun_with-network" in capsys.readouterr().out
+    assert [layer.name for layer in trained.manifest.layers] == [layer.name for layer in cut.manifest.layers]
+    assert (trained.manifest.input.mean, trained.manifest.input.std) == ((0.25,), (0.75,))
+    assert len(trained.manifest.exits) == min(4, len(cut.manifest.layers))
+    before, after = network_of(cut).layers.state_dict(), network_of(trained).layers.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_an_artifact_of_other_classes_is_nothing_to_begin_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "of_seven.py").write_text(MINE.replace("nn.Linear(8, 10)", "nn.Linear(8, 7)"))
+    assert partition(["of_seven:network", "--input-shape", "1,28,28", "--out", "cut"]) == 0
+    with pytest.raises(UsageError, match="expected an artifact of 10 classes, as the data has, got 7"):
+        command.main(["--from", "cut", "--out", "trained", "--data", "shipped"])
+    assert not (tmp_path / "trained").exists()
+
+
 @pytest.mark.parametrize(
     ("model", "more", "exits"),
     [
         ("small_resnet18", ("--width", "0.125"), 4),
-        ("MODULE", (), 2),
+        ("mine_to_train:network", (), 2),
+        ("mine_to_train:transformer", ("--input-shape", "3,32,32"), 3),
+        ("mine_to_train:transformer", ("--input-shape", "3,32,32", "--strategy", "jei", *SHORT), 3),
         ("shufflenet_v2_x0_5", ("--input-shape", "3,32,32"), 3),
     ],
 )
 def test_any_partitioned_model_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, more: tuple[str, ...], exits: int
 ) -> None:
-    if model == "MODULE":
-        (tmp_path / "mine_to_train.py").write_text(SEQUENTIAL)
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "path", ["", *sys.path])
-        model = "mine_to_train:network"
+    (tmp_path / "mine_to_train.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
     flags = [
         "--out",
         str(tmp_path / "model"),
@@ -184,7 +217,7 @@ def test_any_partitioned_model_is_trained(
         (("--limit", "0"), "--limit"),
         (("--seed", "-1"), "--seed"),
         (("--model", "resnet"), "width"),
-        (("--dataset", "imagenet"), "data"),
+        (("--data", "imagenet"), "data"),
         (("--dataset", "fashion-mnist/test"), "data"),
         (("--strategy", "guess"), "--strategy"),
         (("--exits", "0"), "exits"),
@@ -246,7 +279,7 @@ def test_a_run_that_broke_off_goes_on(tmp_path: Path, capsys: pytest.CaptureFixt
         patch.setattr(command, "export_artifact", broken)
         with pytest.raises(KeyboardInterrupt):
             made(out, "--epochs", "2")
-    assert {path.name for path in tmp_path.iterdir()} == {"model", "model.checkpoint.pt", "model.training.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"model.checkpoint.pt", "model.training.csv"}
     assert "epoch 2 of 2" in capsys.readouterr().out
     made(out, "--epochs", "2")
     assert "epoch" not in capsys.readouterr().out  # nothing was left to train
