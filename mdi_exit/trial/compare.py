@@ -33,8 +33,8 @@ class Stretch:
         return asdict(self)
 
 
-def _warm_up_s(duration_s: float) -> float:
-    """How long queues may take to fill, once all nodes are there, before anything is measured."""
+def usual_warm_up_s(duration_s: float) -> float:
+    """How long queues may take to fill, once all nodes are ready, before anything is measured."""
     return min(_WARM_UP_S, duration_s / 4)
 
 
@@ -52,15 +52,17 @@ def stretch_of(
     names: frozenset[str],
     until_s: float,
     most_s: float | None = None,
+    warm_up_s: float | None = None,
 ) -> Stretch | None:
     """What is compared: from when all nodes are ready and queues have filled to ``until_s``, the last arrival.
 
-    ``items``: in the order of their completion. ``most_s``: no longer than that. None: there is no such stretch.
+    ``items``: in the order of their completion. ``warm_up_s``: from when all nodes are ready; None: the usual.
+    ``most_s``: no longer than that. None: there is no such stretch.
     """
     ready_s = ready_at_s(timeline, names)
     if ready_s is None:
         return None
-    begin_s = ready_s + _warm_up_s(until_s)
+    begin_s = ready_s + (usual_warm_up_s(until_s) if warm_up_s is None else warm_up_s)
     end_s = until_s if most_s is None else min(until_s, begin_s + most_s)
     inside = [moment for moment in timeline if begin_s <= moment.elapsed_s <= end_s]
     if len(inside) < 2:

@@ -53,6 +53,10 @@ _POLL_S: Final = 0.1
 _FILES: Final = {"results": "results.jsonl", "timeline": "timeline.jsonl"}
 
 
+def _until_filled(warm_up_s: object) -> str:
+    return "5s, or a quarter of the run" if warm_up_s is None else f"{warm_up_s:g}s"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestbedSettings(TrialSettings):
     """One live run; ``compare``: simulate the same and say how far apart the two are."""
@@ -60,6 +64,10 @@ class TestbedSettings(TrialSettings):
     __test__ = False  # not one of pytest's
 
     compare: bool = setting(False, help="simulate the same scenario and compare", parse=values.switch)
+    warm_up: float | None = setting(
+        None, help="what is compared begins so long after all nodes are ready (default: until queues have filled)",
+        parse=values.duration, metavar="TIME", show=_until_filled,
+    )  # fmt: skip
     out: Path | None = setting(None, help="folder for the raw comparison (JSON)", parse=values.path, metavar="DIR")
 
 
@@ -84,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     with tempfile.TemporaryDirectory(prefix="mdi-exit-testbed-") as folder:
         summary = asyncio.run(run_live(scenario, Path(folder)))
-        comparison = _comparison(scenario, summary, Path(folder)) if settings.compare else None
+        comparison = _comparison(scenario, summary, Path(folder), settings.warm_up) if settings.compare else None
         if comparison is not None and settings.out is not None:
             _write_record(settings.out, argv, scenario, summary)
         _write(settings, summary, Path(folder), scenario)
@@ -270,7 +278,7 @@ def _names(scenario: Scenario) -> frozenset[str]:
     return frozenset(node.name for node in scenario.nodes)
 
 
-def _comparison(scenario: Scenario, summary: dict[str, Any], folder: Path) -> Comparison:
+def _comparison(scenario: Scenario, summary: dict[str, Any], folder: Path, warm_up_s: float | None) -> Comparison:
     """The same on the same images, in the same order; puts what it finds into ``summary``.
 
     Compared is the stretch in which all nodes were ready, or all of both runs where things change or there was none.
@@ -280,10 +288,10 @@ def _comparison(scenario: Scenario, summary: dict[str, Any], folder: Path) -> Co
     live, names, until_s = read_run(folder), _names(scenario), scenario.duration_s
     measured = simulated = None
     if not scenario.changes:
-        measured = stretch_of(live.timeline, live.items, names, until_s)
+        measured = stretch_of(live.timeline, live.items, names, until_s, warm_up_s=warm_up_s)
     if measured is not None:
         items = tuple(map(item_of, done.records))
-        simulated = stretch_of(done.timeline, items, names, until_s, measured.end_s - measured.begin_s)
+        simulated = stretch_of(done.timeline, items, names, until_s, measured.end_s - measured.begin_s, warm_up_s)
     if measured is None or simulated is None:
         found = compared(summary, done.summary.to_json())
         stretches: dict[str, Any] = {}
@@ -310,6 +318,7 @@ def _write_record(folder: Path, argv: Sequence[str], scenario: Scenario, summary
         "version": __version__,
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "nice": os.nice(0),
         "nodes": len(scenario.nodes),
         "summary": summary,
     }

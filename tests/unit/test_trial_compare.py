@@ -61,6 +61,12 @@ def test_the_other_run_s_stretch_is_as_long() -> None:
     assert (found.begin_s, found.end_s) == (5.5, 25.5), "nothing is admitted at 0 s"
 
 
+def test_a_longer_warm_up_can_be_asked_for() -> None:
+    found = stretch_of(timeline(13), items(), NAMES, until_s=40.0, warm_up_s=20.0)
+    assert found is not None
+    assert (found.begin_s, found.end_s) == (26.5, 40.0)
+
+
 def test_without_all_nodes_or_enough_time_there_is_no_stretch() -> None:
     assert stretch_of(timeline(0), items(), NAMES | {"b"}, until_s=40.0) is None
     assert stretch_of(timeline(79), items(), NAMES, until_s=40.0) is None
