@@ -201,6 +201,8 @@ class ItemKeeping:
             return
         if self._paced:
             self._arrive(now)
+        elif self.adapt not in ("threshold", "latency"):  # which go by the queue
+            self._turns.batch = self.worker.batch_wanted(0)
         if not self.desk.waiting:  # nobody to take turns with
             while self._turns.own_may(self.queue, len(self.pending), paced=self._paced):
                 self._want()

@@ -18,7 +18,7 @@ __all__ = ["Routes", "by_share"]
 
 _BOUND: Final = 4.0
 _OVERDRAWN: Final = -2.0
-_ROOM_HERE: Final = 8
+_ROOM_HERE: Final = 16
 _FRESH_S: Final = 10.0
 
 
@@ -68,10 +68,10 @@ class Routes:
 def by_share(own: Own, candidates: Sequence[Candidate], rng: Random) -> str | None:
     """Who is furthest behind its share among those with room; nobody who is two tasks ahead of it.
 
-    Here is room for eight tasks in I_n: more would only keep admission from serving the others.
+    Here is room for sixteen tasks of a layer in I_n: more would only keep admission from serving the others.
     """
     names = [candidate.name for candidate in candidates]
-    if candidates and own.inputs < _ROOM_HERE:
+    if candidates and own.alike < _ROOM_HERE:
         names.append(HERE)
     return furthest_behind(own.due, names, rng)
 

@@ -99,7 +99,8 @@ def test_the_threshold_follows_the_target() -> None:
 
 def test_so_many_are_let_in_as_the_target_allows() -> None:
     control = fed(0.3)
-    assert control.under_way(512) == 512, "nothing measured yet"
+    assert control.under_way(512) == 4, "nothing measured yet"
+    assert control.under_way(512, 100.0) == 12, "six tenths of the target at the rate that is expected"
     control.next_threshold(3.0, 0.8, 0.5, turned_away=0, crowded=False)
     first = control.under_way(512)
     assert 4 <= first <= 50 * 0.2
@@ -176,7 +177,7 @@ def test_the_share_of_who_is_gone_is_the_others_and_stale_shares_count_for_nothi
 def test_who_is_far_ahead_of_its_share_waits() -> None:
     due = {"a": -2.5, "b": 3.0}
     assert by_share(Own(0, 1, 0.0, due), [Candidate("a", 0, 0.0, 0.0)], Random(0)) is None
-    full_here = Own(8, 1, 0.0, {HERE: 3.0, "a": 0.1})
+    full_here = Own(16, 1, 0.0, {HERE: 3.0, "a": 0.1}, alike=16)
     assert by_share(full_here, [Candidate("a", 0, 0.0, 0.0)], Random(0)) == "a"
 
 
