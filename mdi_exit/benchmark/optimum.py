@@ -1,6 +1,6 @@
 """How near the policies come to what none can pass, how soon after a change, and what they do with three times the load.
 
-All simulated, from the scenarios' files. ``steady``: saturated, from the fifth second on, against the bound on the very
+All simulated, from the scenarios' files. ``steady``: saturated, from the tenth second on, against the bound on the very
 samples of the run. ``step``: a node becomes four times slower half way; seconds until a second's rate is 90 % of the new
 bound's. ``overload``: three times the bound's rate for a minute under ``latency``.
 """
@@ -47,7 +47,7 @@ _STATIONARY: Final = (
     "unequal-slow", "unequal-fast", "slow-link",
 )  # fmt: skip
 _STEP: Final = "unequal-slow"
-_WARM_S: Final = 5.0
+_WARM_S: Final = 10.0
 _SETTLED_S: Final = 10.0
 _TARGET_S: Final = 0.2
 _SETTINGS: Final = 1_000

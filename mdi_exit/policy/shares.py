@@ -43,12 +43,15 @@ class Routes:
     def due(self, layer: int, names: Collection[str]) -> dict[str, float]:
         """How many tasks each of ``names`` is behind its share, the one to be given now included.
 
-        ``names``: who takes this layer at all; the share of others is theirs. None: nothing goes by shares.
+        ``names``: who takes this layer at all; the share of others is theirs. None: nothing goes by shares. Claims count
+        against each other only, so that who has all of the share is never ahead of it, whatever was owed under other shares.
         """
         if not names:
             return {}
         claims = self._claims[layer]
-        return {name: claims.get(name, 0.0) + share for name, share in self._among(layer, names).items()}
+        parts = self._among(layer, names)
+        mean = sum(claims.get(name, 0.0) for name in parts) / max(len(parts), 1)
+        return {name: claims.get(name, 0.0) - mean + share for name, share in parts.items()}
 
     def took(self, layer: int, name: str, names: Collection[str]) -> None:
         """A task of this layer went to ``name``."""
