@@ -30,13 +30,15 @@ class Admission:
     """``draws``: samples asked for and not there yet; ``due``: arrivals that have come and not been asked for.
 
     While clients wait, the own input's arrivals wait for their turn, at most ``max_queue`` of them; of those beyond
-    that, ``overdrawn`` have been asked for only to be refused. ``most``: items that may be under way at once.
+    that, ``overdrawn`` have been asked for only to be refused. ``most``: items that may be under way at once;
+    ``batch``: so many the source would run at once, if they were there.
     """
 
     def __init__(self, config: SourceConfig, desk: RequestDesk) -> None:
         self.config, self.desk = config, desk
         self.draws = self.due = self.overdrawn = 0
         self.most = config.max_pending
+        self.batch = 1
 
     def next_party(self, room: Room) -> str | None:
         """A client, ``OWN``, or None if nobody may come now."""
@@ -91,7 +93,7 @@ class Admission:
 
     def _room_for_own(self, queue: int, pending: int) -> bool:
         taken = self.draws + queue + len(self.desk.preparing)
-        return taken < self.config.bands.high and self.room_for_draw(pending)
+        return taken < max(self.config.bands.high, self.batch) and self.room_for_draw(pending)
 
     def _clients_may(self, room: Room) -> bool:
         """Samples that were asked for do not count: a camera may be slow to give them."""

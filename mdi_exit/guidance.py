@@ -14,6 +14,7 @@ from typing import Final
 
 from mdi_exit.events import Notice, RoutesSolved, SolveRoutes
 from mdi_exit.item_keeping import ItemKeeping
+from mdi_exit.policy.batching import MAX_BATCH
 from mdi_exit.policy.drift import Choice, best_choice
 from mdi_exit.policy.latency import LatencyControl
 from mdi_exit.policy.mix import ExitMix
@@ -48,6 +49,8 @@ class Guidance(ItemKeeping):
         self._solve_at = 0.0
         self._solved_for: frozenset[str] = frozenset()
         self._told_unsolved = ""
+        if config.adapt == "latency":
+            self._turns.most = self.latency.under_way(config.max_pending)
 
     def _guide(self, now: float) -> float:
         """One period of the policy in force; the threshold that it wants."""
@@ -57,7 +60,7 @@ class Guidance(ItemKeeping):
         mix = self._census(plan)
         match self.adapt:
             case "latency":
-                return self._by_latency(now)
+                return self._by_latency(now, plan)
             case "drift-plus-penalty":
                 return self._by_drift(plan, mix)
             case _:
@@ -90,13 +93,18 @@ class Guidance(ItemKeeping):
             self.latency.answered(now, now - self.pending[item].admitted_at)
         super()._record(now, item, row)
 
-    def _by_latency(self, now: float) -> float:
+    def _by_latency(self, now: float, plan: ModelPlan) -> float:
         crowded = len(self.pending) > 0.7 * self._turns.most
         threshold = self.latency.next_threshold(
             now, self.threshold, self.floor, turned_away=self.refused, crowded=crowded
         )
-        self._turns.most = self.latency.under_way(self.config.max_pending)
+        self._turns.most = self.latency.under_way(self.config.max_pending, self._expected_per_s(plan))
         return threshold
+
+    def _expected_per_s(self, plan: ModelPlan) -> float:
+        """Items a second if all went through all layers, each alone, by what the nodes have measured at their start."""
+        whole_s = sum(self._block_seconds(plan))
+        return sum(bool(node.works) for node in self._loads(plan)) / whole_s if whole_s > 0 else 0.0
 
     # --- drift plus penalty
 
@@ -146,6 +154,7 @@ class Guidance(ItemKeeping):
             choices=self._choices(plan, mix),
             lowest=tuple(self._thresholds(plan, self.floor)),
             wanted=self._wanted(),
+            channel=self.config.channel,
         )))  # fmt: skip
 
     def _wanted(self) -> float | None:
@@ -169,7 +178,7 @@ class Guidance(ItemKeeping):
     def _loads(self, plan: ModelPlan) -> tuple[NodeLoad, ...]:
         worker = self.worker
         own = worker.config
-        speeds = {layer: worker.seconds(layer, worker.store.inputs.waiting(layer)) for layer in worker.entries}
+        speeds = {layer: worker.seconds(layer, MAX_BATCH) for layer in worker.entries}
         there = [peer for peer in worker.members if peer.ready and peer.telemetry is not None]
         pairs = {(own.name, name): rate for name, rate in worker.links().items()}
         for peer in there:

@@ -202,6 +202,8 @@ class ItemKeeping:
         paced = self._paced
         if paced:
             self._arrive(now)
+        elif self.adapt not in ("threshold", "latency"):  # which go by the queue
+            self._turns.batch = self.worker.batch_wanted(0)
         if not self.desk.waiting:  # nobody to take turns with
             if paced and not self._turns.due:
                 return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
 from mdi_exit.errors import IllegalEventError
@@ -74,8 +76,7 @@ class Outgoing(NodeState):
         for layer in self.store.outputs.latest_first():
             while self._mine(layer) and self.store.outputs.waiting(layer):
                 parties = self._parties(now, layer)
-                own = Own(self.inputs, self.outputs, self.backlog_s(now), self.standing.routes.due(layer, parties))
-                to = self.standing.policy(own, self._candidates(now, layer), self._rng)
+                to = self.standing.policy(self._own(now, layer, parties), self._candidates(now, layer), self._rng)
                 if to is None:
                     break
                 if to == HERE:
@@ -83,6 +84,12 @@ class Outgoing(NodeState):
                 else:
                     self._send(now, layer, to)
                 self.standing.routes.took(layer, to, parties)
+
+    def _own(self, now: float, layer: int, parties: Sequence[str]) -> Own:
+        return Own(
+            self.inputs, self.outputs, self.backlog_s(now), self.standing.routes.due(layer, parties),
+            self.store.inputs.waiting(layer), layer > 0,
+        )  # fmt: skip
 
     def _parties(self, now: float, layer: int) -> list[str]:
         """Who takes tasks at this layer, with or without room, this node included, where there are shares for it."""

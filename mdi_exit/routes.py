@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["NodeLoad", "RoutingAnswer", "RoutingChoice", "RoutingProblem"]
+__all__ = ["Channel", "NodeLoad", "RoutingAnswer", "RoutingChoice", "RoutingProblem"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,19 @@ class NodeLoad:
     works: tuple[tuple[int, int, float, float], ...]
     neighbours: frozenset[str] | None = None
     bytes_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """A radio channel that all nodes are on: what goes from one to another takes its airtime twice.
+
+    ``message_bytes``: airtime of a task's message beside the tensor, as bytes, its acknowledgement among it;
+    ``answer_bytes``: of the result of an item that ends away from the source.
+    """
+
+    bytes_per_s: float
+    message_bytes: float = 0.0
+    answer_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,7 @@ class RoutingProblem:
     choices: tuple[RoutingChoice, ...]
     lowest: tuple[float, ...]
     wanted: float | None = None
+    channel: Channel | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from mdi_exit.placement import PlacementRules
 from mdi_exit.policy.drift import DriftConfig
 from mdi_exit.policy.steps import QueueBands, RateSteps, ThresholdSteps
 from mdi_exit.requests import RequestLimits
+from mdi_exit.routes import Channel
 
 __all__ = ["Promised", "SourceConfig", "floor_reached"]
 
@@ -52,6 +53,7 @@ class SourceConfig:
     admission at most. ``floor``: lowest threshold; below it items are refused instead, since a promised accuracy
     outranks throughput. ``promised``: what that accuracy is, if the model says. ``own_input`` False: the only items are
     requests of other programs. ``codec``: as in ``Control``.
+    ``channel``: if all nodes are on one, for the optimiser, which cannot see it by the speeds of links.
     ``placement``: when agents that let the source choose their layers are moved.
     """
 
@@ -79,5 +81,6 @@ class SourceConfig:
     target_p99_s: float | None = None
     drift: DriftConfig = DriftConfig()
     solve_period_s: float = 2.0
+    channel: Channel | None = None
     offloading: str = ""
     codec: str = ""

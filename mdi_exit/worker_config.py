@@ -18,6 +18,7 @@ class WorkerConfig:
 
     ``window``: slots for each (sender, entry layer), and for each layer of the node's own products.
     ``neighbours``: to whom it may send (None: to all). ``output_limit``: T_O of Alg. 1.
+    ``gather_s``: how long tasks of a later layer let those of earlier ones go first, to be run in a larger batch.
     ``unmeasured_s``: Γ until something is measured. ``auto``: the source chooses the span, which is ``span`` to begin with;
     ``memory_bytes``: what the model's layers may take here, 0: no limit.
     """
@@ -32,7 +33,8 @@ class WorkerConfig:
     offloading: str = "paper"
     telemetry_period_s: float = 0.5
     dead_after_s: float = 2.5
-    ack_delay_s: float = 0.005
+    ack_delay_s: float = 0.02
+    gather_s: float = 0.02
     moved_delay_s: float = 0.1
     probe_period_s: float = 2.0
     unmeasured_s: float = 0.01

@@ -11,6 +11,7 @@ are drawn once per decision epoch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, assert_never
 
 from msgspec.structs import replace
@@ -398,13 +399,43 @@ class WorkerState(Hurrying):
         return (key, self._seconds.batch(key, waiting)) if waiting > 0 else None
 
     def _run(self, now: float) -> None:
-        """Start the latest layer's waiting tasks whose product has a slot, as a batch when that is faster."""
+        """Start the latest layer's waiting tasks whose product has a slot, as a batch when that is faster.
+
+        Where a larger batch would be faster still, a layer lets the earlier ones go first for a moment.
+        """
         if self._running is not None:
             return
-        for layer in self.store.inputs.latest_first():
-            while batch := self._batch_for(layer, self.store.inputs.waiting(layer)):
-                if self._start(now, *batch):
-                    return
+        layers, passed_over = self.store.inputs.latest_first(), []
+        for number, layer in enumerate(layers):
+            if self._gathers(now, layer, layers[number + 1 :]):
+                passed_over.append(layer)
+            elif self._run_layer(now, layer):
+                return
+        for layer in passed_over:
+            if self._run_layer(now, layer):
+                return
+
+    def _run_layer(self, now: float, layer: int) -> bool:
+        while batch := self._batch_for(layer, self.store.inputs.waiting(layer)):
+            if self._start(now, *batch):
+                return True
+        return False
+
+    def _gathers(self, now: float, layer: int, earlier: Sequence[int]) -> bool:
+        """Whether a larger batch of this layer would be faster, none of its tasks has waited long, and more wait earlier."""
+        inputs, most = self.store.inputs, self.config.window // 2
+        waiting = inputs.waiting(layer)
+        if waiting >= most or not any(inputs.waiting(other) > waiting for other in earlier):
+            return False
+        oldest, key = inputs.by_layer[layer][0].task, self._key(layer)
+        if now - oldest.since >= self.config.gather_s or oldest.deadline_at is not None:
+            return False
+        return key is not None and key in self._seconds and waiting < self._seconds.batch(key, most)
+
+    def batch_wanted(self, layer: int) -> int:
+        """So many tasks at this layer would be run at once, if they were there."""
+        key = self._key(layer) if self._mine(layer) else None
+        return 1 if key is None else self._seconds.batch(key, self.config.window)
 
     def _start(self, now: float, key: SegmentKey, count: int) -> bool:
         """Run the oldest tasks for a layer; False if all of them had no time left for it and were answered instead."""

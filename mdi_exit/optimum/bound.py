@@ -4,8 +4,8 @@ The programme is that of multi-commodity flow with losses: items come in at the 
 exits let a share of them out, links carry the others. Every relaxation is upward, so that what a real or simulated run
 reaches is at most this:
 
-- Steady state: no queue is ever empty while another waits, no time is lost to reports, acknowledgements, results,
-  retries or the order of arrivals; their bytes cost nothing.
+- Steady state: no queue is ever empty while another waits, no time is lost to reports, acknowledgements, retries or the
+  order of arrivals; their bytes cost nothing. What ends elsewhere than at the source takes ``answer_bytes`` on its way.
 - Each work takes the least seconds an item of all batch sizes, and batches are always full.
 - A load may be divided in any proportion, at any instant, by one who knows everything.
 - Every exit has a threshold of its own, and items are mixed over all settings of thresholds in any proportion at the same
@@ -14,8 +14,8 @@ reaches is at most this:
   its head costs nothing. What is not covered: leaving an exit for a reason that knows more of the item than the score
   there, so an oracle could pass the bound.
 - Tasks may be relayed by any node that takes that layer; a loss on a link costs nothing.
-- A star's transfer takes of the sender's uplink, the broker and the receiver's downlink, at the nominal capacity and
-  without headers; delays cost nothing.
+- A star's transfer takes of the sender's uplink, the broker and the receiver's downlink, at the nominal capacity; delays
+  cost nothing.
 - Where placement is free, a layer may be held in part, in any set of layers, as long as the memory suffices.
 
 Settings are found by column generation (Dantzig and Wolfe): at the prices of nodes and links that the programme of a few
@@ -260,7 +260,11 @@ class _Costs:
         if work is None:
             raise ValueError(f"expected a column of work, got {column}")
         price = sum(self.prices.get(row, 0.0) * use for row, use in column.uses)
-        own = self.reach_KG[problem.block(work.entry)] * price * self.layout.seconds(work, self.heads_KG)
+        comes = self.reach_KG[problem.block(work.entry)]
+        own = comes * price * self.layout.seconds(work, self.heads_KG)
+        if answer := sum(self.prices.get(row, 0.0) * use for row, use in column.answers):
+            goes_on = self.reach_KG[problem.block(work.stop)] if work.stop < problem.layers else 0.0
+            own = own + answer * (comes - goes_on)
         onward = self.of.get((column.node, work.stop), self._never) if work.stop < problem.layers else 0.0
         return np.asarray(own + onward)
 

@@ -51,7 +51,8 @@ class Medium:
     """Something with a limit that transfers share: an uplink, a downlink, the broker, a radio channel.
 
     A transfer takes of it once if its sender is in ``senders``, and once if its receiver is in ``receivers``.
-    ``overhead_bytes``: of each message, beside the tensor, or the airtime of a frame as bytes.
+    ``overhead_bytes``: of each message, beside the tensor, or the airtime of a frame as bytes. ``answer_bytes``: for an item
+    that ends elsewhere than at the source, its part of the message that says so.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Medium:
     bytes_per_s: float = math.inf
     messages_per_s: float = math.inf
     overhead_bytes: float = 0.0
+    answer_bytes: float = 0.0
 
     def __post_init__(self) -> None:
         if self.bytes_per_s <= 0 or self.messages_per_s <= 0:
@@ -68,10 +70,14 @@ class Medium:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Any of ``senders`` may send to any of ``receivers``; tasks of a group are pooled, which keeps the programme small."""
+    """Any of ``senders`` may send to any of ``receivers``; tasks of a group are pooled, which keeps the programme small.
+
+    ``only_raw``: nothing but items that no layer has run yet.
+    """
 
     senders: frozenset[str]
     receivers: frozenset[str]
+    only_raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ Row = tuple[str, ...]
 class Column:
     """A rate of the programme. ``kind``: admit, work, send, receive; ``boundary``: where it takes tasks.
 
-    ``uses``: what one a second takes of each shared row.
+    ``uses``: what one a second takes of each shared row; ``answers``: what each item takes that ends with this work.
     """
 
     kind: str
@@ -36,6 +36,7 @@ class Column:
     work: Work | None = None
     group: int = -1
     uses: tuple[tuple[Row, float], ...] = ()
+    answers: tuple[tuple[Row, float], ...] = ()
 
 
 class Layout:
@@ -51,13 +52,12 @@ class Layout:
         for node in problem.nodes:
             self.limits["time", node.name] = node.count
             self._hold(node)
-            self.columns += [
-                Column("work", node.name, work.entry, work, uses=self._uses_of_work(node, work)) for work in node.works
-            ]
         for medium in problem.media:
             for kind, capacity in (("bytes", medium.bytes_per_s), ("messages", medium.messages_per_s)):
                 if capacity < math.inf:
                     self.limits[kind, medium.name] = 1.0
+        for node in problem.nodes:
+            self.columns += [self._column_of_work(node, work) for work in node.works]
         for number, group in enumerate(problem.groups):
             self.columns += self._transfers(number, group)
 
@@ -68,6 +68,23 @@ class Layout:
         for layer in {layer for work in node.works for layer in range(work.entry, work.stop)}:
             self.limits["hold", node.name, str(layer)] = 0.0
 
+    def _column_of_work(self, node: Node, work: Work) -> Column:
+        ends = self.problem.exit_at(work.stop) is not None
+        answers = self._uses_of_answer(node.name) if ends else ()
+        return Column("work", node.name, work.entry, work, uses=self._uses_of_work(node, work), answers=answers)
+
+    def _uses_of_answer(self, name: str) -> tuple[tuple[Row, float], ...]:
+        """Of an item that ends at the node: its way to the source."""
+        source = self.problem.source
+        if name == source:
+            return ()
+        found: list[tuple[Row, float]] = []
+        for medium in self.problem.media:
+            times = (name in medium.senders) + (source in medium.receivers)
+            if times and medium.answer_bytes and medium.bytes_per_s < math.inf:
+                found.append((("bytes", medium.name), times * medium.answer_bytes / medium.bytes_per_s))
+        return tuple(found)
+
     def _uses_of_work(self, node: Node, work: Work) -> tuple[tuple[Row, float], ...]:
         rows: list[Row] = [("time", node.name)]
         if self.problem.layer_bytes:
@@ -76,6 +93,8 @@ class Layout:
 
     def _transfers(self, number: int, group: Group) -> Iterable[Column]:
         boundaries = {boundary for name in group.receivers for boundary in self.entries.get(name, ())}
+        if group.only_raw:
+            boundaries &= {0}
         for kind, names in (("send", group.senders), ("receive", group.receivers)):
             for name in sorted(names & self.entries.keys()):
                 for boundary in sorted(boundaries):
@@ -156,6 +175,7 @@ def solve(layout: Layout, settings: Sequence[Setting], target: Target, *, hop_pr
         from scipy.optimize import linprog
     except ImportError:
         raise UsageError("the optimum", "SciPy, by pip install 'mdi-exit[offline]'", "none") from None
+    problem = layout.problem
     width = len(layout.columns)
     holds = [row for row in layout.limits if row[0] == "hold"]
     columns = width * len(settings) + len(holds)
@@ -176,6 +196,10 @@ def solve(layout: Layout, settings: Sequence[Setting], target: Target, *, hop_pr
                 worth[begin + offset] = -hop_price
             for row, use in column.uses:
                 shared.add(row, begin + offset, use * scale)
+            if column.answers:
+                ending = _ending(problem, column, setting.reach)
+                for row, use in column.answers:
+                    shared.add(row, begin + offset, use * ending)
     _hold_rows(shared, layout, holds, width * len(settings))
     caps = {**layout.limits, ("accuracy",): 0.0, ("rate",): target.most, ("least",): -target.least}
     limits = np.array([caps[row] for row in shared.rows])
@@ -201,6 +225,15 @@ def solve(layout: Layout, settings: Sequence[Setting], target: Target, *, hop_pr
         rate_price=prices.get(("rate",), 0.0) - prices.get(("least",), 0.0),
         flows=tuple((column, float(rate)) for column, rate in zip(layout.columns, flows, strict=True)),
     )
+
+
+def _ending(problem: Problem, column: Column, reach: Sequence[float]) -> float:
+    """The share of the items that come to this work which end with it."""
+    if column.work is None:
+        raise ValueError(f"expected a column of work, got {column}")
+    before = reach[problem.block(column.boundary)]
+    after = reach[problem.block(column.work.stop)] if column.work.stop < problem.layers else 0.0
+    return (before - after) / before if before else 0.0
 
 
 def _conserve(kept: _Matrix, layout: Layout, setting: Setting, number: int, at: int, column: Column) -> None:

@@ -126,6 +126,9 @@ def _problem(asked: RoutingProblem) -> Problem:
             here = frozenset({node.name})
             media.append(Medium(f"{node.name} up", here, frozenset(), node.bytes_per_s))
             media.append(Medium(f"{node.name} down", frozenset(), here, node.bytes_per_s))
+    if asked.channel is not None:
+        of = asked.channel
+        media.append(Medium("channel", names, names, of.bytes_per_s, math.inf, of.message_bytes, of.answer_bytes))
     return Problem(
         source=asked.source,
         exits=asked.exits,

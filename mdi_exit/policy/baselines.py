@@ -1,13 +1,18 @@
-"""The baselines as configurations of the same system: which layers each node holds, and by which rules tasks move.
+"""Ways to run the same system, baselines among them: which layers each node holds, and by which rules tasks move.
 
-==================  ==================================================================================================
-``no-early-exit``   model-distributed inference alone: threshold 1, so that no head but the last is run
-``source-only``     the source holds all layers and sends nothing
-``data-distributed`` every node holds the whole model, and raw items are sent
-``split-even``      each node holds as many layers as the next, one after the other
-``split-best``      the cut of least time at the slowest part or link (Neurosurgeon, ASPLOS 2017, for a chain of nodes)
-``jsq``, ``random``  the scenario's spans, with tasks offered by queue length or by chance
-==================  ==================================================================================================
+=====================  ===============================================================================================
+``no-early-exit``      model-distributed inference alone: threshold 1, so that no head but the last is run
+``source-only``        the source holds all layers and sends nothing
+``data-distributed``   every node holds the whole model, and raw items are sent
+``split-even``         each node holds as many layers as the next, one after the other
+``split-best``         the cut of least time at the slowest part or link (Neurosurgeon, ASPLOS 2017, for a chain of nodes)
+``jsq``, ``random``    the scenario's spans, with tasks offered by queue length or by chance
+``static``             the scenario's spans, and tasks leave a node only where its span ends
+``paper``              the scenario's spans, with the paper's rules
+``drift-plus-penalty`` the same with that rule for tasks and threshold
+``optimiser``          the same with the shares and thresholds that the bound's programme gives, for recorded outcomes
+``optimiser-blind``    the same without outcomes: one threshold moves all exits
+=====================  ===============================================================================================
 """
 
 from __future__ import annotations
@@ -26,21 +31,33 @@ Placing = Literal["as given", "source", "all", "even", "best"]
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """``offloading``: the policy of all nodes; ``early_exits`` False: the threshold is 1."""
+    """``offloading``: the policy of all nodes; ``early_exits`` False: the threshold is 1.
+
+    ``adapt``: what moves the threshold where the rate is given; ``steers``: it is in force without a given rate, too.
+    ``outcomes``: whether an optimiser is told recorded ones.
+    """
 
     placing: Placing = "as given"
     offloading: str = "paper"
     early_exits: bool = True
+    adapt: str = "threshold"
+    steers: bool = False
+    outcomes: bool = True
 
 
 BASELINES: Final = {
     "no-early-exit": Baseline(early_exits=False),
     "source-only": Baseline("source", "never"),
-    "data-distributed": Baseline("all", "paper"),
+    "data-distributed": Baseline("all", "whole-items"),
     "split-even": Baseline("even", "never"),
     "split-best": Baseline("best", "never"),
     "jsq": Baseline(offloading="jsq"),
     "random": Baseline(offloading="random"),
+    "static": Baseline(offloading="never"),
+    "paper": Baseline(),
+    "drift-plus-penalty": Baseline(offloading="drift-plus-penalty", adapt="drift-plus-penalty"),
+    "optimiser": Baseline(adapt="optimiser", steers=True),
+    "optimiser-blind": Baseline(adapt="optimiser", steers=True, outcomes=False),
 }
 
 

@@ -1,6 +1,6 @@
 """Baselines that look at queues at most, not at speeds or links: random, and join-the-shortest-queue.
 
-Both decide for each task once, when it is created.
+All decide for each task once, when it is created.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from random import Random
 
 from mdi_exit.policy.candidates import HERE, Candidate, Own
 
-__all__ = ["anyone", "shortest_queue"]
+__all__ = ["anyone", "shortest_queue", "whole_items"]
 
 
 def anyone(own: Own, candidates: Sequence[Candidate], rng: Random) -> str | None:
@@ -27,3 +27,8 @@ def shortest_queue(own: Own, candidates: Sequence[Candidate], rng: Random) -> st
     if own.inputs <= least:
         return HERE
     return rng.choice([candidate.name for candidate in candidates if candidate.inputs == least])
+
+
+def whole_items(own: Own, candidates: Sequence[Candidate], rng: Random) -> str | None:
+    """By the shortest queue as long as no layer has been run; then the item stays where it is."""
+    return HERE if own.begun and candidates else shortest_queue(own, candidates, rng)

@@ -35,12 +35,15 @@ class Own:
     """The deciding node: lengths of I_n and O_n, and I_n Γ_n in seconds with the running task's remainder.
 
     ``due``: how many tasks each node, ``HERE`` included, is behind its share; empty where nobody has given shares.
+    ``alike``: tasks in I_n for the layer that is asked about; ``begun``: whether that is any but the first.
     """
 
     inputs: int
     outputs: int
     backlog_s: float
     due: Mapping[str, float] = field(default_factory=dict)
+    alike: int = 0
+    begun: bool = False
 
 
 OffloadPolicy = Callable[[Own, Sequence[Candidate], Random], "str | None"]

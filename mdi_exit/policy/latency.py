@@ -25,6 +25,7 @@ class LatencySteps:
     tighten: float = 0.85
     loosen: float = 1.03
     least_part: float = 0.1
+    aim: float = 0.85
     window_s: float = 3.0
     least_answers: int = 20
     least_under_way: int = 4
@@ -55,11 +56,10 @@ class LatencyControl:
         ordered = sorted(latency_s for _, latency_s in answers)
         return ordered[min(math.ceil(0.99 * len(ordered)), len(ordered)) - 1]
 
-    def under_way(self, most: int) -> int:
-        """How many items may be under way at once, at most ``most``."""
-        if self.per_s <= 0:
-            return most
-        return min(max(math.ceil(self.per_s * self.target_s * self.part), self.steps.least_under_way), most)
+    def under_way(self, most: int, expected_per_s: float = 0.0) -> int:
+        """How many items may be under way at once, at most ``most``; ``expected_per_s``: until answers tell the rate."""
+        per_s = self.per_s or expected_per_s
+        return min(max(math.ceil(per_s * self.target_s * self.part), self.steps.least_under_way), most)
 
     def next_threshold(self, now: float, threshold: float, floor: float, *, turned_away: int, crowded: bool) -> float:
         """One period: T, with the total number of items ``turned_away`` so far; ``crowded``: no room for many more."""
@@ -68,7 +68,7 @@ class LatencyControl:
         if p99_s is None:
             return threshold
         self._measure(now)
-        over = p99_s > self.target_s
+        over = p99_s > steps.aim * self.target_s
         self.part = min(max(self.part * (steps.tighten if over else steps.loosen), steps.least_part), 1.0)
         if over or lost > 0:
             return max(threshold - steps.fall, floor)

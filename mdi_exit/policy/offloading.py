@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Final
 
-from mdi_exit.policy.blind import anyone, shortest_queue
+from mdi_exit.policy.blind import anyone, shortest_queue, whole_items
 from mdi_exit.policy.candidates import HERE, Candidate, OffloadPolicy, Own
 from mdi_exit.policy.drift import most_relief
 from mdi_exit.policy.shares import by_share, furthest_behind
@@ -58,10 +58,11 @@ OFFLOADING: Final[dict[str, OffloadPolicy]] = {
     "never": never,
     "random": anyone,
     "jsq": shortest_queue,
+    "whole-items": whole_items,
     "drift-plus-penalty": most_relief,
     "optimiser": optimiser,
 }
-PLACING: Final = frozenset({"random", "jsq", "optimiser"})
+PLACING: Final = frozenset({"random", "jsq", "whole-items", "optimiser"})
 """Those that decide for each task once, when it is created, in place of Alg. 1 (``policy.queueing``)."""
 
 _TWO_CHOICES_ABOVE: Final = 4

@@ -18,7 +18,7 @@ __all__ = ["Routes", "by_share"]
 
 _BOUND: Final = 4.0
 _OVERDRAWN: Final = -2.0
-_ROOM_HERE: Final = 8
+_ROOM_HERE: Final = 16
 _FRESH_S: Final = 10.0
 
 
@@ -43,12 +43,15 @@ class Routes:
     def due(self, layer: int, names: Collection[str]) -> dict[str, float]:
         """How many tasks each of ``names`` is behind its share, the one to be given now included.
 
-        ``names``: who takes this layer at all; the share of others is theirs. None: nothing goes by shares.
+        ``names``: who takes this layer at all; the share of others is theirs. None: nothing goes by shares. Claims count
+        against each other only, so that who has all of the share is never ahead of it, whatever was owed under other shares.
         """
         if not names:
             return {}
         claims = self._claims[layer]
-        return {name: claims.get(name, 0.0) + share for name, share in self._among(layer, names).items()}
+        parts = self._among(layer, names)
+        mean = sum(claims.get(name, 0.0) for name in parts) / max(len(parts), 1)
+        return {name: claims.get(name, 0.0) - mean + share for name, share in parts.items()}
 
     def took(self, layer: int, name: str, names: Collection[str]) -> None:
         """A task of this layer went to ``name``."""
@@ -68,10 +71,10 @@ class Routes:
 def by_share(own: Own, candidates: Sequence[Candidate], rng: Random) -> str | None:
     """Who is furthest behind its share among those with room; nobody who is two tasks ahead of it.
 
-    Here is room for eight tasks in I_n: more would only keep admission from serving the others.
+    Here is room for sixteen tasks of a layer in I_n: more would only keep admission from serving the others.
     """
     names = [candidate.name for candidate in candidates]
-    if candidates and own.inputs < _ROOM_HERE:
+    if candidates and own.alike < _ROOM_HERE:
         names.append(HERE)
     return furthest_behind(own.due, names, rng)
 

@@ -6,31 +6,36 @@ from dataclasses import replace
 
 from mdi_exit.errors import UsageError
 from mdi_exit.policy.baselines import BASELINES, spans_of
+from mdi_exit.simulation.arrivals import Arrivals, Phase
 from mdi_exit.simulation.bound import exit_table
 from mdi_exit.simulation.record import trace_of
 from mdi_exit.simulation.scenario import Node, Scenario
 from mdi_exit.span import LayerSpan
 
-__all__ = ["as_baseline"]
+__all__ = ["as_baseline", "cut_seconds"]
 
 
-def as_baseline(scenario: Scenario, name: str) -> Scenario:
+def as_baseline(
+    scenario: Scenario, name: str, *, threshold: float | None = None, rate_per_s: float | None = None
+) -> Scenario:
     """The scenario under the baseline of that name. Raises ``UsageError`` where it cannot be: no memory, no neighbour.
 
-    Every node may send to every other, as in a chain each must to the next.
+    ``threshold`` (None: the scenario's) stays or, with ``rate_per_s``, is where it begins; that many items a second arrive
+    by chance. Where spans are not the scenario's, every node may send to every other, as in a chain each must to the next.
     """
     if name not in BASELINES:
         raise UsageError("baseline", "one of " + ", ".join(BASELINES), name)
     baseline = BASELINES[name]
     plan = scenario.model.plan
     nodes = scenario.nodes
-    threshold = scenario.policy.threshold if baseline.early_exits else 1.0
+    threshold = (scenario.policy.threshold if threshold is None else threshold) if baseline.early_exits else 1.0
+    moves = baseline.early_exits and (rate_per_s is not None or baseline.steers)
     spans = spans_of(
         baseline,
         [node.span for node in nodes],
         plan.layer_count,
         [_layer_s(scenario, node) for node in nodes],
-        [_cut_s(scenario, size) for size in plan.feature_bytes],
+        [cut_seconds(scenario, size) for size in plan.feature_bytes],
         _reach(scenario, threshold),
     )
     held = [_holding(scenario, node, span) for node, span in zip(nodes, spans, strict=True)]
@@ -40,7 +45,14 @@ def as_baseline(scenario: Scenario, name: str) -> Scenario:
         scenario,
         source=held[0],
         agents=tuple(node for node in held[1:] if node.span is not None),
-        policy=replace(scenario.policy, offloading=baseline.offloading, adapt="none", threshold=threshold),
+        policy=replace(
+            scenario.policy,
+            offloading=baseline.offloading,
+            adapt=baseline.adapt if moves else "none",
+            threshold=threshold,
+            outcomes=baseline.outcomes,
+        ),
+        arrivals=scenario.arrivals if rate_per_s is None else Arrivals("poisson", (Phase(0.0, rate_per_s),)),
         changes=tuple(
             change for change in scenario.changes if any(n.name == change.node and n.span for n in held)
         ),
@@ -61,8 +73,8 @@ def _layer_s(scenario: Scenario, node: Node) -> list[float]:
     return seconds
 
 
-def _cut_s(scenario: Scenario, size_bytes: int) -> float:
-    """Of the slowest thing on the way; a shared medium is used twice."""
+def cut_seconds(scenario: Scenario, size_bytes: int) -> float:
+    """To send so much over the slowest thing on the way; a shared medium is used twice."""
     links = [node.link for node in scenario.nodes]
     own = [rate for link in links for rate in (link.up_bytes_per_s, link.down_bytes_per_s) if rate]
     shared = [medium.bytes_per_s / 2 for medium in scenario.media.values()]

@@ -1,5 +1,9 @@
 """The bound of a scenario: its nodes, links and outcomes as the plain numbers of ``mdi_exit.optimum``.
 
+What any policy must send is counted: the header of each task's message, and of each item that ends away from the source
+a row and a part of the message that takes it there, as if each such message were of the largest batch. Acknowledgements
+could all but be left out, as could probes and reports, and are not counted.
+
 Beside the relaxations named there: over a run in which nodes slow down, die or join, or links change, each has its mean
 over the run's time as its capacity throughout, as if work could be put off and done before it came. Tasks move where the
 system can move them, at the ends of segments, between neighbours, to nodes with the next layer. Placement is the
@@ -16,6 +20,7 @@ from mdi_exit.optimum.exits import SETTINGS, ExitTable
 from mdi_exit.optimum.problem import Group, Medium, Node, Problem, Work
 from mdi_exit.policy.batching import MAX_BATCH
 from mdi_exit.segments import ModelPlan, needed_segments
+from mdi_exit.simulation.network import FEATURES_BYTES, RESULTS_BYTES, ROW_BYTES
 from mdi_exit.simulation.scenario import Change, Link, Scenario
 from mdi_exit.simulation.scenario import Node as ScenarioNode
 from mdi_exit.span import LayerSpan
@@ -114,11 +119,25 @@ def _media(scenario: Scenario, window: tuple[float, float]) -> Iterator[Medium]:
         for way, of, senders, receivers in (("up", _up, here, none), ("down", _down, none, here)):
             capacity = _mean_capacity(scenario, node, of, window)
             if capacity < math.inf:
-                yield Medium(f"{node.name} {way}", senders, receivers, bytes_per_s=capacity)
+                yield Medium(
+                    f"{node.name} {way}",
+                    senders,
+                    receivers,
+                    bytes_per_s=capacity,
+                    overhead_bytes=FEATURES_BYTES,
+                    answer_bytes=_answer_bytes(0.0),
+                )
     for medium in scenario.media.values():
         members = frozenset(node.name for node in scenario.nodes if _always_on(scenario, node, medium.name))
         frame_bytes = medium.frame_s * medium.bytes_per_s
-        yield Medium(medium.name, members, members, bytes_per_s=medium.bytes_per_s, overhead_bytes=frame_bytes)
+        yield Medium(
+            medium.name,
+            members,
+            members,
+            bytes_per_s=medium.bytes_per_s,
+            overhead_bytes=frame_bytes + FEATURES_BYTES,
+            answer_bytes=_answer_bytes(frame_bytes),
+        )
     limits = scenario.broker
     if limits.bytes_per_s is not None or limits.messages_per_s is not None:
         yield Medium(
@@ -126,7 +145,13 @@ def _media(scenario: Scenario, window: tuple[float, float]) -> Iterator[Medium]:
             senders=frozenset(node.name for node in scenario.nodes),
             bytes_per_s=_or_no_limit(limits.bytes_per_s) / scenario.cells,
             messages_per_s=_or_no_limit(limits.messages_per_s) / scenario.cells,
+            overhead_bytes=FEATURES_BYTES,
         )
+
+
+def _answer_bytes(frame_bytes: float) -> float:
+    """Of one item's result: all that end in one run of a segment go together."""
+    return ROW_BYTES + (RESULTS_BYTES + frame_bytes) / MAX_BATCH
 
 
 def _up(link: Link) -> float:

@@ -14,10 +14,11 @@ from mdi_exit.errors import MdiExitError
 from mdi_exit.events import GiveUp, InputEnded, InputOffered, Record, SetAdmission
 from mdi_exit.optimum.routes import RouteSolver
 from mdi_exit.results import Summary, SummaryBuilder
+from mdi_exit.routes import Channel
 from mdi_exit.segments import SegmentKey
 from mdi_exit.simulation.bound import exit_table
 from mdi_exit.simulation.clock import Clock
-from mdi_exit.simulation.network import SimulatedNode
+from mdi_exit.simulation.network import ACK_BYTES, FEATURES_BYTES, RESULTS_BYTES, ROW_BYTES, SimulatedNode
 from mdi_exit.simulation.record import trace_of
 from mdi_exit.simulation.scenario import Change, Node, Scenario
 from mdi_exit.simulation.star import StarNetwork, Wires
@@ -138,6 +139,7 @@ class Cell:
             max_pending=policy.max_pending,
             target_p99_s=policy.target_p99_s,
             deadline_s=policy.deadline_s,
+            channel=_channel(self.scenario),
         )
 
     @property
@@ -253,9 +255,21 @@ def _from_payload(item: int, exit_number: int) -> tuple[int, float]:
     raise MdiExitError(f"exit {exit_number} of item {item}: expected an outcome in the payload, got none")
 
 
+def _channel(scenario: Scenario) -> Channel | None:
+    """The one medium of all nodes, as a user would state it; a message and its acknowledgement are a frame each."""
+    names = {node.link.medium for node in scenario.nodes}
+    if len(names) != 1 or (name := names.pop()) is None:
+        return None
+    medium = scenario.media[name]
+    frame_bytes = medium.frame_s * medium.bytes_per_s
+    return Channel(
+        medium.bytes_per_s, FEATURES_BYTES + ACK_BYTES + 2 * frame_bytes, RESULTS_BYTES + ROW_BYTES + frame_bytes
+    )
+
+
 def _solver(scenario: Scenario, trace: Trace) -> RouteSolver:
     """The policy ``optimiser`` knows the outcomes of every other sample, as a source does that was given a trace."""
-    if scenario.policy.adapt != "optimiser":
+    if scenario.policy.adapt != "optimiser" or not scenario.policy.outcomes:
         return RouteSolver()
     return RouteSolver(exit_table(trace.subset(np.arange(0, len(trace), 2)), settings=RouteSolver.SETTINGS))
 

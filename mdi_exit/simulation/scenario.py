@@ -158,7 +158,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The rules by name, and what the source is told."""
+    """The rules by name, and what the source is told. ``outcomes``: whether an optimiser knows recorded ones."""
 
     offloading: str = "paper"
     adapt: str = "none"
@@ -169,6 +169,7 @@ class Policy:
     telemetry_period_s: float = 0.5
     target_p99_s: float | None = None
     deadline_s: float | None = None
+    outcomes: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -30,7 +31,7 @@ from mdi_exit.policy.drift import Choice, admits, best_choice, most_relief
 from mdi_exit.policy.latency import LatencyControl
 from mdi_exit.policy.mix import BINS, ExitMix, bin_of
 from mdi_exit.policy.shares import Routes, by_share
-from mdi_exit.routes import NodeLoad, RoutingAnswer, RoutingChoice, RoutingProblem
+from mdi_exit.routes import Channel, NodeLoad, RoutingAnswer, RoutingChoice, RoutingProblem
 from mdi_exit.segments import ModelPlan
 from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.span import LayerSpan
@@ -99,7 +100,8 @@ def test_the_threshold_follows_the_target() -> None:
 
 def test_so_many_are_let_in_as_the_target_allows() -> None:
     control = fed(0.3)
-    assert control.under_way(512) == 512, "nothing measured yet"
+    assert control.under_way(512) == 4, "nothing measured yet"
+    assert control.under_way(512, 100.0) == 12, "six tenths of the target at the rate that is expected"
     control.next_threshold(3.0, 0.8, 0.5, turned_away=0, crowded=False)
     first = control.under_way(512)
     assert 4 <= first <= 50 * 0.2
@@ -173,10 +175,20 @@ def test_the_share_of_who_is_gone_is_the_others_and_stale_shares_count_for_nothi
     assert routes.due(2, ["a", "b"])["a"] == pytest.approx(0.5)
 
 
+def test_who_was_far_ahead_under_other_shares_is_not_kept_waiting_under_new_ones() -> None:
+    routes = Routes()
+    routes.told(0.0, {2: {"a": 0.9, "b": 0.1}})
+    for _ in range(10):
+        routes.took(2, "b", ["a", "b"])
+    assert routes.due(2, ["a", "b"])["b"] < -2.0
+    routes.told(1.0, {2: {"b": 1.0}})
+    assert routes.due(2, ["a", "b"]) == {"b": 1.0}
+
+
 def test_who_is_far_ahead_of_its_share_waits() -> None:
     due = {"a": -2.5, "b": 3.0}
     assert by_share(Own(0, 1, 0.0, due), [Candidate("a", 0, 0.0, 0.0)], Random(0)) is None
-    full_here = Own(8, 1, 0.0, {HERE: 3.0, "a": 0.1})
+    full_here = Own(16, 1, 0.0, {HERE: 3.0, "a": 0.1}, alike=16)
     assert by_share(full_here, [Candidate("a", 0, 0.0, 0.0)], Random(0)) == "a"
 
 
@@ -203,6 +215,17 @@ def test_routes_use_all_nodes_as_the_bound_says() -> None:
     assert answer.rate == pytest.approx(10.0), "all of the source for the first block, the second at a"
     assert answer.shares == ((2, "s", {"a": 1.0}),)
     assert answer.thresholds == ()
+
+
+def test_on_a_channel_a_task_takes_its_airtime_twice() -> None:
+    """Of 5.5 items a second all need s for the first block and 4.5 for the second, one is sent: 2 × 250 bytes."""
+    slow = replace(asked(knobs=(1.0,)), channel=Channel(500.0, message_bytes=150.0))
+    answer = RouteSolver().solve(slow)
+    assert answer is not None
+    assert answer.rate == pytest.approx(5.5)
+    assert answer.shares == (
+        (2, "s", {"a": pytest.approx(1 / 5.5, abs=1e-4), "s": pytest.approx(4.5 / 5.5, abs=1e-4)}),
+    )
 
 
 def test_the_highest_threshold_with_room_is_chosen() -> None:

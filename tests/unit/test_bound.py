@@ -73,6 +73,21 @@ def test_a_transfer_takes_of_uplink_and_downlink_and_twice_of_one_channel(channe
     assert bound.limits == ("bytes wifi" if channel else "bytes s up",)
 
 
+def test_the_answer_of_what_ends_away_takes_its_part_of_the_channel() -> None:
+    """Half of the items end behind layer 0, at s; the others at a: 100 bytes there and 25 back, each twice."""
+    both = frozenset("sa")
+    media = (Medium("wifi", both, both, 1000.0, answer_bytes=25.0),)
+    nodes = (Node("s", layers(1e-6)), Node("a", layers(1e-6, first=1)))
+    half = fixed_table((1.0, 0.5), 0.9)
+    assert rate(Problem("s", (0, 1), (100.0, 100.0), nodes, (mesh("sa"),), media), half) == pytest.approx(8.0)
+
+
+def test_where_only_raw_items_are_sent_a_task_ends_where_it_began() -> None:
+    nodes = (Node("s", layers(0.1)), Node("a", layers(0.1, 0.1)))
+    group = Group(frozenset("sa"), frozenset("sa"), only_raw=True)
+    assert rate(Problem("s", (0, 1), (8.0, 4.0), nodes, (group,)), fixed_table((1.0, 1.0), 0.9)) == pytest.approx(5.0)
+
+
 def test_the_broker_counts_each_message_once() -> None:
     nodes = (Node("s"), Node("a", layers(1e-6)), Node("b", layers(1e-6, first=1)))
     broker = Medium("broker", frozenset("sab"), messages_per_s=100.0)

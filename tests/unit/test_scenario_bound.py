@@ -78,7 +78,10 @@ def test_links_media_and_broker_become_limits(tmp_path: Path) -> None:
     assert media["a up"].bytes_per_s == 1000
     assert media["a up"].senders == media["a down"].receivers == {"a"}
     assert media["wifi"].senders == media["wifi"].receivers == {"a"}
-    assert media["wifi"].overhead_bytes == pytest.approx(2.0)
+    assert media["wifi"].overhead_bytes == pytest.approx(2.0 + 240)
+    assert media["wifi"].answer_bytes == pytest.approx(45 + (120 + 2.0) / 32), "32 results in a message at most"
+    assert media["a up"].answer_bytes == pytest.approx(45 + 120 / 32)
+    assert media["broker"].answer_bytes == 0
     assert media["broker"].messages_per_s == 50, "each of two cells has half of the broker"
 
 

@@ -343,10 +343,10 @@ def test_a_sender_beyond_its_slots_is_refused_and_others_are_not() -> None:
 def test_acknowledgements_are_gathered_but_not_for_long() -> None:
     state = node("0-5", window=8)
     assert not of(state.handle(1.0, received(1, 1, 0)), SendAck)
-    assert state.next_wakeup() == pytest.approx(1.005)
-    (ack,) = of(state.handle(1.006, Tick()), SendAck)
+    assert state.next_wakeup() == pytest.approx(1.02)
+    (ack,) = of(state.handle(1.021, Tick()), SendAck)
     assert (ack.to, ack.ack.seq, ack.ack.to_incarnation, ack.ack.released) == ("other", 1, 9, {0: 1})
-    early = [of(state.handle(1.01, received(seq, seq, 0)), SendAck) for seq in range(2, 6)]
+    early = [of(state.handle(1.03, received(seq, seq, 0)), SendAck) for seq in range(2, 6)]
     assert [len(acks) for acks in early] == [0, 0, 0, 1], "half a window is answered at once"
 
 
@@ -428,3 +428,16 @@ def test_what_the_transport_gave_back_after_a_new_run_began_is_forgotten() -> No
         assert not of(commands, SendResults), "items of two runs have the same numbers"
     assert state.outputs == 0
     state.validate()
+
+
+@pytest.mark.parametrize(("now", "entry"), [(0.51, 0), (0.53, 2)])
+def test_a_later_layer_lets_earlier_ones_go_first_to_be_run_in_a_larger_batch(now: float, entry: int) -> None:
+    """A batch of two has not been tried at layer 2, where one task waits; it does so for at most 20 ms."""
+    state = node("0-3", window=8)
+    (run,) = of(state.handle(0.5, Inject(task(1))), RunSegment)
+    for item in range(2, 7):
+        state.handle(0.5, Inject(task(item)))
+    state.handle(0.5, received(1, 7, 2))
+    state.validate()
+    (after,) = of(state.handle(now, done(run, score=0.9)), RunSegment)
+    assert after.key.entry == entry
