@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from mdi_exit.events import Task
 from mdi_exit.outgoing import Outgoing
 from mdi_exit.policy.deadline import answer_by, is_hopeless
-from mdi_exit.queues import Held, Origin
+from mdi_exit.queues import Held
 from mdi_exit.wire import ResultRow
 
 __all__ = ["Hurrying"]
@@ -65,11 +65,3 @@ class Hurrying(Outgoing):
         times = (task.compute_s, task.wait_s)
         self._row(ResultRow(task.item, task.attempt, task.path, best.exit, best.label, best.score, times=times))
         return True
-
-    def _released(self, held: Held, now: float | None = None) -> None:
-        """A received task has left its slot: its sender gets the credit back with the next acknowledgement."""
-        inbound = self.members.inbounds.get(held.sender) if held.origin is Origin.RECEIVED else None
-        if inbound is not None:
-            inbound.released[held.task.next_layer] += 1
-            since = now if now is not None else inbound.received_at
-            self.members.owe(since, held.sender, inbound, self.config.ack_delay_s)

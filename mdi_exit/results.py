@@ -23,7 +23,7 @@ from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.events import Record
 from mdi_exit.run_energy import RunEnergy
 
-__all__ = ["STDOUT", "Latency", "ResultsWriter", "Summary", "SummaryBuilder", "result_line"]
+__all__ = ["STDOUT", "Latency", "ResultsWriter", "Summary", "SummaryBuilder", "result_line", "write_out"]
 
 STDOUT = Path("-")
 _EXACT_LATENCIES = 200_000
@@ -111,6 +111,17 @@ def _write_all(file: IO[bytes], line: bytes) -> None:
         rest = rest[file.write(rest) :]
 
 
+def write_out(path: Path, content: str, what: str) -> None:
+    """Text to a file; ``-`` is stdout. Raises ``MdiExitError``."""
+    try:
+        if path == STDOUT:
+            sys.stdout.write(content)
+        else:
+            path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise MdiExitError(f"{what}: could not write {path}: {error.strerror}") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Latency:
     """Percentiles of the seconds from admission to result, over completed items."""
@@ -163,14 +174,7 @@ class Summary:
 
     def write(self, path: Path) -> None:
         """As JSON; ``-`` is stdout. Raises ``MdiExitError``."""
-        content = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
-        try:
-            if path == STDOUT:
-                sys.stdout.write(content)
-            else:
-                path.write_text(content, encoding="utf-8")
-        except OSError as error:
-            raise MdiExitError(f"summary: could not write {path}: {error.strerror}") from None
+        write_out(path, json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n", "summary")
 
     def rows(self) -> list[tuple[str, str, str]]:
         """What, how much, and what it means: for people."""

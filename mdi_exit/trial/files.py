@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from mdi_exit.errors import MdiExitError
 from mdi_exit.events import Record
 from mdi_exit.plot.command import draw_run
 from mdi_exit.plot.files import Item, Run
-from mdi_exit.results import STDOUT, ResultsWriter, Summary, result_line
+from mdi_exit.results import ResultsWriter, Summary, result_line, write_out
 from mdi_exit.simulation.scenario import Scenario
 from mdi_exit.snapshot import Snapshot
 from mdi_exit.trial.config import TrialSettings
@@ -41,9 +38,9 @@ def write_trial(
                 writer.write(record)
     content = summary_of(scenario, summary, **more)
     if settings.summary is not None:
-        _write(settings.summary, json.dumps(content, indent=2, ensure_ascii=False) + "\n", "--summary")
+        write_out(settings.summary, json.dumps(content, indent=2, ensure_ascii=False) + "\n", "--summary")
     if settings.timeline is not None:
-        _write(settings.timeline, "".join(snapshot.to_line() for snapshot in timeline), "--timeline")
+        write_out(settings.timeline, "".join(snapshot.to_line() for snapshot in timeline), "--timeline")
     if settings.picture is not None:
         draw_run(Run(scenario.name, tuple(map(item_of, records)), tuple(timeline), content), settings.picture)
 
@@ -53,13 +50,3 @@ def item_of(record: Record) -> Item:
     known = {field.name for field in dataclasses.fields(Item)}
     line = {key: value for key, value in result_line(record).items() if key in known}
     return Item(**(line | {"path": tuple(line["path"])}))
-
-
-def _write(path: Path, content: str, flag: str) -> None:
-    try:
-        if path == STDOUT:
-            sys.stdout.write(content)
-        else:
-            path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise MdiExitError(f"{flag}: could not write {path}: {error.strerror}") from None
