@@ -72,7 +72,10 @@ class SourceSettings(NodeSettings):
     )  # fmt: skip
     realtime: bool = setting(False, help="show a video file at its own speed, as a camera would", parse=values.switch)
     model: str = setting(
-        "fashion-mnist-mobilenetv2", help="a shipped model's name, or the path of an artifact", metavar="NAME-or-PATH"
+        "fashion-mnist-mobilenetv2",
+        help="a shipped model's name, or the path of an artifact",
+        metavar="NAME-or-PATH",
+        also=("--artifact",),
     )
     layers: LayerSpan | None = setting(
         None, help="layers that the source runs itself: 0-3", parse=LayerSpan.parse, metavar="SPAN"

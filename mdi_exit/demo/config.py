@@ -35,7 +35,10 @@ class DemoSettings:
         parse_input("shipped"), help="what to classify, see edge-source", parse=parse_input, metavar="SPEC"
     )
     artifact: str = setting(
-        "fashion-mnist-mobilenetv2", help="a shipped model's name, or the path of an artifact", metavar="NAME-or-PATH"
+        "fashion-mnist-mobilenetv2",
+        help="a shipped model's name, or the path of an artifact",
+        metavar="NAME-or-PATH",
+        also=("--model",),
     )
     topology: Path | None = setting(
         None, help="a file that describes the nodes instead of --nodes", parse=values.path, metavar="FILE.toml"
