@@ -45,9 +45,9 @@ class SegmentSeconds:
             for size in [size for size in known if size > 1]:
                 del known[size]
 
-    def batch(self, key: SegmentKey, waiting: int) -> int:
-        """How many of ``waiting`` tasks to run at once."""
-        return choose_batch(waiting, self._by_key.get(key, {}))
+    def batch(self, key: SegmentKey, waiting: int, *, explore: bool = True) -> int:
+        """How many of ``waiting`` tasks to run at once; without ``explore`` of the sizes that have been measured."""
+        return choose_batch(waiting, self._by_key.get(key, {}), explore=explore)
 
     def per_task(self, key: SegmentKey, waiting: int, fallback_s: float) -> float:
         """Γ: expected seconds a task, when ``waiting`` are there; with or without head is taken to be alike."""

@@ -430,7 +430,7 @@ class WorkerState(Hurrying):
         oldest, key = inputs.by_layer[layer][0].task, self._key(layer)
         if now - oldest.since >= self.config.gather_s or oldest.deadline_at is not None:
             return False
-        return key is not None and key in self._seconds and waiting < self._seconds.batch(key, most)
+        return key is not None and key in self._seconds and waiting < self._seconds.batch(key, most, explore=False)
 
     def batch_wanted(self, layer: int) -> int:
         """So many tasks at this layer would be run at once, if they were there."""
