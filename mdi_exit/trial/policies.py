@@ -151,7 +151,10 @@ def main(argv: Sequence[str]) -> int:
 
     for file in args.scenarios:
         draw_policies(
-            [row for row in rows if row.scenario == file.stem], bounds[file.stem], Path(f"{stem}-{file.stem}.png")
+            [row for row in rows if row.scenario == file.stem],
+            bounds[file.stem],
+            float(trace_of(read_scenario(file)).right_NS[:, -1].mean()),
+            Path(f"{stem}-{file.stem}.png"),
         )
     sys.stdout.write(text + f"\n{stem}.json\n")
     return 0

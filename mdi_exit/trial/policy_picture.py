@@ -21,8 +21,11 @@ _STYLES = [
 ]
 
 
-def draw_policies(rows: Sequence[Row], bound: Sequence[tuple[float, float]], out: Path) -> None:
-    """Left: rate against accuracy, a threshold at each point. Right: accuracy against the rate offered.
+def draw_policies(rows: Sequence[Row], bound: Sequence[tuple[float, float]], whole: float, out: Path) -> None:
+    """Left: rate against accuracy, a threshold at each point. Right: right labels against the rate offered.
+
+    Accuracy is that above the whole network's on the same samples, since runs have different ones; ``whole``: of the whole
+    network on all samples, from which the bound's is counted.
 
     Raises ``UsageError`` without matplotlib.
     """
@@ -38,7 +41,7 @@ def draw_policies(rows: Sequence[Row], bound: Sequence[tuple[float, float]], out
         figure = Figure(figsize=(11.5, 5.2), dpi=110, layout="constrained")
         FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2)
-        _fixed_threshold(left, rows, bound)
+        _fixed_threshold(left, rows, bound, whole)
         _fixed_rate(right, rows)
         figure.suptitle(rows[0].scenario, x=0.01, ha="left", fontweight="bold")
         handles, names = left.get_legend_handles_labels()
@@ -54,18 +57,19 @@ def _by_policy(rows: Sequence[Row], sweep: str) -> list[tuple[str, list[Row]]]:
     return [(name, [row for row in rows if (row.policy, row.sweep) == (name, sweep)]) for name in names]
 
 
-def _fixed_threshold(panel: Any, rows: Sequence[Row], bound: Sequence[tuple[float, float]]) -> None:
+def _fixed_threshold(panel: Any, rows: Sequence[Row], bound: Sequence[tuple[float, float]], whole: float) -> None:
     for (name, ran), (colour, marker, line) in zip(_by_policy(rows, "threshold"), _STYLES, strict=False):
-        accuracy, rate = [100 * row.accuracy for row in ran], [row.rate_per_s for row in ran]
+        accuracy = [100 * (row.accuracy - row.whole_accuracy) for row in ran]
+        rate = [row.rate_per_s for row in ran]
         panel.plot(accuracy, rate, line, color=colour, marker=marker, markersize=5, linewidth=1.2, label=name)
-    edge = sorted((100 * accuracy, rate) for rate, accuracy in bound)
-    least = min((100 * row.accuracy for row in rows), default=0.0)
+    edge = sorted((100 * (accuracy - whole), rate) for rate, accuracy in bound)
+    least = min((100 * (row.accuracy - row.whole_accuracy) for row in rows), default=0.0)
     edge = [(min(least, edge[0][0]), edge[0][1]), *edge, (edge[-1][0], 0.0)]  # what is reached, less is too
     panel.plot(
         [x for x, _ in edge], [y for _, y in edge], ":", color="black", linewidth=1.8, label="bound of this placement"
     )
-    panel.set_title("threshold fixed, 0.5 to 1: rate reached", loc="left", fontsize=10)
-    panel.set_xlabel("accuracy, %")
+    panel.set_title("threshold fixed: rate reached", loc="left", fontsize=10)
+    panel.set_xlabel("accuracy above the whole network's, points")
     panel.set_ylabel("items/s")
     panel.set_ylim(bottom=0)
     panel.grid(color="#E3E5E8")
@@ -73,13 +77,9 @@ def _fixed_threshold(panel: Any, rows: Sequence[Row], bound: Sequence[tuple[floa
 
 def _fixed_rate(panel: Any, rows: Sequence[Row]) -> None:
     for (_, ran), (colour, marker, line) in zip(_by_policy(rows, "rate"), _STYLES, strict=False):
-        kept = [row for row in ran if row.refused <= 0.02 * (row.completed + row.refused)]
-        panel.plot([row.at for row in kept], [100 * row.accuracy for row in kept], line, color=colour, linewidth=1.2)
-        for row in ran:
-            full = row in kept
-            face = colour if full else "white"
-            panel.plot([row.at], [100 * row.accuracy], marker, color=colour, markerfacecolor=face, markersize=5)
-    panel.set_title("rate fixed: accuracy (hollow: more than 2 % refused)", loc="left", fontsize=10)
+        right = [100 * row.right_of_offered for row in ran]
+        panel.plot([row.at for row in ran], right, line, color=colour, marker=marker, markersize=5, linewidth=1.2)
+    panel.set_title("rate fixed: right labels, what is refused being none", loc="left", fontsize=10)
     panel.set_xlabel("items/s offered")
-    panel.set_ylabel("accuracy of completed items, %")
+    panel.set_ylabel("right labels in 100 items offered")
     panel.grid(color="#E3E5E8")
