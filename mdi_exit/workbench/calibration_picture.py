@@ -37,7 +37,7 @@ def draw(unseen: Outcomes, found: Calibrated, out: Path) -> None:
         FigureCanvasAgg(figure)
         upper, lower = np.ravel(figure.subfigures(2, 1, height_ratios=(2.75 * rows + 0.5, 3.6)))  # type: ignore[arg-type]
         upper.suptitle(
-            f"{found.manifest.name}: is confidence the share that is right?  ({len(unseen):,} test samples)",
+            f"{found.manifest.name}: is confidence the share that is right?\n({len(unseen):,} test samples)",
             fontsize=11.5, fontweight="bold",
         )  # fmt: skip
         axes = upper.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
