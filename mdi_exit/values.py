@@ -35,6 +35,7 @@ __all__ = [
     "name",
     "names",
     "path",
+    "picture",
     "positive_float",
     "positive_int",
     "rate",
@@ -227,6 +228,14 @@ def path(value: str) -> Path:
     if not value.strip() or "\0" in value:
         raise UsageError("", "a path", repr(value))
     return Path(value).expanduser()
+
+
+def picture(value: str) -> Path:
+    """A file in a form that can be drawn."""
+    found = path(value)
+    if found.suffix not in (".png", ".svg"):
+        raise UsageError("", "a file that ends in .png or .svg", repr(value))
+    return found
 
 
 def text(value: str) -> str:

@@ -18,18 +18,10 @@ from mdi_exit.plot.files import Run, read_run
 
 __all__ = ["PlotSettings", "draw_run", "main"]
 
-_FORMATS: Final = (".png", ".svg")
 _WIDTH: Final = 10.0
 _ITEMS_HEIGHT: Final = 10.0
 _TIMELINE_HEIGHT: Final = 10.5
 _HEAD_HEIGHT: Final = 0.6
-
-
-def _picture(text: str) -> Path:
-    path = values.path(text)
-    if path.suffix not in _FORMATS:
-        raise UsageError("", "a file that ends in " + " or ".join(_FORMATS), repr(text))
-    return path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +29,10 @@ class PlotSettings:
     """``out`` None: beside what is drawn."""
 
     out: Path | None = setting(
-        None, help="where to draw (default: RUN/plot.png, or beside a file)", parse=_picture, metavar="FILE.png|.svg"
+        None,
+        help="where to draw (default: RUN/plot.png, or beside a file)",
+        parse=values.picture,
+        metavar="FILE.png|.svg",
     )
 
 
@@ -53,9 +48,7 @@ def main(argv: Sequence[str]) -> int:
         words="RUN",
         epilog="RUN: a folder with results.jsonl, timeline.jsonl, summary.json (any of them), or one such file.",
     )
-    if len(resolved.words) != 1:
-        raise UsageError("mdi-exit plot", "one RUN", " ".join(resolved.words) or "none (see --help)")
-    place = Path(resolved.words[0]).expanduser()
+    place = Path(resolved.only_word("mdi-exit plot", "RUN")).expanduser()
     out = resolved.settings.out or (place / "plot.png" if place.is_dir() else place.with_suffix(".png"))
     draw_run(read_run(place), out)
     sys.stdout.write(f"{out}\n")

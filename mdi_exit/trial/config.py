@@ -7,22 +7,11 @@ from pathlib import Path
 
 from mdi_exit import values
 from mdi_exit.config import setting
-from mdi_exit.errors import UsageError
 from mdi_exit.orders import ADAPTATIONS
 from mdi_exit.policy.offloading import OFFLOADING
-from mdi_exit.simulation.scenario import Scenario
+from mdi_exit.simulation.scenario import Scenario, read_scenario
 
-__all__ = ["TrialSettings", "picture"]
-
-_FORMATS = (".png", ".svg")
-
-
-def picture(text: str) -> Path:
-    """A file that can be drawn. Raises ``UsageError``."""
-    path = values.path(text)
-    if path.suffix not in _FORMATS:
-        raise UsageError("", "a file that ends in " + " or ".join(_FORMATS), repr(text))
-    return path
+__all__ = ["TrialSettings"]
 
 
 def _inherited(value: object) -> str:
@@ -59,13 +48,13 @@ class TrialSettings:
         None, help="one JSON line per admitted item; - is stdout", parse=values.path, metavar="FILE.jsonl"
     )
     picture: Path | None = setting(
-        None, help="draw the run (needs the extra plot)", parse=picture, metavar="FILE.png|.svg"
+        None, help="draw the run (needs the extra plot)", parse=values.picture, metavar="FILE.png|.svg"
     )
     overwrite: bool = setting(False, help="replace existing files of results", parse=values.switch)
 
-    def applied(self, scenario: Scenario) -> Scenario:
-        """The scenario with what is set here."""
-        return scenario.outranked(
+    def scenario(self, file: str) -> Scenario:
+        """The scenario in ``file`` with what is set here. Raises ``UsageError``."""
+        return read_scenario(Path(file).expanduser()).outranked(
             seed=self.seed,
             duration_s=self.duration,
             threshold=self.threshold,

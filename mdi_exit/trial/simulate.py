@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mdi_exit.config import resolve
-from mdi_exit.errors import UsageError
 from mdi_exit.simulation.efficiency import efficiency_of
 from mdi_exit.simulation.record import trace_of
 from mdi_exit.simulation.run import Simulated, Simulation
-from mdi_exit.simulation.scenario import Scenario, read_scenario
+from mdi_exit.simulation.scenario import Scenario
 from mdi_exit.trial.config import TrialSettings
 from mdi_exit.trial.files import write_trial
 
@@ -34,10 +32,8 @@ def main(argv: Sequence[str]) -> int:
         words="SCENARIO.toml",
         epilog="Scenarios: benchmarks/scenarios/*.toml; how to write one: docs/simulator.md.",
     )
-    if len(resolved.words) != 1:
-        raise UsageError("mdi-exit simulate", "one SCENARIO.toml", " ".join(resolved.words) or "none (see --help)")
     settings = resolved.settings
-    scenario = settings.applied(read_scenario(Path(resolved.words[0]).expanduser()))
+    scenario = settings.scenario(resolved.only_word("mdi-exit simulate", "SCENARIO.toml"))
     console = Console()
     trace_of(scenario)  # may take a second, which is not the simulation's
     begin = time.perf_counter()

@@ -33,7 +33,7 @@ from mdi_exit.plot.command import draw_run
 from mdi_exit.plot.files import read_run
 from mdi_exit.simulation.record import trace_of
 from mdi_exit.simulation.run import simulate
-from mdi_exit.simulation.scenario import Change, Node, Scenario, read_scenario
+from mdi_exit.simulation.scenario import Change, Node, Scenario
 from mdi_exit.simulation.star import Wires
 from mdi_exit.snapshot import Snapshot, read_timeline
 from mdi_exit.trial.busy import BusyMeter
@@ -83,10 +83,8 @@ def main(argv: Sequence[str]) -> int:
         words="SCENARIO.toml",
         epilog="Emulated: compute is stretched by waiting, links are paced in user space; packets are not lost.",
     )
-    if len(resolved.words) != 1:
-        raise UsageError("mdi-exit testbed", "one SCENARIO.toml", " ".join(resolved.words) or "none (see --help)")
     settings = resolved.settings
-    scenario = settings.applied(read_scenario(Path(resolved.words[0]).expanduser()))
+    scenario = settings.scenario(resolved.only_word("mdi-exit testbed", "SCENARIO.toml"))
     _refuse(scenario)
     _taken(settings)
     console = Console()

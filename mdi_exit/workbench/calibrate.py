@@ -17,7 +17,7 @@ from mdi_exit.calibration.budget import best_under_budget
 from mdi_exit.calibration.procedure import fitted_temperatures, least_for, parted, promised
 from mdi_exit.calibration.temperature import scipy_part
 from mdi_exit.confidence import MEASURES
-from mdi_exit.config import REQUIRED, resolve, setting
+from mdi_exit.config import resolve, setting
 from mdi_exit.data.sets import Dataset
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.model.artifact import Artifact, check_output, rewritten, shipped_models
@@ -26,7 +26,7 @@ from mdi_exit.outcomes import Outcomes, outcomes
 from mdi_exit.tensors import CODECS
 from mdi_exit.workbench import calibration_report as report
 from mdi_exit.workbench.calibration_report import Calibrated
-from mdi_exit.workbench.samples import Samples, samples_for
+from mdi_exit.workbench.samples import Samples, SplitSettings, samples_for
 
 __all__ = ["CalibrateSettings", "calibrated", "main"]
 
@@ -53,29 +53,10 @@ def _open_share(text: str) -> float:
     return value
 
 
-def _picture(text: str) -> Path:
-    path = values.path(text)
-    if path.suffix not in (".png", ".svg"):
-        raise UsageError("", "a file that ends in .png or .svg", repr(text))
-    return path
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrateSettings:
+class CalibrateSettings(SplitSettings):
     """``out`` and ``in_place`` unset: nothing is written but the picture."""
 
-    data: str = setting(REQUIRED, help="on what: fashion-mnist, cifar10, cifar100, svhn, NAME/test, shipped, "
-                        "folder:PATH, npz:FILE", metavar="SPEC")  # fmt: skip
-    data_dir: Path = setting(
-        Path("data"), help="where data sets are looked for and stored", parse=values.path, metavar="DIR"
-    )
-    seed: int | None = setting(
-        None, help="of the split; default: the artifact's, or 0", parse=values.integer(0), metavar="N"
-    )
-    calibration: int | None = setting(
-        None, help="calibration samples; default: the artifact's, or a tenth of the training samples, at most 5,000",
-        parse=values.positive_int, metavar="N",
-    )  # fmt: skip
     measure: str | None = setting(None, help="of confidence; default: the artifact's", choices=MEASURES)
     max_accuracy_loss: float | None = setting(
         None, help=f"promise: share of all items that leaving early may turn wrong; default {_MAX_LOSS:g}, "
@@ -93,7 +74,7 @@ class CalibrateSettings:
     in_place: bool = setting(False, help="or into the artifact itself", parse=values.switch)
     picture: Path | None = setting(
         None, help="reliability by exit, and accuracy against cost; default: calibration.png in the artifact written",
-        parse=_picture, metavar="FILE.png|.svg",
+        parse=values.picture, metavar="FILE.png|.svg",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from mdi_exit.model.artifact import Artifact
 from mdi_exit.outcomes import outcomes
 from mdi_exit.tensors import CODECS
 from mdi_exit.trace import Trace
-from mdi_exit.workbench.samples import split_as_recorded
+from mdi_exit.workbench.samples import SplitSettings, split_as_recorded
 
 __all__ = ["ProfileSettings", "main"]
 
@@ -37,26 +37,12 @@ def _npz(text: str) -> Path:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProfileSettings:
+class ProfileSettings(SplitSettings):
     """See ``mdi_exit.trace`` for the file."""
 
-    data: str = setting(REQUIRED, help="on what: fashion-mnist, cifar10, cifar100, svhn, NAME/test, shipped, "
-                        "folder:PATH, npz:FILE", metavar="SPEC")  # fmt: skip
     part: str = setting("test", help="of the data", choices=_PARTS)
     out: Path = setting(REQUIRED, help="where to write the trace", parse=_npz, metavar="FILE.npz")
     measure: str | None = setting(None, help="of confidence; default: the artifact's", choices=MEASURES)
-    data_dir: Path = setting(
-        Path("data"), help="where data sets are looked for and stored", parse=values.path, metavar="DIR"
-    )
-    seed: int | None = setting(
-        None, help="of the split; default: the artifact's, or 0", parse=values.integer(0), metavar="N"
-    )
-    calibration: int | None = setting(
-        None,
-        help="calibration samples of the split; default: the artifact's, or a tenth",
-        parse=values.positive_int,
-        metavar="N",
-    )
     codec: str = setting(
         "float32", help="of features between nodes, where a cut has none of its own", choices=tuple(CODECS)
     )

@@ -7,15 +7,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mdi_exit import values
+from mdi_exit.config import REQUIRED, setting
 from mdi_exit.data.sets import Dataset
 from mdi_exit.data.splits import Splits, splits
 from mdi_exit.errors import UsageError
 from mdi_exit.model.manifest import Manifest
 
-__all__ = ["Samples", "samples_for", "split_as_recorded"]
+__all__ = ["Samples", "SplitSettings", "samples_for", "split_as_recorded"]
 
 _OF: Final = {"shipped": "fashion-mnist"}
 _TEST: Final = "/test"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitSettings:
+    """Which samples, and how they are split; what is None is taken from the artifact's own record."""
+
+    data: str = setting(REQUIRED, help="on what: fashion-mnist, cifar10, cifar100, svhn, NAME/test, shipped, "
+                        "folder:PATH, npz:FILE", metavar="SPEC")  # fmt: skip
+    data_dir: Path = setting(
+        Path("data"), help="where data sets are looked for and stored", parse=values.path, metavar="DIR"
+    )
+    seed: int | None = setting(
+        None, help="of the split; default: the artifact's, or 0", parse=values.integer(0), metavar="N"
+    )
+    calibration: int | None = setting(
+        None, help="calibration samples; default: the artifact's, or a tenth of the training samples, at most 5,000",
+        parse=values.positive_int, metavar="N",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
