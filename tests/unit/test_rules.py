@@ -28,6 +28,12 @@ def test_exit_is_strict_and_the_last_exit_always_exits() -> None:
     assert early_exits_wanted(0.999)
 
 
+def test_for_a_gate_equal_is_enough_but_at_threshold_1_nothing_exits_early() -> None:
+    assert should_exit(0.5, 0.5, last=False, inclusive=True)
+    assert not should_exit(0.499, 0.5, last=False, inclusive=True)
+    assert not should_exit(1.0, 1.0, last=False, inclusive=True)
+
+
 def test_a_new_task_stays_if_nothing_waits_or_too_much_is_on_offer() -> None:
     assert keeps_here(inputs=0, outputs=0, output_limit=4)
     assert not keeps_here(inputs=1, outputs=4, output_limit=4)

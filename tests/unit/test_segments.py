@@ -84,3 +84,24 @@ def test_a_plan_that_contradicts_itself_is_not_made(count: int, exits: tuple[int
 def test_exits_are_numbered_from_nought() -> None:
     plan = ModelPlan("ab" * 16, 9, (1, 3, 8), (1,) * 9)
     assert [plan.exit_index(layer) for layer in (1, 3, 8)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("knob", "threshold"), [(0.0, 0.0), (0.25, 0.4), (0.5, 0.8), (0.75, 0.9), (1.0, 1.0)])
+def test_one_knob_moves_the_threshold_of_each_exit(knob: float, threshold: float) -> None:
+    """Calibrated to 0.8 with the knob at 0.5; an exit without a threshold of its own follows the knob."""
+    plan = ModelPlan("ab" * 16, 3, (0, 1, 2), (4,) * 3, exit_thresholds=(0.8, None, None), calibrated_at=0.5)
+    assert plan.threshold_at(0, knob) == pytest.approx(threshold)
+    assert plan.threshold_at(1, knob) == knob
+
+
+@pytest.mark.parametrize(
+    ("at", "knob", "threshold"), [(0.0, 0.0, 0.6), (0.0, 0.5, 0.8), (1.0, 0.5, 0.3), (1.0, 1.0, 1.0)]
+)
+def test_a_knob_calibrated_at_an_end(at: float, knob: float, threshold: float) -> None:
+    plan = ModelPlan("ab" * 16, 2, (0, 1), (4,) * 2, exit_thresholds=(0.6, None), calibrated_at=at)
+    assert plan.threshold_at(0, knob) == pytest.approx(threshold)
+
+
+def test_thresholds_are_one_for_each_exit() -> None:
+    with pytest.raises(ValueError, match="2 exit thresholds, got 1"):
+        ModelPlan("ab" * 16, 2, (0, 1), (4,) * 2, exit_thresholds=(0.6,))
