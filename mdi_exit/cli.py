@@ -52,8 +52,15 @@ def _benchmark(argv: Sequence[str]) -> int:
     others = {
         "simulator": ("events a second of simulated time, up to 10,000 nodes", _simulator),
         "policies": ("scenarios under each policy: accuracy, rate, and the bound", _policies),
+        "fuzz": ("broken inputs for everything that reads from outside", _fuzz),
     }
     return benchmark(argv, others)
+
+
+def _fuzz(argv: Sequence[str]) -> int:
+    from mdi_exit.fuzzing.command import main as fuzz
+
+    return fuzz(argv)
 
 
 def _simulator(argv: Sequence[str]) -> int:
