@@ -24,9 +24,9 @@ _DAMPING = Damping()
 class BrokerSettings:
     """How to reach the broker, and which deployment on it."""
 
-    broker: values.BrokerAddress = setting(
-        values.BROKER_AUTO, help="mqtt[s]://HOST:PORT; auto: on this machine, else found by mDNS",
-        parse=values.broker_address, metavar="URL",
+    broker: values.Brokers = setting(
+        values.BROKERS_AUTO, repeats=True, parse=values.brokers, metavar="URL",
+        help="mqtt[s]://HOST:PORT, or several to be tried in this order; auto: on this machine, else found by mDNS",
     )  # fmt: skip
     deployment: str = setting("default", help="keeps systems on one broker apart", parse=values.name, metavar="NAME")
     username: str | None = setting(None, help="user at the broker", parse=values.text)
