@@ -32,10 +32,11 @@ class Fleet:
     folder: Path
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
 
-    async def start(self, name: str, module: str, flags: Sequence[str]) -> None:
-        """Start ``python -m module`` with ``flags``."""
+    async def start(self, name: str, module: str, flags: Sequence[str], inside: Sequence[str] = ()) -> None:
+        """Start ``python -m module`` with ``flags``; ``inside``: a command that becomes the one after it."""
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = await asyncio.create_subprocess_exec(
+                *inside,
                 sys.executable,
                 "-m",
                 module,
