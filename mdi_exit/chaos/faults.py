@@ -68,7 +68,7 @@ FAULTS: Final[dict[FaultKind, Lore]] = {
     FaultKind.REORDER: Lore(
         "20 % of all messages are overtaken by others, each way", (3.0, 5.0), "end", everybody=True
     ),
-    FaultKind.CLOCK: Lore("all clocks jump by a day, forwards or backwards, and back", (2.0, 4.0), everybody=True),
+    FaultKind.CLOCK: Lore("wall clocks jump by a day and back, and an agent dies and starts meanwhile", (2.0, 4.0)),
     FaultKind.DISK_FULL: Lore("the disk of the results file is full", (2.0, 3.0), "end", everybody=True),
     FaultKind.SOURCE_KILL: Lore("the source dies (SIGKILL) and is started again", (0.2, 1.0), "end", everybody=True),
 }

@@ -15,12 +15,15 @@ from typing import Final, assert_never
 import psutil
 
 from mdi_exit.chaos.faults import Fault, FaultKind, trouble_of
-from mdi_exit.chaos.scene import SOURCE, Scene
+from mdi_exit.chaos.scene import DEPLOYMENT, SOURCE, Scene
 from mdi_exit.errors import MdiExitError
+from mdi_exit.topics import Topics
+from mdi_exit.transport.frames import publish_head
 
 __all__ = ["clock_environment", "faked_clock", "inflicted", "small_disk", "why_not"]
 
-_LITTLE_BYTES: Final = 16 * 1024 * 1024
+_LITTLE_BYTES: Final = 1024 * 1024
+_LARGE_BYTES: Final = 12 * 1024 * 1024
 _STOPPED_S: Final = 0.08
 _RUNNING_S: Final = 0.02
 _DISK_KB: Final = 512
@@ -53,7 +56,7 @@ def clock_environment(folder: Path) -> dict[str, str]:
     return {
         "LD_PRELOAD": str(library),
         "FAKETIME_TIMESTAMP_FILE": str(file),
-        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_CACHE_DURATION": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
 
@@ -151,11 +154,12 @@ async def _slowed(scene: Scene, name: str) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def _starved(scene: Scene, name: str) -> AsyncIterator[None]:
-    """The limit lies below what it has: whatever it asks for from now on is refused."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(scene.pid(name))
-        before = process.rlimit(psutil.RLIMIT_AS)
-        process.rlimit(psutil.RLIMIT_AS, (_LITTLE_BYTES, before[1]))
+    """It has little more than what it uses already, and gets a message that does not fit."""
+    process = psutil.Process(scene.pid(name))
+    before = process.rlimit(psutil.RLIMIT_AS)
+    process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + _LITTLE_BYTES, before[1]))
+    topic = Topics(DEPLOYMENT).links(name, SOURCE)
+    scene.proxy.send(scene.clients(name), publish_head(topic, _LARGE_BYTES, 0, retain=False) + bytes(_LARGE_BYTES))
     try:
         yield
     finally:
@@ -174,8 +178,11 @@ async def _without_broker(scene: Scene, number: int) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def _jumped(scene: Scene, fault: Fault) -> AsyncIterator[None]:
+    """A start in the meantime has a number that is far from that of the start before."""
     file = scene.folder / "clock"
     file.write_text(f"{fault.by_s:+.0f}\n")
+    await scene.kill(fault.target)
+    await scene.revive(fault.target)
     try:
         yield
     finally:

@@ -99,6 +99,12 @@ class FaultProxy:
         self.counts["cut"] += len(ended)
         return len(ended)
 
+    def send(self, pattern: str, packet: bytes) -> None:
+        """A packet of our own to the clients that match, between two of the broker's."""
+        for passage in self._passages:
+            if fnmatch.fnmatchcase(passage.client, pattern):
+                passage.send(packet)
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer), name="proxied connection")
         self._tasks.add(task)
@@ -133,6 +139,7 @@ class _Passage:
         self.number, self.client = number, ""
         self._proxy, self._reader, self._writer, self._rng = proxy, reader, writer, rng
         self._far: asyncio.StreamWriter | None = None
+        self._down = _Sender(writer)
 
     async def run(self) -> None:
         packets = Packets()
@@ -149,7 +156,7 @@ class _Passage:
         far_reader, self._far = await asyncio.open_connection(*self._proxy.broker)
         ways = (
             asyncio.create_task(self._pump(self._reader, packets, _Sender(self._far), first), name="up"),
-            asyncio.create_task(self._pump(far_reader, Packets(), _Sender(self._writer), []), name="down"),
+            asyncio.create_task(self._pump(far_reader, Packets(), self._down, []), name="down"),
         )
         try:
             done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -194,6 +201,9 @@ class _Passage:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
 
+    def send(self, packet: bytes) -> None:
+        self._down.give(0.0, packet)
+
     def abort(self) -> None:
         """End both connections at once, without sending what waits."""
         for writer in (self._writer, self._far):
@@ -224,6 +234,10 @@ class _Sender:
         while self._held_bytes > _HELD_MOST_BYTES and not self._ended:
             self._went.clear()
             await self._went.wait()
+        self.give(late_s, packet)
+
+    def give(self, late_s: float, packet: bytes) -> None:
+        """Without waiting."""
         self._held_bytes += len(packet)
         heapq.heappush(self._due, (asyncio.get_running_loop().time() + late_s, next(self._count), packet))
         self._came.set()

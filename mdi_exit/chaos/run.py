@@ -85,7 +85,7 @@ class FaultRun:
 
 
 async def run_fault(
-    kind: FaultKind, seed: int, folder: Path, *, seconds: float = 15.0, rate_per_s: float = 20.0
+    kind: FaultKind, seed: int, folder: Path, *, seconds: float = 15.0, rate_per_s: float = 25.0
 ) -> FaultRun:
     """Raises ``MdiExitError`` if the run does not come to an end."""
     known = await asyncio.to_thread(reference)
