@@ -53,6 +53,8 @@ def _benchmark(argv: Sequence[str]) -> int:
         "simulator": ("events a second of simulated time, up to 10,000 nodes", _simulator),
         "policies": ("scenarios under each policy: accuracy, rate, and the bound", _policies),
         "faults": ("each fault with many seeds: items lost, repeated, wrong; time to recover", _faults),
+        "soak": ("a long run in trouble: memory, descriptors and coroutines of each program", _soak),
+        "kills": ("the source dies at random moments: each item has its one line of results", _kills),
     }
     return benchmark(argv, others)
 
@@ -73,6 +75,18 @@ def _faults(argv: Sequence[str]) -> int:
     from mdi_exit.chaos.table import main as faults
 
     return faults(argv)
+
+
+def _soak(argv: Sequence[str]) -> int:
+    from mdi_exit.chaos.soak import main as soak
+
+    return soak(argv)
+
+
+def _kills(argv: Sequence[str]) -> int:
+    from mdi_exit.chaos.kills import main as kills
+
+    return kills(argv)
 
 
 def _chaos(argv: Sequence[str]) -> int:
