@@ -42,6 +42,7 @@ SECTIONS = (
     "agent",
     "announce",
     "calibrate",
+    "chaos",
     "codecs",
     "control",
     "demo",

@@ -110,6 +110,7 @@ _OF_NODES: Final[dict[str, Row]] = {
     "mdi_exit_transport_refused": _node("counter", "Messages not taken: not connected, or the buffer full.", "messages"),
     "mdi_exit_process_cpu_ratio": _node("gauge", "Cores kept busy by this process over the last moments.", "cores"),
     "mdi_exit_process_memory_bytes": _node("gauge", "Resident memory of this process.", "bytes"),
+    "mdi_exit_process_tasks": _node("gauge", "Coroutines under way in this process; steady unless something leaks.", "tasks"),
     "mdi_exit_board_temperature_celsius": _node("gauge", "The hottest sensor of the board's processors.", "°C"),
     "mdi_exit_board_power_watts": _node("gauge", "Power by the board's sensor; absent without one.", "watts"),
     "mdi_exit_energy_joules": _node(

@@ -6,6 +6,7 @@ allow only the liveliest are shown.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from heapq import nlargest
@@ -55,6 +56,7 @@ def node_samples(driver: NodeDriver, transport: Transport, now: float) -> Iterat
     yield from _transport(driver, transport)
     yield from _board(driver.vitals.board)
     yield "mdi_exit_process_cpu_ratio", (), driver.cpu_percent() / 100
+    yield "mdi_exit_process_tasks", (), len(asyncio.all_tasks())
 
 
 def _identity(driver: NodeDriver, transport: Transport) -> Iterator[Sample]:
