@@ -29,6 +29,7 @@ __all__ = [
     "MAX_NAMES_HEARD",
     "MAX_PATH",
     "MAX_PAYLOAD_BYTES",
+    "MAX_PIECES",
     "MAX_REAL",
     "MAX_REQUEST_BYTES",
     "MAX_SENT_PIXELS",
@@ -85,6 +86,9 @@ MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
 
 # One ONNX graph, a composed segment or a layer; the memory of a Jetson Nano is 4 GB.
 MAX_GRAPH_BYTES: Final = 1 << 30
+
+# Files of weights that a segment is put together of, and places where they go: two or so for each layer with weights.
+MAX_PIECES: Final = 4096
 
 # Operations of one ONNX graph: ResNet-152 as a whole has about 500.
 MAX_GRAPH_NODES: Final = 2**16
