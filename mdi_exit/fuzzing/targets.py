@@ -29,6 +29,7 @@ from mdi_exit.fuzzing.mutation import Mutator, blind, changed_tree, of_tokens
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.model.manifest import InputSpec, Manifest, parse_manifest
+from mdi_exit.outline import assembled, outlined, parse_outline
 from mdi_exit.segments import SegmentKey
 from mdi_exit.settings import NodeSettings
 from mdi_exit.tensors import CODECS, decode_tensor, encode_tensor
@@ -127,6 +128,7 @@ def sample_frames() -> tuple[bytes, ...]:
         wire.Request("desk", "a-1", "uint8", crc, (4, 4), 0.5),
         wire.Manifest(7, "source", model, crc, (wire.SegmentFile(4, 9, True, 16, "ab" * 32, 1),)),
         wire.Chunk(model, "segment-4-8-head", 0, 1, crc),
+        wire.Outline(crc, (wire.WeightFile("ab" * 32, 64),), (wire.Piece(0, 32, 0, 0), wire.Piece(40, 8, 0, 56))),
     )
     return (*map(wire.encode, bare), *(wire.encode(message, body) for message in loaded))
 
@@ -156,6 +158,26 @@ def changed_frame(rng: Random, data: bytes) -> bytes:
     else:
         return blind(rng, data)
     return data[:1] + len(header).to_bytes(4, "little") + header + payload
+
+
+# --- outlines of segments
+
+_SEGMENT_BYTES: Final = 4096
+
+
+def _outline(data: bytes) -> None:
+    outline, body = parse_outline(data, "fuzz", _SEGMENT_BYTES)
+    weights = {file.sha256: bytes(file.bytes) for file in outline.weights}
+    if len(assembled(outline, body, weights)) > _SEGMENT_BYTES:
+        raise _NotTheSame(f"a segment of more than {_SEGMENT_BYTES} bytes")
+
+
+def _outlines() -> list[bytes]:
+    files = {"ab" * 32: bytes(range(256)) * 8, "cd" * 32: bytes(range(255, -1, -1)) * 4}
+    tensors = [files["ab" * 32][:1000], files["cd" * 32][:500], files["ab" * 32][1000:1300]]
+    places = {raw: (digest, files[digest].index(raw)) for raw in tensors for digest in files if raw in files[digest]}
+    graph = b"".join(b"graph" + raw for raw in tensors).ljust(_SEGMENT_BYTES, b".")
+    return [outlined(graph, tensors, places, {digest: len(raw) for digest, raw in files.items()})]
 
 
 # --- topics
@@ -331,6 +353,7 @@ _ALL: Final[Sequence[Target]] = (
     Target(
         "manifest", "model.json", _manifest, (ArtifactError,), _manifests, _changed_manifest, 1_000_000, 200_000, 4 * _MIB
     ),
+    Target("outline", "segments on their way", _outline, (WireError,), _outlines, changed_frame, 500_000, 100_000),
     Target(
         "topics", "topics and names", _topics, (), lambda: [f"mdi/fuzz/{rest}".encode() for rest in _EXAMPLES], blind,
         500_000, 200_000,
