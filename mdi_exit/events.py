@@ -40,7 +40,6 @@ __all__ = [
     "DrawInput",
     "Event",
     "GiveUp",
-    "Held",
     "HoldSegments",
     "Inject",
     "InputEnded",
@@ -59,6 +58,7 @@ __all__ = [
     "PrepareRequest",
     "ProbeReceived",
     "Record",
+    "RecordingHeld",
     "ReplyFailed",
     "RequestEvent",
     "RequestPrepared",
@@ -282,7 +282,7 @@ class GiveUp:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class RecordingHeld:
     """Nothing can be recorded for now, and why; empty: it can again. Until then nothing new is admitted."""
 
     reason: str
@@ -633,7 +633,7 @@ Event = (
     | Inject
     | Drain
     | GiveUp
-    | Held
+    | RecordingHeld
     | Restored
     | InputOffered
     | InputEnded

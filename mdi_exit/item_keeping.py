@@ -139,6 +139,11 @@ class ItemKeeping:
         return self._ended and not self.pending and not self._turns.draws
 
     @property
+    def ended(self) -> bool:
+        """Nothing new is taken any more."""
+        return self._ended
+
+    @property
     def started(self) -> bool:
         """All layers have been held once: items are asked for."""
         return self._started

@@ -15,7 +15,6 @@ from mdi_exit.events import (
     Drained,
     Event,
     GiveUp,
-    Held,
     InputEnded,
     InputOffered,
     InputSkipped,
@@ -23,6 +22,7 @@ from mdi_exit.events import (
     Notice,
     OrderReceived,
     PlanMade,
+    RecordingHeld,
     ReplyFailed,
     RequestPrepared,
     RequestReceived,
@@ -87,7 +87,7 @@ class SourceState(Steering):
                     self._record(now, item, ResultRow(item, attempt, (), error=reason))
             case PlanMade(decision):
                 self._planned(now, decision)
-            case Held(reason):
+            case RecordingHeld(reason):
                 self._hold(reason)
             case Restored():
                 self._restored(now, event)
