@@ -389,7 +389,7 @@ class Journal:
             life=self._about("life", Life, Life()),
             counts=msgspec.msgpack.decode(_encode(self._counts), type=Counts),
             finished=tuple(FinishedRow(record) for _, _, record in self._finished()),
-            items=tuple(AdmittedRow(*row, shape=_shape(shape), payload=payload) for *row, shape, payload in items),
+            items=tuple(_admitted(row) for row in items),
             requests=tuple(
                 RequestRow(client, identity, kind, _shape(shape), data, at, deadline_s, bool(plain))
                 for client, identity, kind, shape, data, at, deadline_s, plain in requests
@@ -421,6 +421,13 @@ class Journal:
 
     def _tell(self, key: str, value: Any) -> None:
         self._database.execute("INSERT OR REPLACE INTO about(key, value) VALUES (?, ?)", (key, _encode(value)))
+
+
+def _admitted(row: tuple[Any, ...]) -> AdmittedRow:
+    item, sample, truth, position, at, deadline_s, client, request, size_bytes, shape, payload = row
+    return AdmittedRow(
+        item, sample, truth, position, at, deadline_s, client, request, size_bytes, _shape(shape), payload
+    )
 
 
 def _shape(raw: bytes) -> tuple[int, ...]:
