@@ -88,9 +88,10 @@ def test_a_disk_that_fills_within_a_line_leaves_whole_lines(tmp_path: Path, monk
             file.write(line[:20])
             raise OSError(28, "No space left on device")
 
-        with monkeypatch.context() as patch, pytest.raises(MdiExitError, match="No space left"):
+        with monkeypatch.context() as patch:
             patch.setattr(mdi_exit.results, "_write_all", half)
-            writer.write(record(2))
+            with pytest.raises(MdiExitError, match="No space left"):
+                writer.write(record(2))
         assert [line["id"] for line in lines(path)] == ["img-1"]
         writer.write(record(3))
     assert [line["id"] for line in lines(path)] == ["img-1", "img-3"], "no hole where the half line was"
