@@ -89,10 +89,15 @@ class ChaosSettings(BrokerSettings):
         BrokerSettings.__post_init__(self)
         if self.demo:
             return
-        if self.broker.is_auto or self.broker.tls:
-            raise UsageError("--broker", "mqtt://HOST:PORT: the proxy reads the messages (or --demo)", self.broker)
+        if self.broker.is_auto or len(self.broker.addresses) > 1 or self.behind.tls:
+            raise UsageError("--broker", "one mqtt://HOST:PORT: the proxy reads the messages (or --demo)", self.broker)
         if other := [kind for kind in self.faults or () if kind not in NETWORK_FAULTS]:
             raise UsageError("--faults", f"faults of the network ({_shown(NETWORK_FAULTS)}) without --demo", other[0])
+
+    @property
+    def behind(self) -> values.BrokerAddress:
+        """The broker behind the proxy."""
+        return self.broker.addresses[0]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -137,7 +142,7 @@ async def _trouble(settings: ChaosSettings, console: Console) -> int:
     if not schedule:
         raise UsageError("--duration", f"enough for one fault every {settings.every:g} s", f"{duration_s:g} s")
     proxy = FaultProxy(
-        (settings.broker.host, settings.broker.port), host=settings.listen.host, port=settings.listen.port,
+        (settings.behind.host, settings.behind.port), host=settings.listen.host, port=settings.listen.port,
         rng=Random(settings.seed),
     )  # fmt: skip
     observer = Observer(settings.broker, settings.deployment, username=settings.username, password=settings.password)

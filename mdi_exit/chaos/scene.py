@@ -144,7 +144,7 @@ class Scene:
 
     async def start_agent(self, name: str) -> None:
         flags = [*self._common(name), "--layers", AGENTS[name]]
-        await self.fleet.start(name, "edge_agent.cli", flags, self.setting.environment)
+        await self.fleet.start(name, "edge_agent.cli", flags, more=self.setting.environment)
 
     async def start_source(self) -> None:
         """The same command line each time."""
@@ -166,7 +166,7 @@ class Scene:
             *(() if setting.max_pending is None else ("--max-pending", str(setting.max_pending))),
             *(("--journal", str(self.folder / "journal.sqlite")) if setting.journal else ()),
         ]
-        await self.fleet.start(SOURCE, "source.cli", [*common, *flags], setting.environment)
+        await self.fleet.start(SOURCE, "source.cli", [*common, *flags], more=setting.environment)
 
     def _common(self, name: str) -> list[str]:
         setting = self.setting

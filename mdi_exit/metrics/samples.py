@@ -96,9 +96,13 @@ def _tasks(driver: NodeDriver, now: float) -> Iterator[Sample]:
 
 
 def _neighbours(driver: NodeDriver, now: float) -> Iterator[Sample]:
-    totals = driver.worker.totals
+    totals, flaps = driver.worker.totals, driver.worker.members.flaps
     for peer in _shown(driver.worker.members, now):
         yield "mdi_exit_neighbour_alive", (peer.name,), float(peer.alive)
+        if penalty := flaps.penalty(now, peer.name):
+            yield "mdi_exit_neighbour_penalty", (peer.name,), penalty
+        if hold_s := flaps.hold_left_s(now, peer.name):
+            yield "mdi_exit_neighbour_hold_seconds", (peer.name,), hold_s
         if peer.alive:
             yield "mdi_exit_neighbour_delay_seconds", (peer.name,), peer.out.delay.delay_s(0)
         if handed := totals.sent[peer.name] + totals.unsent[peer.name]:
