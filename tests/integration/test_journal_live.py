@@ -100,7 +100,7 @@ def count(path: Path) -> int:
 
 def test_a_stopped_source_leaves_the_rest_to_the_next_start(system: System, folder: Path) -> None:
     agent = system.agent("a", "4-8")
-    flags = ["--input", "shipped", "--layers", "0-3", "--limit", "300", "--exit-threshold", "1", "--rate", "200/s"]
+    flags = ["--input", "shipped", "--layers", "0-3", "--limit", "1200", "--exit-threshold", "1"]
     source = begin(system, folder, *flags)
     until(lambda: count(folder / "results.jsonl") > 20, lambda: said(source))
     agent.signal(signal.SIGSTOP)
@@ -113,8 +113,8 @@ def test_a_stopped_source_leaves_the_rest_to_the_next_start(system: System, fold
     agent.signal(signal.SIGCONT)
     source = begin(system, folder, *flags)
     assert source.until_ends() == 0, said(source)
-    assert len(ids(source)) == len(set(ids(source))) == 300
-    assert source.summary["admitted"] == source.summary["completed"] == 300
+    assert len(ids(source)) == len(set(ids(source))) == 1200
+    assert source.summary["admitted"] == source.summary["completed"] == 1200
 
 
 def test_a_second_source_and_another_model_are_refused(system: System, folder: Path) -> None:
