@@ -65,6 +65,8 @@ def test_a_frozen_or_cut_off_agent_is_noticed_within_3_s_by_all_and_its_items_go
     back_at = made.net.now
     made.net.run(back_at + 0.6)
     assert alive_at(made, "a") == [True, True], "without a restart"
+    delay = source.worker.members.peers["a"].out.delay
+    assert delay.round_trip_s < 0.1, "the time away is no delay of the link"
     seen = len(made.net.records)
     made.net.run(back_at + 10.0)
     assert any("a" in record.row.path for record in made.net.records[seen:]), "it gets work again"
