@@ -89,7 +89,10 @@ class Sent(Struct, frozen=True):
 
 @dataclass(slots=True)
 class Outbound:
-    """The sender's view of a link to one incarnation of a neighbour."""
+    """The sender's view of a link to one incarnation of a neighbour.
+
+    ``measured_from``: what was sent before says nothing of the delay, since the neighbour was away meanwhile.
+    """
 
     incarnation: int
     window: int
@@ -106,6 +109,7 @@ class Outbound:
     reported_seq: int = 0
     lost: int = 0
     sent_bytes: int = 0
+    measured_from: float = float("-inf")
     _released: dict[int, int] = field(default_factory=dict)
 
     def room(self, layer: int) -> int:
@@ -142,10 +146,11 @@ class Outbound:
                 self._lose(entry)
             else:
                 newest = entry
-        if newest is not None and newest.seq == ack.seq and not answered:
+        if newest is not None and newest.seq == ack.seq and not answered and newest.at >= self.measured_from:
             self.delay.add(newest.size_bytes, now - newest.at - ack.hold_s)
         if answered and self.probe_at is not None:
-            self.delay.add(0, now - self.probe_at)
+            if self.probe_at >= self.measured_from:
+                self.delay.add(0, now - self.probe_at)
             while self.unacknowledged and self.unacknowledged[0].seq <= self.probe_seq:
                 self._lose(self.unacknowledged.popleft())
             self.probe_at = None

@@ -144,6 +144,7 @@ class Members:
 
     def _joined(self, now: float, peer: Peer) -> Change:
         self.flaps.back(now, peer.name)
+        peer.out.measured_from = now
         return self._changed(peer, Change.JOINED)
 
     def _changed(self, peer: Peer, change: Change) -> Change:

@@ -205,6 +205,14 @@ def _placement(args: argparse.Namespace) -> Rows:
     return rows
 
 
+def _retry(args: argparse.Namespace) -> Rows:
+    from mdi_exit.benchmark.retry import measure_retry, show_retry
+
+    rows = measure_retry(args.scale)
+    show_retry(rows)
+    return rows
+
+
 def _optimum_flags(parser: argparse.ArgumentParser) -> None:
     folder = Path("benchmarks/scenarios")
     parser.add_argument("--scenarios", type=Path, default=folder, metavar="DIR", help="folder (%(default)s)")
@@ -251,6 +259,9 @@ _BENCHMARKS: Final[dict[str, _Benchmark]] = {
     "journal": _Benchmark("what the source's journal costs in throughput and latency", _journal_flags, _journal),
     "placement": _Benchmark(
         "plans against the best of all", lambda parser: _scale_flag(parser, "many cases"), _placement
+    ),
+    "retry": _Benchmark(
+        "whether retries make an overload worse, simulated", lambda parser: _scale_flag(parser, "many seeds"), _retry
     ),
     "optimum": _Benchmark(
         "how near simulated policies come to the bound", _optimum_flags, _optimum, ("offline", "scipy")

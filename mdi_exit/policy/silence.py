@@ -1,6 +1,7 @@
 """How long a node may be silent before it counts as dead: by the rhythm in which it was heard so far.
 
-The gaps between its load reports are smoothed as round trips are in RFC 6298 (mean, mean deviation). A quiet machine is
+The gaps between its load reports are smoothed as round trips are in RFC 6298 (mean, mean deviation), but that a deviation
+is forgotten more slowly than it is learnt. A quiet machine is
 missed after four reports; one that is busy and reports unevenly is given longer. A full accrual detector (Hayashibara et al.,
 SRDS 2004) fits a distribution for the same answer; with few gaps and a limit of 3 s it would say no more than this.
 """
@@ -13,6 +14,7 @@ __all__ = ["Patience", "Rhythm"]
 
 _MEAN_GAIN = 0.125
 _DEVIATION_GAIN = 0.25
+_DEVIATION_LOSS = 0.01  # lateness is remembered for longer than it takes to notice it: it comes in spells
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class Rhythm:
         if self.mean_s is None:
             self.mean_s, self.deviation_s = gap_s, 0.0
             return
-        self.deviation_s += _DEVIATION_GAIN * (abs(gap_s - self.mean_s) - self.deviation_s)
+        off_s = abs(gap_s - self.mean_s) - self.deviation_s
+        self.deviation_s += (_DEVIATION_GAIN if off_s > 0 else _DEVIATION_LOSS) * off_s
         self.mean_s += _MEAN_GAIN * (gap_s - self.mean_s)
 
     def limit_s(self, patience: Patience) -> float:

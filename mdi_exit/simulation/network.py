@@ -45,6 +45,7 @@ from mdi_exit.events import (
     TaskReceived,
     TelemetryReceived,
     Tick,
+    TransportDown,
     TransportUp,
 )
 from mdi_exit.optimum.routes import RouteSolver
@@ -79,6 +80,9 @@ CONTROL_BYTES = 200
 SOLVER_S = 0.1
 _NEVER = float("inf")
 _TICK = Tick()
+_MESSAGES = (
+    SendTask, SendResults, SendAck, SendProbe, SendTelemetry, SendStatus, SendControl, SendReply,
+)  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
@@ -107,6 +111,7 @@ class SimulatedNetwork:
 
     ``solver``: of the policy ``optimiser``; its answers come ``SOLVER_S`` later.
 
+    ``frozen``: nodes that are stopped, and what waits for them; ``cut_off``: those whose messages go nowhere, either way.
     A subclass may carry messages otherwise (``_carry``).
     """
 
@@ -124,6 +129,8 @@ class SimulatedNetwork:
     records: list[Record] = field(default_factory=list)
     notices: list[tuple[float, Notice]] = field(default_factory=list)
     replies: list[tuple[float, SendReply]] = field(default_factory=list)
+    frozen: dict[str, list[tuple[Event, SimulatedNode | None]]] = field(default_factory=dict)
+    cut_off: set[str] = field(default_factory=set)
     events: int = 0
     _statuses: dict[str, Status] = field(default_factory=dict)
     _control: Control | None = None
@@ -175,11 +182,37 @@ class SimulatedNetwork:
     def kill(self, name: str) -> None:
         """The node's power fails; the broker tells the others with its last will."""
         self.nodes[name].up = False
+        self.publish_will(name)
+
+    def publish_will(self, name: str) -> None:
+        """The broker takes the node for dead."""
         status = self._statuses.get(name)
         if status is not None:
             will = Status(node=name, incarnation=status.incarnation, online=False)
             self._statuses[name] = will
             self._broadcast(name, StatusReceived(will))
+
+    def freeze(self, name: str) -> None:
+        """The node is stopped as by SIGSTOP: nothing happens in it, and what comes waits."""
+        self.frozen[name] = []
+
+    def thaw(self, name: str) -> None:
+        """It goes on: first come the messages that have waited, then its clock."""
+        node = self.nodes[name]
+        for event, start in self.frozen.pop(name):
+            self._deliver(name, event, start)
+        node.wake_at = max(node.wake_at, self.now)
+        self._plan_tick(name, node)
+
+    def cut(self, name: str) -> None:
+        """Its network is gone, and nobody is told."""
+        self.cut_off.add(name)
+
+    def rejoin(self, name: str) -> None:
+        """Its network is back; it connects anew."""
+        self.cut_off.discard(name)
+        self._give(name, TransportDown())
+        self._give(name, TransportUp())
 
     def at(self, when: float, name: str, event: Event, start: SimulatedNode | None = None) -> None:
         """Schedule an event for a node; with ``start``, only for that start of it."""
@@ -193,13 +226,21 @@ class SimulatedNetwork:
 
     def _deliver(self, name: str, event: Event, start: SimulatedNode | None) -> None:
         node = self.nodes.get(name)
-        if node is not None and node.up and (start is None or start is node):
+        if node is None or not node.up or (start is not None and start is not node):
+            return
+        if start is None and name in self.cut_off:
+            return
+        if name in self.frozen:
+            self.frozen[name].append((event, start))
+        else:
             self._give(name, event)
 
     def _tick(self, name: str, node: SimulatedNode, when: float) -> None:
         if when != node.tick_at or not node.up or self.nodes[name] is not node:
             return  # overtaken by an earlier one, or of a start that is over
         node.tick_at = _NEVER
+        if name in self.frozen:
+            return
         if node.wake_at > self.now:
             self._plan_tick(name, node)
         else:
@@ -238,7 +279,7 @@ class SimulatedNetwork:
 
     def _do(self, name: str, node: SimulatedNode, command: Command) -> None:
         doer = self._doers.get(type(command))
-        if doer is not None:
+        if doer is not None and not (name in self.cut_off and isinstance(command, _MESSAGES)):
             doer(name, node, command)
 
     def _run_segment(self, name: str, node: SimulatedNode, command: RunSegment) -> None:

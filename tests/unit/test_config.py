@@ -233,6 +233,27 @@ def test_the_agent_needs_layers_and_has_the_documented_defaults() -> None:
     assert (settings.threads, settings.window, settings.telemetry_period, settings.keepalive) == (1, 16, 0.5, 5.0)
 
 
+def test_several_brokers_come_by_a_list_a_repeated_flag_the_environment_or_the_file(tmp_path: Path) -> None:
+    expected = values.brokers("mqtt://a,mqtt://b")
+    file = toml(tmp_path, "[agent]\nbroker = ['mqtt://a', 'mqtt://b']\n")
+    for argv, env in (
+        (["--broker", "mqtt://a,mqtt://b"], {}),
+        (["--broker", "mqtt://a", "--broker", "mqtt://b"], {}),
+        ([], {"MDI_EXIT_BROKER": "mqtt://a,mqtt://b"}),
+        (["--config", file], {}),
+    ):
+        assert resolve_agent(["--layers", "4-8", *argv], env).settings.broker == expected
+
+
+def test_silence_and_damping_are_settings() -> None:
+    config = resolve_agent(["--layers", "4-8", "--telemetry-period", "1s"], {}).settings.node("", "")
+    assert config.dead_after_s == 5.0, "five load reports"
+    flags = ["--dead-after", "1s", "--hold-down", "3s", "--hold-down-most", "9s", "--hold-down-half-life", "1m"]
+    config = resolve_agent(["--layers", "4-8", *flags], {}).settings.node("", "")
+    assert config.dead_after_s == 1.0
+    assert [config.damping.hold_s(penalty) for penalty in (1.0, 2.0, 3.0, 9.0)] == [0.0, 3.0, 6.0, 9.0]
+
+
 def test_layers_auto_take_memory_and_have_a_name() -> None:
     settings = resolve_agent(["--layers", "auto", "--memory", "512MB"], {}).settings
     assert (settings.layers, settings.span, settings.memory) == ("auto", None, 512_000_000)

@@ -27,6 +27,7 @@ def test_a_broker_address_is_read_and_written(text: str, shown: str) -> None:
 WRONG: list[tuple[Callable[[str], Any], list[str]]] = [
     (values.broker_address, ["", "broker", "broker:1883", "http://b", "mqtt://", "mqtt://b:x", "mqtt://b:99999",
                              "mqtt://b:0", "mqtt://b/topic", "mqtt://a b", "mqtt://b?x=1", "mqtt://[::1"]),
+    (values.brokers, ["", "mqtt://a,", "mqtt://a,mqtt://a:1883", "auto,mqtt://a", "mqtt://a,b"]),
     (values.host_port, ["", "9100", "host", "host:", ":9100", "host:x", "host:70000", "::1:80", "host:٣"]),
     (values.duration, ["", "0", "0s", "-1s", "5x", "inf", "nan", "1e3", "1 2s"]),
     (values.rate, ["", "0", "-1/s", "25/m", "nan", "inf", "fast"]),
@@ -45,6 +46,13 @@ WRONG: list[tuple[Callable[[str], Any], list[str]]] = [
 def test_wrong_text_is_refused(parse: Callable[[str], Any], text: str) -> None:
     with pytest.raises(UsageError):
         parse(text)
+
+
+def test_brokers_are_a_list_in_the_order_of_trying() -> None:
+    found = values.brokers("mqtt://a, mqtts://b")
+    assert found.addresses == (values.BrokerAddress("a", 1883), values.BrokerAddress("b", 8883, tls=True))
+    assert str(found) == "mqtt://a:1883,mqtts://b:8883"
+    assert values.brokers("auto") == values.BROKERS_AUTO
 
 
 def test_a_password_in_a_broker_address_is_refused_and_not_repeated() -> None:
