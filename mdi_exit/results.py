@@ -139,6 +139,7 @@ class ResultsWriter:
     def _cut(self) -> None:
         if self.patient and self._file is not None:
             self._file.truncate(self.whole_bytes)
+            self._file.seek(self.whole_bytes)
 
 
 def _write_all(file: IO[bytes], line: bytes) -> None:
