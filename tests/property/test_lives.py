@@ -111,6 +111,9 @@ class Lives(Desk):
             super().give(event)
         finally:
             del state.handle  # type: ignore[attr-defined]
+        for key in [key for key in self.unsent if key in self.replies]:
+            if self.rng.random() < 0.9:
+                del self.unsent[key]
 
     def keep(self, commands) -> None:
         if not self.state.config.journalled:
@@ -132,8 +135,6 @@ class Lives(Desk):
                 case SendReply(reply, _, kept):
                     key = reply.client, reply.id
                     assert not kept or self.answers[key] == reply, "what is sent was written down before"
-                    if self.rng.random() < 0.9:
-                        self.unsent.pop(key, None)
                 case Record(row=row):
                     self.results[row.item] += 1
                     assert self.items.pop(row.item, None) is not None
