@@ -117,6 +117,7 @@ class RequestDesk:
         self._untaken: deque[SendReply] = deque(maxlen=limits.unsent)
         self._again_at = math.inf
         self.tickets = 0
+        self._room = limits.waiting, limits.waiting_bytes
 
     # --- arrival
 
@@ -147,7 +148,7 @@ class RequestDesk:
             request.kept = True
             self.to_keep.append(KeepRequest(request.client, identity, event.payload, event.deadline_s, event.plain))
         self._enqueue(request)
-        while self.waiting > self.limits.waiting or self.waiting_bytes > self.limits.waiting_bytes:
+        while self.waiting > self._room[0] or self.waiting_bytes > self._room[1]:
             self._refuse_newest(now)
 
     def _forget_turns(self) -> None:
@@ -182,7 +183,7 @@ class RequestDesk:
 
     def _refuse_newest(self, now: float) -> None:
         """No room for all: whoever has most gives way, so that others' requests never push out a modest client's."""
-        full = self.waiting_bytes > self.limits.waiting_bytes
+        full = self.waiting_bytes > self._room[1]
         client = max(self._queues, key=lambda name: self._bytes[name] if full else len(self._queues[name]))
         request = self._queues[client][-1]
         text = f"overloaded: {self.waiting - 1} requests of {len(self._queues)} clients wait already"
@@ -196,6 +197,10 @@ class RequestDesk:
         self.turned_away, self.replies = event.totals.turned_away, Counter(event.totals.replies)
         for left in event.requests:
             self._enqueue(self.reopen(now, left, None))
+        self._room = (
+            max(self._room[0], self.waiting),
+            max(self._room[1], self.waiting_bytes),
+        )  # some were being prepared
         for told in event.replies:
             self._remember(told)
         self._outgoing.extend(event.unsent)
@@ -388,8 +393,8 @@ class RequestDesk:
             found.append(f"requests: {self.received} came, {len(self._open)} open, {self.replies.total()} answered")
         if not self._queues.keys() <= self._had.keys() or len(self._had) > 2 * limits.waiting + 2:
             found.append(f"requests: turns of {len(self._had)} clients are counted, {len(self._queues)} wait")
-        if len(waiting) > limits.waiting or self.waiting_bytes > limits.waiting_bytes:
-            found.append(f"requests: {len(waiting)} wait, more than {limits.waiting}")
+        if len(waiting) > self._room[0] or self.waiting_bytes > self._room[1]:
+            found.append(f"requests: {len(waiting)} wait, more than {self._room[0]}")
         if len(self._remembered) > limits.remembered or len(self.preparing) > limits.preparing:
             found.append(f"requests: {len(self._remembered)} replies remembered, {len(self.preparing)} prepared")
         return found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,6 +25,7 @@ from mdi_exit.events import (
     SetAdmission,
 )
 from mdi_exit.executor import Executor
+from mdi_exit.logs import Throttle
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.model.manifest import Calibration
@@ -54,6 +57,7 @@ log = logging.getLogger(__name__)
 _SNAPSHOT_S: Final = 0.25
 _FINISH_S: Final = 30.0
 _STOP_S: Final = 5.0
+_throttle: Final = Throttle(60.0)
 
 
 async def serve(settings: SourceSettings) -> int:
@@ -155,9 +159,9 @@ def _emulated(driver: SourceDriver) -> str | None:
     return ", ".join(sorted(names)) or None
 
 
-def _opened(path: Path) -> IO[str]:
+def _opened(path: Path) -> IO[bytes]:
     try:
-        return path.open("w", encoding="utf-8")
+        return path.open("wb", buffering=0)
     except OSError as error:
         raise UsageError("--timeline", "a file that can be written", f"{path}: {error.strerror}") from None
 
@@ -200,7 +204,7 @@ async def _run(
     transport: Transport,
     settings: SourceSettings,
     stop: asyncio.Event,
-    timeline: IO[str] | None,
+    timeline: IO[bytes] | None,
 ) -> None:
     helpers = [
         asyncio.create_task(driver.start(transport), name="start"),
@@ -275,17 +279,19 @@ async def _phases(driver: SourceDriver, settings: SourceSettings) -> None:
         driver.done.set()
 
 
-async def _snapshots(driver: SourceDriver, timeline: IO[str]) -> None:
+async def _snapshots(driver: SourceDriver, timeline: IO[bytes]) -> None:
     while True:
         await asyncio.sleep(_SNAPSHOT_S)
         _write_snapshot(driver, timeline)
 
 
-def _write_snapshot(driver: SourceDriver, timeline: IO[str]) -> None:
+def _write_snapshot(driver: SourceDriver, timeline: IO[bytes]) -> None:
     now = asyncio.get_running_loop().time()
     snapshot = driver.timeline.snapshot(now, driver.elapsed_s, driver.cpu_percent())
+    line = snapshot.to_line().encode()
     try:
-        timeline.write(snapshot.to_line())
-        timeline.flush()
-    except OSError as error:
-        raise MdiExitError(f"timeline: {error.strerror}") from None
+        if timeline.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:  # what people look at later is not worth the run
+        if _throttle.allow("timeline", now) is not None:
+            log.warning("timeline: a line could not be written: %s", error.strerror)

@@ -419,7 +419,8 @@ class SourceDriver(NodeDriver):
         self.energy.seen(self.vitals.read_at, self.name, self.worker.config.incarnation, self.vitals.board)
 
     def notice(self, notice: Notice) -> None:
-        super().notice(notice)
+        if notice.kind != "held":  # whoever records has said so
+            super().notice(notice)
         if notice.kind != "state":
             self.timeline.notice(notice.text)
 
