@@ -108,9 +108,9 @@ def _gate(labels: list[int], gate_N1: Array, states: Sequence[State]) -> Judgeme
     new: list[State] = []
     for g, state in zip(gate_N1.reshape(-1).tolist(), states, strict=True):
         total, product = state if len(state) == 2 else (0.0, 1.0)
+        g = min(max(g, 0.0), 1.0) if g == g else 0.0  # a NaN never exits early, nor travels on
         weight = max(0.0, min(g, 1.0 - total))
         h = min(max(weight / product, 0.0), 1.0) if product > 0 else 1.0
-        h = h if h == h else 0.0  # a NaN never exits early
         scores.append(h)
         new.append((total + g, product * (1.0 - h)))
     return Judgement(labels, scores, new)

@@ -131,7 +131,7 @@ class Executor:
             x = np.stack(tensors) if len(tensors) > 1 else tensors[0][None]
             output = self.engine.run(command.key, x)
             outcomes = self._outcomes(command, output)
-        except (MdiExitError, ValueError, TypeError, MemoryError) as error:
+        except (MdiExitError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
             return SegmentFailed(command.batch, (str(error) or type(error).__name__).splitlines()[0])
         if self.profile and self._manifest:
             left_s = self.profile.seconds(self._manifest, command.key, len(x)) - (time.perf_counter() - begin)

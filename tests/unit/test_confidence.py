@@ -57,6 +57,13 @@ def test_a_gate_that_is_no_number_never_exits() -> None:
     assert judged.scores == [0.0]
 
 
+@pytest.mark.parametrize("gate", [np.nan, np.inf, -np.inf, 1e30])
+def test_what_a_broken_gate_says_is_still_a_state_that_may_travel(gate: float) -> None:
+    judged = judge("gate", LOGITS[3:], states=[()], exits=3, gate_N1=np.full((1, 1), gate, np.float32))
+    assert np.isfinite(judged.states[0]).all()
+    assert 0 <= judged.scores[0] <= 1
+
+
 def test_a_gate_measure_without_gate_is_an_error() -> None:
     with pytest.raises(ValueError, match="gate"):
         judge("gate", LOGITS, states=[()] * 4, exits=3)

@@ -114,7 +114,7 @@ async def test_a_bad_task_is_an_event_and_the_next_batch_runs(executor: Executor
     assert isinstance(await executor.run(RunSegment(4, BODY, (task(good),))), SegmentDone)
 
 
-@pytest.mark.parametrize("error", [EngineError("one\ntwo"), MemoryError(), ValueError("one")])
+@pytest.mark.parametrize("error", [EngineError("one\ntwo"), MemoryError(), ValueError("one"), OverflowError("one")])
 async def test_an_engine_that_fails_is_an_event_of_one_line(executor: Executor, engine: Fake, error: Exception) -> None:
     engine.error = error
     failed = await executor.run(RunSegment(1, BODY, (task(np.zeros(SHAPE, np.float32)),)))

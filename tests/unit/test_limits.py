@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -132,6 +134,28 @@ def test_an_image_that_says_it_is_huge_is_not_decoded(width: int, height: int) -
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 10_000_000  # the decoders are loaded at the first
+
+
+_BROKEN_TIFF = """
+import io, numpy, PIL.Image
+from source.images import decode_image
+buffer = io.BytesIO()
+PIL.Image.fromarray(numpy.zeros((8, 8), numpy.uint8)).save(buffer, "TIFF")
+for at in (8, 14, 20):
+    raw = bytearray(buffer.getvalue())
+    raw[at] = 255
+    try:
+        decode_image(bytes(raw))
+    except ValueError as error:
+        print(len(str(error).splitlines()))
+"""
+
+
+def test_a_broken_image_fills_no_log() -> None:
+    """In a process of its own: pytest sets the filters of warnings anew for each test."""
+    done = subprocess.run([sys.executable, "-c", _BROKEN_TIFF], capture_output=True, text=True, timeout=60, check=True)
+    assert set(done.stdout.split()) == {"1"}
+    assert done.stderr == ""
 
 
 # --- manifests
