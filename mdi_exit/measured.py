@@ -13,17 +13,21 @@ __all__ = ["SegmentSeconds"]
 
 _WEIGHT: Final = 0.2
 _FORGET_AFTER: Final = 500
+_STEP: Final = 1.4
+_STEP_RUNS: Final = 4
 
 
 @dataclass(slots=True)
 class SegmentSeconds:
     """Exponential averages, seconds of a whole batch, of the segments that the engine can run (``key in ...``).
 
-    Sizes above 1 are forgotten now and then, to be tried afresh.
+    Sizes above 1 are forgotten now and then, to be tried afresh. Where some runs one after the other were all much slower
+    than expected, or all much faster, the device itself has changed its speed: all averages move with it at once.
     """
 
     _by_key: dict[SegmentKey, dict[int, float]] = field(default_factory=dict)
     _batches: int = 0
+    _off: list[float] = field(default_factory=list)
 
     def __contains__(self, key: SegmentKey) -> bool:
         return key in self._by_key
@@ -40,10 +44,30 @@ class SegmentSeconds:
             return
         self._batches += 1
         before = known.get(count, seconds)
+        if self._stepped(seconds / before if before > 0 else 1.0):
+            before = known[count]
         known[count] = before + _WEIGHT * (seconds - before)
         if self._batches % _FORGET_AFTER == 0:
             for size in [size for size in known if size > 1]:
                 del known[size]
+
+    def _stepped(self, ratio: float) -> bool:
+        """Take in how one run's seconds compare to those expected; True if all averages were moved because of it."""
+        if 1 / _STEP < ratio < _STEP:
+            if self._off:
+                self._off.clear()
+            return False
+        if self._off and (self._off[-1] > 1.0) is not (ratio > 1.0):
+            self._off.clear()
+        self._off.append(ratio)
+        if len(self._off) < _STEP_RUNS:
+            return False
+        factor = sorted(self._off)[_STEP_RUNS // 2]
+        self._off.clear()
+        for known in self._by_key.values():
+            for size in known:
+                known[size] *= factor
+        return True
 
     def batch(self, key: SegmentKey, waiting: int, *, explore: bool = True) -> int:
         """How many of ``waiting`` tasks to run at once; without ``explore`` of the sizes that have been measured."""

@@ -104,7 +104,7 @@ class Outgoing(NodeState):
         size = self.store.outputs.by_layer[layer][0].task.size_bytes
         found = []
         for peer in self.takers(layer):
-            if peer.out.room(layer) > 0:
+            if peer.out.is_open(layer):
                 speed = peer.telemetry.speed_s if peer.telemetry else {}
                 inputs, backlog_s = peer.out.load(now, speed, self.config.unmeasured_s)
                 found.append(Candidate(peer.name, inputs, backlog_s, peer.out.delay.delay_s(size)))

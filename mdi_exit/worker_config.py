@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mdi_exit.histogram import RUN_BUCKETS_S, Histogram
+from mdi_exit.policy.batching import MAX_BATCH
 from mdi_exit.policy.mix import BINS, bin_of
 from mdi_exit.span import LayerSpan
 
@@ -16,7 +17,8 @@ __all__ = ["Totals", "WorkerConfig"]
 class WorkerConfig:
     """What a node is told at start; every time constant is ours.
 
-    ``window``: slots for each (sender, entry layer), and for each layer of the node's own products.
+    ``window``: slots for each (sender, entry layer). Of the node's own products each layer has ``slots``, so that one
+    full batch can be made while another waits.
     ``neighbours``: to whom it may send (None: to all). ``output_limit``: T_O of Alg. 1.
     ``gather_s``: how long tasks of a later layer let those of earlier ones go first, to be run in a larger batch.
     ``unmeasured_s``: Γ until something is measured. ``auto``: the source chooses the span, which is ``span`` to begin with;
@@ -34,7 +36,7 @@ class WorkerConfig:
     telemetry_period_s: float = 0.5
     dead_after_s: float = 2.5
     ack_delay_s: float = 0.02
-    gather_s: float = 0.02
+    gather_s: float = 0.1
     moved_delay_s: float = 0.1
     probe_period_s: float = 2.0
     unmeasured_s: float = 0.01
@@ -43,6 +45,10 @@ class WorkerConfig:
     version: str = ""
     auto: bool = False
     memory_bytes: int = 0
+
+    @property
+    def slots(self) -> int:
+        return max(self.window, 2 * MAX_BATCH)
 
 
 @dataclass(slots=True)
