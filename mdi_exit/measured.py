@@ -23,9 +23,11 @@ class SegmentSeconds:
 
     Sizes above 1 are forgotten now and then, to be tried afresh. Where some runs one after the other were all much slower
     than expected, or all much faster, the device itself has changed its speed: all averages move with it at once.
+    ``changes``: counts up whenever any of it may be another.
     """
 
     _by_key: dict[SegmentKey, dict[int, float]] = field(default_factory=dict)
+    changes: int = 0
     _batches: int = 0
     _off: list[float] = field(default_factory=list)
 
@@ -34,6 +36,7 @@ class SegmentSeconds:
 
     def ready(self, seconds: Mapping[SegmentKey, float]) -> None:
         """The engine can run these; ``seconds`` is one warm run of each at batch 1."""
+        self.changes += 1
         for key, measured in seconds.items():
             self._by_key.setdefault(key, {})[1] = measured
 
@@ -43,6 +46,7 @@ class SegmentSeconds:
         if known is None:
             return
         self._batches += 1
+        self.changes += 1
         before = known.get(count, seconds)
         if self._stepped(seconds / before if before > 0 else 1.0):
             before = known[count]
@@ -81,6 +85,7 @@ class SegmentSeconds:
         return seconds_per_task(waiting, measured, fallback_s)
 
     def clear(self) -> None:
+        self.changes += 1
         self._by_key.clear()
 
     def __iter__(self) -> Iterator[SegmentKey]:
@@ -88,4 +93,5 @@ class SegmentSeconds:
 
     def retain(self, wanted: Callable[[SegmentKey], bool]) -> None:
         """Forget the segments that are no longer here."""
+        self.changes += 1
         self._by_key = {key: known for key, known in self._by_key.items() if wanted(key)}

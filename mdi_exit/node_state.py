@@ -56,6 +56,8 @@ class NodeState:
         self._telemetry_at = 0.0
         self._status: Status | None = None
         self._drained_told = False
+        self._speeds_told: dict[int, float] = {}
+        self._speeds_of: tuple[tuple[int, ...], Control | None, int] | None = None
         self._hurried: list[tuple[float, int, int]] = []
         self._out: list[Command] = []
 

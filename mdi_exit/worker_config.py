@@ -31,6 +31,7 @@ class WorkerConfig:
     role: str = "agent"
     neighbours: frozenset[str] | None = None
     window: int = 16
+    slots: int = 2 * MAX_BATCH
     output_limit: int = 4
     offloading: str = "paper"
     telemetry_period_s: float = 0.5
@@ -45,10 +46,6 @@ class WorkerConfig:
     version: str = ""
     auto: bool = False
     memory_bytes: int = 0
-
-    @property
-    def slots(self) -> int:
-        return max(self.window, 2 * MAX_BATCH)
 
 
 @dataclass(slots=True)
