@@ -47,6 +47,11 @@ class CutCodecs:
         own = self._by_layer[layer] if layer < len(self._by_layer) else None
         return own or self.deployment
 
+    def sizes_bytes(self, manifest: Manifest) -> tuple[int, ...]:
+        """What the tensor that enters each layer takes on the wire, bottlenecks counted; where compressed, at most."""
+        layers = range(len(manifest.layers))
+        return tuple(encoded_size(self.codec(layer), manifest.in_shape(layer)) for layer in layers)
+
     def size_bytes(self, layer: int, shape: tuple[int, ...]) -> int:
         """What a tensor of ``shape`` that enters ``layer`` takes on the wire; where compressed, what the last one took."""
         codec = self.codec(layer)

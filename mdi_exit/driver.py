@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
@@ -146,8 +147,9 @@ class NodeDriver:
 
     def use_model(self, manifest: Manifest) -> None:
         """From now on this is the model in force."""
-        self.manifest, self.plan = manifest, manifest.plan
         self.cuts.use(manifest)
+        self.manifest = manifest
+        self.plan = dataclasses.replace(manifest.plan, feature_bytes=self.cuts.sizes_bytes(manifest))
         self.feed(ModelKnown(self.plan))
 
     def will(self) -> Will:

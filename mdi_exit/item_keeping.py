@@ -32,6 +32,7 @@ from mdi_exit.histogram import ItemHistograms
 from mdi_exit.items import Forecast, Pending, RetryTimer, final_error, quantiles
 from mdi_exit.orders import OrderBook
 from mdi_exit.planning import Planning
+from mdi_exit.policy.batching import MAX_BATCH
 from mdi_exit.requests import OWN, RequestDesk
 from mdi_exit.segments import ModelPlan
 from mdi_exit.source_config import SourceConfig
@@ -205,7 +206,8 @@ class ItemKeeping:
 
     @property
     def _full(self) -> bool:
-        return self.queue >= self.config.max_queue or len(self.pending) >= self._turns.most
+        most = max(self.config.max_queue, self._turns.batch)
+        return self.queue >= most or len(self.pending) >= self._turns.most
 
     def _draw(self, now: float) -> None:
         """Ask for the samples that are due and prepare the requests that there is room for, in turn."""
@@ -216,7 +218,7 @@ class ItemKeeping:
         if paced:
             self._arrive(now)
         elif self.adapt not in ("threshold", "latency"):  # which go by the queue
-            self._turns.batch = self.worker.batch_wanted(0)
+            self._turns.batch = self.worker.batch_wanted(0) + min(self.queue - self.worker.waiting(0), MAX_BATCH)
         if not self.desk.waiting:  # nobody to take turns with
             if paced and not self._turns.due:
                 return

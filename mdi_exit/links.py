@@ -3,6 +3,9 @@
 The receiver grants each sender ``window`` slots for each entry layer and says, cumulatively, how many of the tasks sent
 have left their slots; a lost acknowledgement costs nothing, since the next one repeats it. Features of one sender arrive
 in order, so a jump in the sequence numbers is a loss; a loss at the tail is found by a probe. All on the sender's clock.
+
+No more is on its way than the link carries in a tenth of a second by the delays that were measured, two tasks at least: what
+waits at the sender can still be run there or go elsewhere, what waits in a radio's queue delays everything behind it.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ __all__ = ["DelayModel", "Inbound", "Outbound", "Sent"]
 
 _FORGET: Final = 0.98
 _MISSING_KEPT: Final = 256
+_AHEAD_S: Final = 0.1
+_AHEAD_BYTES: Final = 1 << 18
+_AHEAD_TASKS: Final = 2
 
 
 @dataclass(slots=True)
@@ -68,7 +74,9 @@ class DelayModel:
     @property
     def bytes_per_s(self) -> float:
         """B as measured by messages of several sizes; 0: not known, or too fast to tell."""
-        _, slope = self._line()
+        if self._fitted is None:
+            self._fitted = self._line()
+        _, slope = self._fitted
         return 1e6 / slope if slope > 0 else 0.0
 
     @property
@@ -110,16 +118,26 @@ class Outbound:
     lost: int = 0
     sent_bytes: int = 0
     measured_from: float = float("-inf")
+    on_way_bytes: int = 0
     _released: dict[int, int] = field(default_factory=dict)
 
     def room(self, layer: int) -> int:
         """Tasks that may be sent now for entry ``layer``."""
         return self.window - self.used.get(layer, 0)
 
+    def is_open(self, layer: int) -> bool:
+        """Whether a task for entry ``layer`` may be sent now: there is a slot for it, and the link is not full of others."""
+        if self.used.get(layer, 0) >= self.window:
+            return False
+        if self.on_way_bytes < _AHEAD_BYTES >> 2 or len(self.unacknowledged) < _AHEAD_TASKS:
+            return True  # most often
+        return self.on_way_bytes < (self.delay.bytes_per_s * _AHEAD_S or _AHEAD_BYTES)
+
     def sent(self, now: float, layer: int, item: int, size_bytes: int) -> int:
         """Record a send; returns its sequence number."""
         self.seq += 1
         self.sent_bytes += size_bytes
+        self.on_way_bytes += size_bytes
         self.used[layer] += 1
         self.unacknowledged.append(Sent(self.seq, layer, item, size_bytes, now))
         return self.seq
@@ -132,6 +150,7 @@ class Outbound:
         for entry in self.unacknowledged:
             if (entry.seq, entry.item) == (seq, item):
                 self.unacknowledged.remove(entry)
+                self.on_way_bytes -= entry.size_bytes
                 self.used[entry.layer] -= 1
                 return
 
@@ -142,6 +161,7 @@ class Outbound:
         newest: Sent | None = None
         while self.unacknowledged and self.unacknowledged[0].seq <= ack.seq:
             entry = self.unacknowledged.popleft()
+            self.on_way_bytes -= entry.size_bytes
             if entry.seq in missing:
                 self._lose(entry)
             else:
@@ -152,7 +172,9 @@ class Outbound:
             if self.probe_at >= self.measured_from:
                 self.delay.add(0, now - self.probe_at)
             while self.unacknowledged and self.unacknowledged[0].seq <= self.probe_seq:
-                self._lose(self.unacknowledged.popleft())
+                entry = self.unacknowledged.popleft()
+                self.on_way_bytes -= entry.size_bytes
+                self._lose(entry)
             self.probe_at = None
         for layer, total in ack.released.items():
             freed = total - self._released.get(layer, 0)

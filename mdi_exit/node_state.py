@@ -33,7 +33,7 @@ class NodeState:
         self.config = config
         hears = None if config.role == "source" else config.neighbours
         self.members = Members(config.name, config.dead_after_s, hears, flaps=Flaps(config.damping))
-        self.store = TaskStore(config.window)
+        self.store = TaskStore(config.slots)
         self.plan: ModelPlan | None = None
         self.control: Control | None = None
         self.connected = False
@@ -57,6 +57,8 @@ class NodeState:
         self._telemetry_at = 0.0
         self._status: Status | None = None
         self._drained_told = False
+        self._speeds_told: dict[int, float] = {}
+        self._speeds_of: tuple[tuple[int, ...], Control | None, int] | None = None
         self._hurried: list[tuple[float, int, int]] = []
         self._out: list[Command] = []
 
@@ -197,6 +199,10 @@ class NodeState:
         if key is None:
             return self.config.unmeasured_s
         return self._seconds.per_task(key, waiting, self.config.unmeasured_s)
+
+    def waiting(self, layer: int) -> int:
+        """Tasks in I_n and O_n whose next layer this is."""
+        return self.store.inputs.waiting(layer) + self.store.outputs.waiting(layer)
 
     def backlog_by_layer_s(self) -> dict[int, float]:
         """Expected seconds of what waits in I_n, by next layer."""

@@ -104,7 +104,7 @@ class Outgoing(NodeState):
         size = self.store.outputs.by_layer[layer][0].task.size_bytes
         found = []
         for peer in self.takers(layer):
-            if peer.out.room(layer) > 0:
+            if peer.out.is_open(layer):
                 speed = peer.telemetry.speed_s if peer.telemetry else {}
                 inputs, backlog_s = peer.out.load(now, speed, self.config.unmeasured_s)
                 found.append(Candidate(peer.name, inputs, backlog_s, peer.out.delay.delay_s(size)))
@@ -206,9 +206,21 @@ class Outgoing(NodeState):
         waiting = peer.out.unacknowledged
         return now - peer.probed_at >= self.config.probe_period_s or bool(waiting and now - waiting[0].at > overdue_s)
 
+    def _speeds(self) -> dict[int, float]:
+        """Γ by entry layer; what was told last where nothing waits and nothing was learnt, as at most nodes of many."""
+        inputs, known = self.store.inputs, self._speeds_of
+        learnt = self._seconds.changes
+        if not inputs.length and known is not None:
+            entries, control, changes = known
+            if entries is self._entries and control is self.control and changes == learnt:
+                return self._speeds_told
+        self._speeds_told = {layer: self.seconds(layer, inputs.waiting(layer)) for layer in self.entries}
+        self._speeds_of = None if inputs.length else (self._entries, self.control, learnt)
+        return self._speeds_told
+
     def telemetry(self, now: float) -> Telemetry:
         """The load report as of ``now``."""
-        inputs, outputs = self.store.inputs, self.store.outputs
+        outputs = self.store.outputs
         totals, by_layer = self.totals, self.backlog_by_layer_s()
         return Telemetry(
             run=self.run or 0,
@@ -218,7 +230,7 @@ class Outgoing(NodeState):
             outputs=self.outputs,
             backlog_s=sum(by_layer.values()) + self._remainder_s(now),
             backlog_by_layer_s=by_layer,
-            speed_s={layer: self.seconds(layer, inputs.waiting(layer)) for layer in self.entries},
+            speed_s=self._speeds(),
             free_slots={layer: max(self.store.room(layer), 0) for layer in self.entries},
             received={sender: inbound.seq for sender, inbound in self.members.inbounds.items()},
             counters=totals.counters(),
@@ -227,7 +239,9 @@ class Outgoing(NodeState):
                 layer: outputs.waiting(layer)
                 for layer in outputs.latest_first()
                 if not self._mine(layer) and not any(peer.takes(layer) for peer in self.members)
-            },
+            }
+            if outputs.length
+            else {},
             links={peer.name: peer.out.load_report(peer.status.entries) for peer in self.members if peer.out.seq},
             scores=self.totals.scores_told() if self.control and self.control.census else {},
         )

@@ -33,7 +33,8 @@ class ModelPlan:
     """The little that decisions need to know of a model.
 
     ``exit_layers``: layers that end in an exit, rising; the last layer is always one.
-    ``feature_bytes``: for each layer, bytes of the float32 tensor that enters it.
+    ``feature_bytes``: for each layer, bytes of the tensor that enters it: in float32 as a manifest says it, in the codec in
+    force once a node or a simulation uses it.
     ``exit_thresholds``: calibrated, one for each exit (None, or none at all: the knob's own value), in force when the knob
     stands at ``calibrated_at``. ``inclusive``: a score equal to the threshold is enough (JEI-DNN's gates).
     ``stateful``: what an exit says depends on those before it, which must then all be run while any can be taken.

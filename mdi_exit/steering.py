@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from mdi_exit.errors import IllegalEventError, UsageError
 from mdi_exit.events import ControlReceived, Notice, OrderReceived, SendControl, SetAdmission
 from mdi_exit.guidance import GUIDED, Guidance
@@ -27,6 +29,9 @@ from mdi_exit.standing import heard
 from mdi_exit.wire import Control, Order
 
 __all__ = ["Steering"]
+
+_GOES_WITH: Final = {"optimiser": "optimiser", "latency": "drift-plus-penalty"}
+"""Where tasks go, unless somebody says otherwise: the paper's coin now and then sends what will come too late."""
 
 
 class Steering(Guidance):
@@ -250,7 +255,7 @@ class Steering(Guidance):
             model=self.plan.digest,
             threshold=self.threshold,
             paused=self.stopped,
-            offloading=self._offloading or ("optimiser" if self.adapt == "optimiser" else ""),
+            offloading=self._offloading or _GOES_WITH.get(self.adapt, ""),
             log_level=self._log_level,
             spans=self.planning.on_wire(),
             shares=self.shares,

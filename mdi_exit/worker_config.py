@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mdi_exit.histogram import RUN_BUCKETS_S, Histogram
+from mdi_exit.policy.batching import MAX_BATCH
 from mdi_exit.policy.damping import Damping
 from mdi_exit.policy.mix import BINS, bin_of
 from mdi_exit.span import LayerSpan
@@ -17,7 +18,8 @@ __all__ = ["Totals", "WorkerConfig"]
 class WorkerConfig:
     """What a node is told at start; every time constant is ours.
 
-    ``window``: slots for each (sender, entry layer), and for each layer of the node's own products.
+    ``window``: slots for each (sender, entry layer). Of the node's own products each layer has ``slots``, so that one
+    full batch can be made while another waits.
     ``neighbours``: to whom it may send (None: to all). ``output_limit``: T_O of Alg. 1.
     ``gather_s``: how long tasks of a later layer let those of earlier ones go first, to be run in a larger batch.
     ``dead_after_s``: the longest silence of a node that is not taken for its death; ``damping``: of those that come and go.
@@ -31,13 +33,14 @@ class WorkerConfig:
     role: str = "agent"
     neighbours: frozenset[str] | None = None
     window: int = 16
+    slots: int = 2 * MAX_BATCH
     output_limit: int = 4
     offloading: str = "paper"
     telemetry_period_s: float = 0.5
     dead_after_s: float = 2.5
     damping: Damping = Damping()
     ack_delay_s: float = 0.02
-    gather_s: float = 0.02
+    gather_s: float = 0.1
     moved_delay_s: float = 0.1
     probe_period_s: float = 2.0
     unmeasured_s: float = 0.01

@@ -57,6 +57,7 @@ from mdi_exit.events import (
 )
 from mdi_exit.hurrying import Hurrying
 from mdi_exit.membership import Change
+from mdi_exit.policy.batching import MAX_BATCH
 from mdi_exit.policy.exiting import should_exit
 from mdi_exit.policy.queueing import keeps_here
 from mdi_exit.queues import Held, Origin, Running
@@ -440,7 +441,7 @@ class WorkerState(Hurrying):
 
     def _gathers(self, now: float, layer: int, earlier: Sequence[int]) -> bool:
         """Whether a larger batch of this layer would be faster, none of its tasks has waited long, and more wait earlier."""
-        inputs, most = self.store.inputs, self.config.window // 2
+        inputs, most = self.store.inputs, MAX_BATCH
         waiting = inputs.waiting(layer)
         if waiting >= most or not any(inputs.waiting(other) > waiting for other in earlier):
             return False
@@ -452,7 +453,7 @@ class WorkerState(Hurrying):
     def batch_wanted(self, layer: int) -> int:
         """So many tasks at this layer would be run at once, if they were there."""
         key = self._key(layer) if self._mine(layer) else None
-        return 1 if key is None else self._seconds.batch(key, self.config.window)
+        return 1 if key is None else self._seconds.batch(key, MAX_BATCH)
 
     def _start(self, now: float, key: SegmentKey, count: int) -> bool:
         """Run the oldest tasks for a layer; False if all of them had no time left for it and were answered instead."""

@@ -217,6 +217,7 @@ def _optimum_flags(parser: argparse.ArgumentParser) -> None:
     folder = Path("benchmarks/scenarios")
     parser.add_argument("--scenarios", type=Path, default=folder, metavar="DIR", help="folder (%(default)s)")
     parser.add_argument("--match", default="", metavar="PATTERN", help="only scenarios whose names have this (all)")
+    parser.add_argument("--policies", default="", metavar="NAME,...", help="only these (all)")
     _scale_flag(parser, "long runs")
     parser.add_argument("--jobs", type=_count, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s)")
 
@@ -224,7 +225,8 @@ def _optimum_flags(parser: argparse.ArgumentParser) -> None:
 def _optimum(args: argparse.Namespace) -> Rows:
     from mdi_exit.benchmark.optimum import measure_optimum
 
-    return measure_optimum(args.scenarios, args.scale, args.jobs, args.match)
+    policies = tuple(name for name in args.policies.split(",") if name)
+    return measure_optimum(args.scenarios, args.scale, args.jobs, args.match, policies)
 
 
 def _risk_flags(parser: argparse.ArgumentParser) -> None:

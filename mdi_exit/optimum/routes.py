@@ -52,7 +52,7 @@ class RouteSolver:
             return None
 
     def _by_outcomes(self, asked: RoutingProblem, exits: ExitTable) -> RoutingAnswer | None:
-        search = Search(_problem(asked), exits, self._known, finer=False)
+        search = Search(_problem(asked), exits, self._known)
         target = _target(asked, exits, search)
         if search.best(target) is None:
             return None
@@ -122,7 +122,7 @@ def _problem(asked: RoutingProblem) -> Problem:
     for node in asked.nodes:
         reach = names if node.neighbours is None else (node.neighbours & names) | {node.name}
         by_reach[reach].add(node.name)
-        if node.bytes_per_s is not None and 0 < node.bytes_per_s < math.inf:
+        if asked.channel is None and node.bytes_per_s is not None and 0 < node.bytes_per_s < math.inf:
             here = frozenset({node.name})
             media.append(Medium(f"{node.name} up", here, frozenset(), node.bytes_per_s))
             media.append(Medium(f"{node.name} down", frozenset(), here, node.bytes_per_s))

@@ -21,6 +21,7 @@ __all__ = ["PlotSettings", "draw_run", "main"]
 _WIDTH: Final = 10.0
 _ITEMS_HEIGHT: Final = 10.0
 _TIMELINE_HEIGHT: Final = 10.5
+_FRONTIER_HEIGHT: Final = 3.6
 _HEAD_HEIGHT: Final = 0.6
 
 
@@ -65,9 +66,11 @@ def draw_run(run: Run, out: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError("mdi-exit plot", "the extra 'plot' (pip install 'mdi-exit[plot]')", "none") from None
-    from mdi_exit.plot import items, timeline
+    from mdi_exit.plot import frontier, items, timeline
 
+    edge = frontier.edge_of(run.summary)
     heights = [_HEAD_HEIGHT]
+    heights += [_FRONTIER_HEIGHT] if edge else []
     heights += [_ITEMS_HEIGHT] if run.items else []
     heights += [_TIMELINE_HEIGHT] if len(run.timeline) >= 2 else []
     with mpl.rc_context(timeline.STYLE):
@@ -75,6 +78,8 @@ def draw_run(run: Run, out: Path) -> None:
         FigureCanvasAgg(figure)
         head, *parts = np.ravel(figure.subfigures(len(heights), 1, height_ratios=heights, hspace=0.0))  # type: ignore[arg-type]
         _write_head(head, run)
+        if edge:
+            frontier.fill(parts.pop(0), edge, frontier.point_of(run.summary))
         if run.items:
             items.fill(parts.pop(0), run.items)
         if parts:

@@ -8,13 +8,13 @@ from typing import Final
 __all__ = ["MAX_BATCH", "choose_batch", "seconds_per_task"]
 
 MAX_BATCH: Final = 32
-_GAIN: Final = 0.98
+_GAIN: Final = 0.99
 
 
 def choose_batch(waiting: int, seconds_by_batch: Mapping[int, float], *, explore: bool = True) -> int:
     """A power of two ≤ ``waiting``, of the least measured seconds per task.
 
-    ``seconds_by_batch`` maps a batch size to its measured seconds. A larger batch must gain at least 2 % to be preferred.
+    ``seconds_by_batch`` maps a batch size to its measured seconds. A larger batch must gain at least 1 % to be preferred.
     With ``explore`` the first size not yet measured is tried, as long as the sizes below it were still gaining.
     """
     best = size = 1

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
+from mdi_exit.policy.batching import MAX_BATCH
 from mdi_exit.policy.candidates import HERE, Candidate, Own
 
 __all__ = ["Routes", "by_share"]
 
 _BOUND: Final = 4.0
 _OVERDRAWN: Final = -2.0
-_ROOM_HERE: Final = 16
+_ROOM_HERE: Final = 2 * MAX_BATCH
 _FRESH_S: Final = 10.0
 
 
@@ -71,7 +72,7 @@ class Routes:
 def by_share(own: Own, candidates: Sequence[Candidate], rng: Random) -> str | None:
     """Who is furthest behind its share among those with room; nobody who is two tasks ahead of it.
 
-    Here is room for sixteen tasks of a layer in I_n: more would only keep admission from serving the others.
+    Here is room for two full batches of a layer in I_n: more would only keep admission from serving the others.
     """
     names = [candidate.name for candidate in candidates]
     if candidates and own.alike < _ROOM_HERE:

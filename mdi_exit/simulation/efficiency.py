@@ -13,7 +13,7 @@ from mdi_exit.simulation.record import trace_of
 from mdi_exit.simulation.run import Simulated
 from mdi_exit.simulation.scenario import Scenario
 
-__all__ = ["Efficiency", "efficiency_of"]
+__all__ = ["Efficiency", "efficiency_of", "frontier_of"]
 
 _SETTINGS = 400
 _ROUNDING = 1e-9
@@ -35,10 +35,25 @@ def efficiency_of(scenario: Scenario, done: Simulated, *, settings: int = _SETTI
     summary = done.summary
     if importlib.util.find_spec("scipy") is None or not summary.completed or summary.accuracy is None:
         return None
-    used = np.array([int(record.sample) for record in done.records if record.row.label is not None])
-    exits = exit_table(trace_of(scenario).subset(used), settings=settings)
     asked_for = scenario.arrivals.saturating or scenario.policy.adapt == "rate"
     offered = math.inf if asked_for else (summary.admitted + summary.refused) / summary.elapsed_s
-    bound = ScenarioBound(scenario, exits, 0.0, max(summary.elapsed_s, scenario.duration_s))
+    bound = _bound_of(scenario, done, settings)
     most = bound.rate(summary.accuracy - _ROUNDING, offered)
     return None if not most else Efficiency(most, summary.rate_per_s / most)
+
+
+def frontier_of(scenario: Scenario, done: Simulated, *, settings: int = _SETTINGS) -> tuple[tuple[float, float], ...]:
+    """(items a second, accuracy) that no policy can pass on the samples that the run had, rates falling.
+
+    Empty without SciPy, or where nothing was completed.
+    """
+    if importlib.util.find_spec("scipy") is None or not done.summary.completed or done.summary.accuracy is None:
+        return ()
+    found = _bound_of(scenario, done, settings).frontier()
+    return tuple((scenario.cells * bound.rate, bound.accuracy) for bound in found)
+
+
+def _bound_of(scenario: Scenario, done: Simulated, settings: int) -> ScenarioBound:
+    used = np.array([int(record.sample) for record in done.records if record.row.label is not None])
+    exits = exit_table(trace_of(scenario).subset(used), settings=settings)
+    return ScenarioBound(scenario, exits, 0.0, max(done.summary.elapsed_s, scenario.duration_s))

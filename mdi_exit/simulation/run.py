@@ -256,14 +256,14 @@ def _from_payload(item: int, exit_number: int) -> tuple[int, float]:
 
 
 def _channel(scenario: Scenario) -> Channel | None:
-    """The one medium of all nodes, as a user would state it; a message and its acknowledgement are a frame each."""
+    """The one medium of all nodes, as a user would state it; two messages share an acknowledgement, each a frame."""
     names = {node.link.medium for node in scenario.nodes}
     if len(names) != 1 or (name := names.pop()) is None:
         return None
     medium = scenario.media[name]
     frame_bytes = medium.frame_s * medium.bytes_per_s
     return Channel(
-        medium.bytes_per_s, FEATURES_BYTES + ACK_BYTES + 2 * frame_bytes, RESULTS_BYTES + ROW_BYTES + frame_bytes
+        medium.bytes_per_s, FEATURES_BYTES + ACK_BYTES / 2 + 1.5 * frame_bytes, RESULTS_BYTES + ROW_BYTES + frame_bytes
     )
 
 

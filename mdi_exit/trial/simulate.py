@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mdi_exit.config import resolve
-from mdi_exit.simulation.efficiency import efficiency_of
+from mdi_exit.simulation.efficiency import efficiency_of, frontier_of
 from mdi_exit.simulation.record import trace_of
 from mdi_exit.simulation.run import Simulated, Simulation
 from mdi_exit.simulation.scenario import Scenario
@@ -46,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
         "simulated_s": done.virtual_s,
         "events": done.events,
     }
+    if settings.picture is not None or settings.summary is not None:
+        more["frontier"] = frontier_of(scenario, done)
     write_trial(scenario, settings, done.summary, done.timeline, done.records, **more)
     done.summary.render(console)
     if found is None:

@@ -83,7 +83,12 @@ class Chaos(SimulatedNetwork):
         self.down.discard(name)
         self.refusing.discard(name)
         config = WorkerConfig(
-            name, next(self._incarnations), LayerSpan.parse(span), window=self.window, neighbours=neighbours
+            name,
+            next(self._incarnations),
+            LayerSpan.parse(span),
+            window=self.window,
+            slots=self.window,
+            neighbours=neighbours,
         )
         self.add(SimulatedNode(WorkerState(config, self.rng), seconds(0.5 + self.rng.random())))
 

@@ -68,7 +68,12 @@ class Bench:
 
     def agent(self, name: str, span: str, slowness: float = 1.0, neighbours=None) -> None:
         config = WorkerConfig(
-            name, next(self.incarnations), LayerSpan.parse(span), window=self.window, neighbours=neighbours
+            name,
+            next(self.incarnations),
+            LayerSpan.parse(span),
+            window=self.window,
+            slots=self.window,
+            neighbours=neighbours,
         )
         self.net.add(SimulatedNode(WorkerState(config, self.rng), seconds(slowness)))
 

@@ -188,7 +188,7 @@ def test_who_was_far_ahead_under_other_shares_is_not_kept_waiting_under_new_ones
 def test_who_is_far_ahead_of_its_share_waits() -> None:
     due = {"a": -2.5, "b": 3.0}
     assert by_share(Own(0, 1, 0.0, due), [Candidate("a", 0, 0.0, 0.0)], Random(0)) is None
-    full_here = Own(16, 1, 0.0, {HERE: 3.0, "a": 0.1}, alike=16)
+    full_here = Own(64, 1, 0.0, {HERE: 3.0, "a": 0.1}, alike=64)
     assert by_share(full_here, [Candidate("a", 0, 0.0, 0.0)], Random(0)) == "a"
 
 
@@ -245,6 +245,16 @@ def test_with_outcomes_each_exit_has_its_own_threshold() -> None:
     assert answer is not None
     assert len(answer.thresholds) == 1
     assert answer.rate == pytest.approx(10.0)
+
+
+def test_thresholds_are_found_between_those_of_the_coarse_table() -> None:
+    """The first exit is right from 0.62 up, the second always; three levels a table of nine settings has."""
+    score = np.linspace(0.0, 0.999, 1000)
+    scores, right = np.column_stack([score, np.ones(1000)]), np.column_stack([score >= 0.62, np.ones(1000)]) > 0
+    solver = RouteSolver(ExitTable.of_outcomes(scores, right, settings=3))
+    answer = solver.solve(replace(asked(None), choices=(RoutingChoice(1.0, (1.0, 1.0), (1.0,)),)))
+    assert answer is not None
+    assert answer.thresholds[0] == pytest.approx(0.62, abs=0.002)
 
 
 def test_nothing_can_be_carried_without_the_last_layers() -> None:

@@ -42,6 +42,16 @@ def test_another_model_has_other_cuts(manifest: Manifest) -> None:
     assert cuts.codec(3) == "float32"
 
 
+def test_guidance_is_told_the_sizes_in_the_codec_in_force(manifest: Manifest) -> None:
+    cuts = CutCodecs("float16")
+    cuts.use(manifest)
+    sizes = cuts.sizes_bytes(manifest)
+    in_float32 = manifest.plan.feature_bytes
+    assert sizes[2] == in_float32[2] // 2
+    assert sizes[3] == encoded_size("int8", manifest.in_shape(3)) < in_float32[3] // 3
+    assert len(sizes) == len(in_float32)
+
+
 @pytest.mark.parametrize("codec", ["", "int2"])
 def test_what_a_node_does_not_know_it_does_not_send(codec: str, caplog: pytest.LogCaptureFixture) -> None:
     cuts = CutCodecs("int8")

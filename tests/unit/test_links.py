@@ -159,3 +159,48 @@ def test_a_report_need_not_repeat_what_was_seen_and_cannot_have_seen_what_was_no
     assert link.load(0.2, {}, 0.01)[0] == 4.0, "three reported, one on the way"
     link.reported(0.3, 3, 0.3, 1000)
     assert link.load(0.3, {}, 0.01)[0] == 4.0, "a number of an earlier start says nothing"
+
+
+def test_no_more_than_two_large_tasks_fill_a_slow_link() -> None:
+    """A tenth of a second of the link is on its way at most, two tasks at least; small tasks go by the window alone."""
+    out, into = Outbound(9, 16), Inbound(1)
+    assert out.is_open(2)
+    for _ in range(2):
+        assert out.is_open(2)
+        out.sent(0.0, 2, 1, 1_000_000)
+    assert not out.is_open(2), "a megabyte is on its way, and how fast the link is, is not known"
+    for seq, at in ((1, 0.5), (2, 1.0)):
+        into.receive(at, seq)
+        out.acknowledged(at, into.ack(at, 9, 0, 0.0))
+    assert out.on_way_bytes == 0
+    for _ in range(15):
+        assert out.is_open(1)
+        out.sent(1.0, 1, 1, 1_000)
+    assert out.on_way_bytes == 15_000
+
+
+def test_what_was_lost_or_given_back_is_on_its_way_no_more() -> None:
+    out, into = Outbound(9, 16), Inbound(1)
+    numbers = [out.sent(0.0, 2, item, 300_000) for item in range(4)]
+    out.unsent(numbers[3], 3)
+    assert out.on_way_bytes == 900_000
+    into.receive(0.1, numbers[1])  # the first was lost
+    out.acknowledged(0.2, into.ack(0.2, 9, 0, 0.0))
+    assert (out.on_way_bytes, out.lost) == (300_000, 1)
+    into.probe = out.probe(0.3)
+    out.acknowledged(0.4, into.ack(0.4, 9, 0, 0.0))
+    assert (out.on_way_bytes, out.lost) == (0, 2)
+
+
+def test_a_fast_link_takes_a_tenth_of_a_second_at_once() -> None:
+    out, into = Outbound(9, 64), Inbound(1)
+    for size in (100_000, 1_000, 100_000, 1_000):  # 10 MB a second, there and back
+        seq = out.sent(0.0, 2, 1, size)
+        into.receive(size / 1e7, seq)
+        out.acknowledged(size / 1e7, into.ack(size / 1e7, 9, 0, 0.0))
+    assert out.delay.bytes_per_s == pytest.approx(1e7, rel=1e-3)
+    sent = 0
+    while out.is_open(2):
+        out.sent(0.0, 2, 1, 100_000)
+        sent += 1
+    assert sent == 10

@@ -139,6 +139,19 @@ def test_the_bound_is_drawn_where_the_summary_has_it(run: Path) -> None:
     assert "bound" not in _texts(out)
 
 
+def test_the_frontier_and_the_run_are_drawn_where_the_summary_has_them(run: Path) -> None:
+    out = run / "plot.svg"
+    draw_run(read_run(run), out)
+    assert "what no policy can pass" not in _texts(out)
+    told = {"frontier": [[50.0, 0.8], [45.0, 0.9], [20.0, 0.95]], "rate_per_s": 42.0, "accuracy": 0.9}
+    draw_run(replace(read_run(run), summary=SUMMARY | told), out)
+    texts = _texts(out)
+    for text in ("what no policy can pass", "this run", "42.0/s,", "accuracy, %"):
+        assert text in texts
+    draw_run(replace(read_run(run), summary=SUMMARY | told | {"accuracy": None}), out)
+    assert "this run" not in _texts(out), "nobody knows where it stands"
+
+
 def _texts(svg: Path) -> str:
     """matplotlib writes every text beside its outlines, as a comment."""
     return svg.read_text()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mdi_exit.errors import MdiExitError, UsageError
-from mdi_exit.simulation.efficiency import efficiency_of
+from mdi_exit.simulation.efficiency import efficiency_of, frontier_of
 from mdi_exit.simulation.run import Simulated, Simulation, simulate
 from mdi_exit.simulation.scenario import Scenario, read_scenario
 from mdi_exit.snapshot import read_timeline
@@ -86,6 +86,16 @@ def test_no_run_passes_the_bound(tmp_path: Path, threshold: float, rate: str) ->
     assert 0.2 < reached.efficiency < 1 + 1e-6
     if rate == "20/s":
         assert reached.efficiency > 0.97, "what is offered is the bound"
+
+
+def test_a_run_stands_within_its_frontier(tmp_path: Path) -> None:
+    found = scenario(tmp_path, TWO, 'rate = "max"\nexit_threshold = 0.5\nduration = "20s"\n')
+    done = simulate(found)
+    edge = frontier_of(found, done)
+    assert [rate for rate, _ in edge] == sorted((rate for rate, _ in edge), reverse=True)
+    assert done.summary.accuracy is not None
+    best = max(rate for rate, accuracy in edge if accuracy >= done.summary.accuracy - 1e-9)
+    assert done.summary.rate_per_s <= best * (1 + 1e-6)
 
 
 def test_at_light_load_latency_is_the_way_and_the_work(tmp_path: Path) -> None:

@@ -296,7 +296,7 @@ def test_a_node_is_never_idle_while_anything_here_can_be_run() -> None:
 
 def test_later_layers_may_starve_no_slot_of_earlier_ones() -> None:
     """Without a neighbour for layer 4, layer 2 runs as far as its product has slots, then waits and goes on later."""
-    state = node("0-3", window=2)
+    state = node("0-3", window=2, slots=2)
     for item in range(1, 6):
         state.handle(1.0, Inject(task(item)))
     while state._running is not None:
@@ -411,7 +411,7 @@ def test_another_model_drops_what_is_here_and_leaves_no_slot_taken() -> None:
     state.validate()
     assert not of(state.handle(1.2, done(run, 1, 0.99)), SendResults), "its label is of a model no longer in force"
     state.validate()
-    assert state.store.room(run.key.stop) == state.config.window
+    assert state.store.room(run.key.stop) == state.config.slots
     assert (state.inputs, state.outputs, state.entries) == (0, 0, ())
 
 
@@ -430,9 +430,9 @@ def test_what_the_transport_gave_back_after_a_new_run_began_is_forgotten() -> No
     state.validate()
 
 
-@pytest.mark.parametrize(("now", "entry"), [(0.51, 0), (0.53, 2)])
+@pytest.mark.parametrize(("now", "entry"), [(0.51, 0), (0.61, 2)])
 def test_a_later_layer_lets_earlier_ones_go_first_to_be_run_in_a_larger_batch(now: float, entry: int) -> None:
-    """Two at once are known to be faster at layer 2, where one task waits; it does so for at most 20 ms."""
+    """Two at once are known to be faster at layer 2, where one task waits; it does so for at most a tenth of a second."""
     state = node("0-3", window=8)
     state._seconds.add(PLAN.segment(2, LayerSpan(0, 4), early_exits=True), 2, 0.011)
     (run,) = of(state.handle(0.5, Inject(task(1))), RunSegment)
