@@ -87,7 +87,7 @@ class _Waiting:
 
 
 class Client:
-    """A client of the deployment on the broker at ``broker`` (``mqtt[s]://HOST[:PORT]``).
+    """A client of the deployment on the broker at ``broker`` (``mqtt[s]://HOST[:PORT]``, or several with commas between).
 
     ``name`` stands in the topics and is the party among which the source shares its capacity; by default a new one. Entering
     raises ``StartError`` if the broker cannot be reached within ``connect_s`` seconds.

@@ -189,7 +189,7 @@ class _Run:
             raise MdiExitError(f"the source ended early: {self.fleet.complaint(scenario.source.name)}")
 
     async def _start(self, node: Node, module: str, flags: Sequence[str] = ()) -> None:
-        await self.fleet.start(node.name, module, [*self._flags(node), *flags], self.links.inside(node.name))
+        await self.fleet.start(node.name, module, [*self._flags(node), *flags], inside=self.links.inside(node.name))
 
     def _look(self, now: float, begin: float, started_at: float | None) -> None:
         """Raises ``MdiExitError`` if it cannot end well."""
