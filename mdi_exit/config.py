@@ -49,6 +49,7 @@ SECTIONS = (
     "plan",
     "plot",
     "profile",
+    "secure",
     "serve",
     "simulate",
     "source",

@@ -47,6 +47,7 @@ __all__ = [
     "InputSkipped",
     "MakePlan",
     "ModelKnown",
+    "ModelRefused",
     "Notice",
     "OrderReceived",
     "Outcome",
@@ -146,6 +147,13 @@ class ModelKnown:
     """The model in force, from the manifest."""
 
     plan: ModelPlan
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRefused:
+    """What the source offers is not signed as this node wants it (or, no longer ``refused``, is again)."""
+
+    refused: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -498,6 +506,7 @@ Event = (
     | TransportUp
     | TransportDown
     | ModelKnown
+    | ModelRefused
     | SegmentsReady
     | SpeedKnown
     | PlanMade

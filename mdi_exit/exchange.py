@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Final
 from mdi_exit import topics as kinds
 from mdi_exit.driver import NodeDriver
 from mdi_exit.errors import ArtifactError, EngineError, WireError
+from mdi_exit.events import ModelRefused
 from mdi_exit.model.manifest import Manifest, parse_manifest
 from mdi_exit.segments import ModelPlan, SegmentKey, needed_segments, runs_in
+from mdi_exit.signing import ModelSignature, Verifier, manifest_statement, segment_statement
 from mdi_exit.span import LayerSpan
 from mdi_exit.topics import Route
 from mdi_exit.transport import Transport
@@ -44,6 +46,7 @@ class ModelHost:
     driver: NodeDriver
     composer: Composer
     run: int
+    signature: ModelSignature | None = None
     _offered: dict[SegmentKey, SegmentFile] = field(default_factory=dict)
     _wanted: set[SegmentKey] = field(default_factory=set)
     _busy: bool = False
@@ -72,11 +75,25 @@ class ModelHost:
                     graph = await asyncio.to_thread(self.composer.segment, key)
                     chunks = -(-len(graph) // CHUNK_BYTES)
                     digest = hashlib.sha256(graph).hexdigest()
-                    self._offered[key] = SegmentFile(key.entry, key.stop, key.head, len(graph), digest, chunks)
+                    signed = self._signature_of(key, digest)
+                    self._offered[key] = SegmentFile(key.entry, key.stop, key.head, len(graph), digest, chunks, signed)
                     self._publish_segment(key)
                 self._publish_manifest()
         finally:
             self._busy = False
+
+    def _signature_of(self, key: SegmentKey, sha256: str) -> bytes:
+        """What was signed with the model; nothing if that was another graph."""
+        signed = self.signature.segments.get(key.file) if self.signature else None
+        if signed is None or self.signature is None:
+            return b""
+        if signed.sha256 == sha256:
+            return bytes.fromhex(signed.signature)
+        log.error(
+            "%s: expected the graph that was signed (composed with onnx %s), got another: sign the model again with the onnx "
+            "that is here, or agents that want a signature refuse it", key.file, self.signature.composed_with,
+        )  # fmt: skip
+        return b""
 
     def republish(self) -> None:
         """After a reconnect: the broker may have forgotten everything."""
@@ -115,6 +132,7 @@ class ModelHost:
             model=self.manifest.plan.digest,
             crc=crc32(raw),
             segments=tuple(self._offered[key] for key in sorted(self._offered)),
+            signature=bytes.fromhex(self.signature.signature) if self.signature else b"",
         )
         self.driver.publish(kinds.MANIFEST, self.driver.topics.manifest, encode(message, raw))
 
@@ -162,11 +180,15 @@ class _Download:
 
 @dataclass(slots=True)
 class ModelClient:
-    """An agent's side: fetches, checks and loads the segments of its span."""
+    """An agent's side: fetches, checks and loads the segments of its span.
+
+    ``verifier``: whose signature model and segments must carry; None: they need none.
+    """
 
     driver: NodeDriver
     transport: Transport
     spans: tuple[LayerSpan, ...]
+    verifier: Verifier | None = None
     _offer: tuple[str, tuple[SegmentFile, ...]] = ("", ())
     _loaded: set[SegmentKey] = field(default_factory=set)
     _downloads: dict[str, _Download] = field(default_factory=dict)
@@ -184,9 +206,20 @@ class ModelClient:
                 raise WireError("manifest", str(error)) from None
             if manifest.plan.digest != message.model:
                 raise WireError("manifest", f"expected the model {message.model}, got {manifest.plan.digest}")
+            self._check_signature(f"model {manifest.name}", manifest_statement(manifest.digest), message.signature)
             self._new_model(manifest)
         self._offer = message.model, message.segments
         self._fetch(*self._offer)
+        if self.verifier is not None:
+            self.driver.feed(ModelRefused(refused=False))
+
+    def _check_signature(self, what: str, statement: bytes, signature: bytes) -> None:
+        """Raises ``WireError`` where a signature is wanted and this is none of it; the agent waits for another offer."""
+        if self.verifier is None or self.verifier.is_signed(statement, signature):
+            return
+        self.driver.feed(ModelRefused())
+        got = "another" if signature else "no signature"
+        raise WireError("signature", f"{what}: expected a signature by the key of {self.verifier.origin}, got {got}")
 
     def hold(self, spans: tuple[LayerSpan, ...]) -> None:
         """From now on the node has these spans: fetch what they need, let go of the rest."""
@@ -218,6 +251,9 @@ class ModelClient:
             if mine and key not in self._loaded and key.file not in self._downloads:
                 if file.bytes > _MAX_SEGMENT_BYTES or file.chunks != -(-file.bytes // CHUNK_BYTES):
                     raise WireError("manifest", f"{key.file}: {file.bytes} bytes in {file.chunks} chunks")
+                if self.verifier is not None and self.driver.manifest is not None:
+                    statement = segment_statement(self.driver.manifest.digest, key.file, file.sha256)
+                    self._check_signature(key.file, statement, file.signature)
                 self._downloads[key.file] = _Download(file)
                 pattern = self.driver.topics.chunk(model, key.file, "+")
                 self.driver.spawn(f"fetch {key.file}", self.transport.subscribe(pattern, 1))

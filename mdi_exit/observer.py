@@ -7,6 +7,7 @@ all that it hears. The terminal view and the web page draw what ``Observer.view`
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 import uuid
 from collections import deque
@@ -314,6 +315,7 @@ class Observer:
         *,
         username: str | None = None,
         password: str | None = None,
+        tls: ssl.SSLContext | None = None,
         on_change: Callable[[], None] | None = None,
         on_frame: Callable[[Frame, memoryview], None] | None = None,
     ) -> None:
@@ -329,6 +331,7 @@ class Observer:
             handler=self,
             username=username,
             password=password,
+            tls=tls,
         )
 
     def view(self) -> DeploymentView:

@@ -26,6 +26,7 @@ from mdi_exit.gateway.infer import MAX_IMAGE_BYTES, Answer, Fault, RejectedError
 from mdi_exit.gateway.pages import Pages
 from mdi_exit.gateway.state import SAMPLE_PERIOD_S, History, state_of
 from mdi_exit.observer import DeploymentView, Observer
+from mdi_exit.topics import NAME
 
 __all__ = ["Gateway", "serving"]
 
@@ -262,12 +263,18 @@ class _LateClient:
         async with Client(
             str(settings.broker),
             deployment=settings.deployment,
-            name=f"gateway-{secrets.token_hex(4)}",
+            name=_asker(settings.username),
             username=settings.username,
             password=settings.password,
+            tls=settings.tls(),
             connect_s=_FOR_EVER_S,
         ) as self._client:
             await asyncio.Event().wait()
+
+
+def _asker(user: str | None) -> str:
+    """As whom to ask: where the broker knows us, as the user that its access list has rules for."""
+    return user if user is not None and NAME.fullmatch(user) else f"gateway-{secrets.token_hex(4)}"
 
 
 @contextlib.asynccontextmanager
@@ -281,6 +288,7 @@ async def serving(settings: GatewaySettings, flag: str = "--http") -> AsyncItera
         settings.deployment,
         username=settings.username,
         password=settings.password,
+        tls=settings.tls(),
         on_change=lambda: gateway.feed.touch(),
         on_frame=lambda frame, picture: gateway.frame(frame, picture),
     )

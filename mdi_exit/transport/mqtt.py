@@ -14,7 +14,7 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -35,6 +35,7 @@ from mdi_exit.transport.base import (
 )
 from mdi_exit.transport.frames import Acknowledged, Arrived, TooLarge, puback, publish_head
 from mdi_exit.transport.stream import Stream
+from mdi_exit.transport.tls import asked_again, is_denial, plain_reason
 
 __all__ = ["MAX_PENDING_BYTES", "MqttTransport"]
 
@@ -44,6 +45,8 @@ _TRIES_IN_PLACE: Final = 5  # of a broker that was found, before another is look
 _LASTING_S: Final = 1.0  # a broker that soon hangs up again is not asked ten times a second
 _ANSWER_S: Final = 5.0
 _GOODBYE_S: Final = 2.0
+_AFTERMATH_S: Final = 0.2
+_LOST: Final = "failed to receive on socket: "
 MAX_PENDING_BYTES: Final = 32 * 1024 * 1024
 _FIRST_PACKET_ID: Final = 32768  # below are paho's, which needs few: it sends no message of ours
 _LAST_PACKET_ID: Final = 65535
@@ -65,6 +68,8 @@ class MqttTransport:
     ``client_id`` must be new at every start: a client that takes over its own session fires its old will.
     ``max_pending_bytes``: how much may wait for a slow connection before ``publish`` says False.
     Another transport as ``url`` means its broker, once it is connected there.
+    ``on_denied``: called when the broker cannot be trusted or does not take us, before there ever was a connection: another
+    try would meet the same. The transport tries on all the same.
     Raises ``UsageError`` for a malformed ``url``.
     """
 
@@ -81,13 +86,14 @@ class MqttTransport:
         keepalive_s: int = 5,
         max_packet_bytes: int = MAX_PACKET_BYTES,
         max_pending_bytes: int = MAX_PENDING_BYTES,
+        on_denied: Callable[[StartError], None] | None = None,
     ) -> None:
         self._beside = url if isinstance(url, MqttTransport) else None
         address: values.BrokerAddress = url._address if isinstance(url, MqttTransport) else _address(url)
         self.counters = TransportCounters()
         self._handler, self._wanted = handler, address
         self._address: values.BrokerAddress = address
-        self._tls, self._tries = tls, 0
+        self._tls, self._tries, self._on_denied = tls, 0, on_denied
         self._max_packet_bytes, self._max_pending_bytes = max_packet_bytes, max_pending_bytes
         self._subscriptions: dict[str, int] = {}
         self._client: aiomqtt.Client | None = None
@@ -147,7 +153,8 @@ class MqttTransport:
         attempt, said = 0, ""
         while not self._stopping.is_set():
             connects, begin = self.counters.connects, time.monotonic()
-            reason = f"broker {self._address}: {await self._one_connection()}"
+            why = await self._one_connection()
+            reason = f"broker {self._address}: {why}"
             if self._stopping.is_set():
                 return
             was_connected = self.counters.connects > connects
@@ -155,11 +162,17 @@ class MqttTransport:
                 attempt = 0
             if was_connected or reason != said:
                 told(self.counters, partial(self._handler.on_disconnected, reason))
+            self._tell_denial(why, again=reason == said)
             said = reason
             most_s = min(_BACKOFF_FIRST_S * 2.0**attempt, _BACKOFF_MOST_S)
             attempt = min(attempt + 1, 10)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), random.uniform(0.01, most_s))
+
+    def _tell_denial(self, why: str, *, again: bool) -> None:
+        if self._on_denied is not None and not self.counters.connects and is_denial(why, again=again):
+            tell, self._on_denied = self._on_denied, None
+            tell(StartError(f"broker {self._address}: expected to be let in, got: {why}"))
 
     async def _one_connection(self) -> str:
         """Connect, and stay until it ends; returns why it did."""
@@ -168,13 +181,15 @@ class MqttTransport:
         except Exception as error:  # noqa: BLE001 - none found, no multicast here, an answer that is none: all are reasons
             return _reason(error)
         client = aiomqtt.Client(**self._options)
-        _prepare(client)
         try:
-            await client.__aenter__()
+            await _entered(client, _prepare(client))
             stream, self._ended = self._take_over(client)
         except Exception as error:  # noqa: BLE001 - name resolution, refusal, TLS, a broker that is none: all are reasons
             _abandon(client)
-            return _reason(error)
+            tls = self._options["tls_context"]
+            if tls is None:
+                return _reason(error)
+            return await asyncio.to_thread(asked_again, _reason(error), self._address.host, self._address.port, tls)
         try:
             if await self._restore(client):
                 self._client, self._is_connected = client, True
@@ -200,7 +215,9 @@ class MqttTransport:
             if not self._address.is_auto and self._tries <= _TRIES_IN_PLACE:
                 return
             self._tries, self._address = 1, self._wanted
-            address, how = await look_for_broker(has_password=self._options["password"] is not None)
+            address, how = await look_for_broker(
+                has_password=self._options["password"] is not None, tls_only=self._tls is not None
+            )
             log.info("broker %s: %s", address, how)
         else:
             return
@@ -399,11 +416,13 @@ def _paho_of(client: aiomqtt.Client) -> Any:
     return paho
 
 
-def _prepare(client: aiomqtt.Client) -> None:
+def _prepare(client: aiomqtt.Client) -> asyncio.Future[str]:
     """Make it bear a peer that hangs up at once.
 
     aiomqtt has the loop watch the socket's number a little later, when it may be invalid, or another socket's. What is
     written before the ``Stream`` takes over, a CONNECT, always fits. And it forgets a loss that comes with the acceptance.
+
+    Returns what comes to say why the connection was lost before the broker's answer: paho tells only its log.
     """
     paho, loop = _paho_of(client), asyncio.get_running_loop()
     client._disconnected.add_done_callback(lambda lost: lost.cancelled() or lost.exception())
@@ -412,6 +431,34 @@ def _prepare(client: aiomqtt.Client) -> None:
         loop.call_soon_threadsafe(paho.loop_write)
 
     paho.on_socket_register_write, paho.on_socket_unregister_write = write_soon, None
+    lost: asyncio.Future[str] = loop.create_future()
+
+    def note_loss(_client: object, _userdata: object, _level: int, line: str) -> None:
+        if line.startswith(_LOST):
+            loop.call_soon_threadsafe(_settle, lost, line.removeprefix(_LOST))
+
+    paho.on_log = note_loss
+    return lost
+
+
+def _settle(future: asyncio.Future[str], value: str) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+async def _entered(client: aiomqtt.Client, lost: asyncio.Future[str]) -> None:
+    """Connect; a loss before the broker's answer is told at once. Raises what aiomqtt does, and ``TransportError``."""
+    entering = asyncio.create_task(client.__aenter__(), name="mqtt connect")
+    try:
+        both: set[asyncio.Future[Any]] = {entering, lost}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({entering}, timeout=0 if entering.done() else _AFTERMATH_S)  # its thread has yet to end
+    finally:
+        entering.cancel()
+    await asyncio.wait({entering})
+    if entering.cancelled():
+        raise TransportError(lost.result() if lost.done() else "no answer")
+    entering.result()
 
 
 def _abandon(client: aiomqtt.Client) -> None:
@@ -425,8 +472,8 @@ def _abandon(client: aiomqtt.Client) -> None:
 def _reason(error: Exception) -> str:
     """Why an attempt to connect failed, in one line."""
     if isinstance(error, aiomqtt.MqttCodeError):
-        return f"refused: {error}"
-    text = str(error).strip() or type(error).__name__
+        return plain_reason(f"refused: {error}")
+    text = plain_reason(str(error).strip() or type(error).__name__)
     if text == "Operation timed out":
         return f"connected, but got no MQTT answer within {_ANSWER_S:g} s"
     return text.splitlines()[0]
