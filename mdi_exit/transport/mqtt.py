@@ -35,7 +35,7 @@ from mdi_exit.transport.base import (
 )
 from mdi_exit.transport.frames import Acknowledged, Arrived, TooLarge, puback, publish_head
 from mdi_exit.transport.stream import Stream
-from mdi_exit.transport.tls import asked_again, is_denial, plain_reason
+from mdi_exit.transport.tls import asked_again, closing, is_denial, plain_reason
 
 __all__ = ["MAX_PENDING_BYTES", "MqttTransport"]
 
@@ -119,7 +119,7 @@ class MqttTransport:
         }
 
     def _context(self, address: values.BrokerAddress) -> ssl.SSLContext | None:
-        return (self._tls or ssl.create_default_context()) if address.tls else None
+        return closing(self._tls) if address.tls else None
 
     @property
     def connected(self) -> bool:
@@ -438,6 +438,7 @@ def _prepare(client: aiomqtt.Client) -> asyncio.Future[str]:
             loop.call_soon_threadsafe(_settle, lost, line.removeprefix(_LOST))
 
     paho.on_log = note_loss
+    paho.disable_logger()
     return lost
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from mdi_exit.errors import UsageError
 
-__all__ = ["asked_again", "is_denial", "plain_reason", "tls_context"]
+__all__ = ["asked_again", "closing", "is_denial", "plain_reason", "tls_context"]
 
 _ASK_S: Final = 2.0
 
@@ -60,6 +60,27 @@ def tls_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSL
     except (OSError, ssl.SSLError, ValueError) as error:
         got = f"{cert} and {key or cert}: {_of_file(error)}"
         raise UsageError("--cert, --key", "a certificate and its key (PEM, without a passphrase)", got) from None
+    return context
+
+
+class _ClosedOnFailure(ssl.SSLSocket):
+    """Closes itself when its handshake fails: paho leaves that to the garbage collector, which complains."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            self.close()
+            raise
+
+
+def closing(context: ssl.SSLContext | None) -> ssl.SSLContext:
+    """``context``, or the default one; its sockets do not outlive a failed handshake."""
+    context = context or ssl.create_default_context()
+    if context.sslsocket_class is ssl.SSLSocket:
+        context.sslsocket_class = _ClosedOnFailure
     return context
 
 
