@@ -57,7 +57,7 @@ __all__ = ["SourceDriver"]
 
 _PREFETCH: Final = 64
 _PREFETCH_AT_ONCE: Final = 8
-_UNSERVED: Final = ("waiting for source", "loading segments")
+_UNSERVED: Final = ("waiting for source", "loading segments", "model not signed")
 
 
 class SourceDriver(NodeDriver):
