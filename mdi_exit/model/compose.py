@@ -113,7 +113,9 @@ class Composer:
                 model, end = _chained(model, encoder, "code", end, keep)
             _rename_output(model, end, FEATURES)
         model.graph.name = key.file
-        del model.graph.value_info[:]  # shapes inside, which versions of onnx keep differently: all compose the same bytes
+        del model.graph.value_info[
+            :
+        ]  # shapes inside, which versions of onnx keep differently: all compose the same bytes
         onnx.checker.check_model(model)
         return model
 
