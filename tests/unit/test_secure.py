@@ -8,6 +8,7 @@ import shutil
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 
 import pytest
 from cryptography import x509
@@ -24,7 +25,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 import broker
 from broker import access
-from mdi_exit.errors import ArtifactError, MdiExitError, UsageError
+from edge_agent.config import AgentSettings, resolve_agent
+from mdi_exit import discovery
+from mdi_exit.client import Client
+from mdi_exit.errors import ArtifactError, MdiExitError, TransportError, UsageError
+from mdi_exit.events import ModelRefused
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.secure.authority import Authority, expires, serial_of
@@ -43,6 +48,8 @@ from mdi_exit.signing import (
 )
 from mdi_exit.span import LayerSpan
 from mdi_exit.transport.tls import is_denial, plain_reason, tls_context
+from mdi_exit.worker_config import WorkerConfig
+from mdi_exit.worker_state import WorkerState
 
 NOW = datetime.now(UTC)
 RECORD = Record(
@@ -424,3 +431,68 @@ def test_reasons_are_told_in_words(openssl: str, words: str, denial: bool) -> No
 def test_what_could_be_chance_counts_at_the_second_time() -> None:
     why = plain_reason("EOF occurred in violation of protocol (_ssl.c:2427)")
     assert (is_denial(why, again=False), is_denial(why, again=True)) == (False, True)
+
+
+# --- settings
+
+
+def test_files_for_tls_want_a_broker_with_tls() -> None:
+    def agent(*flags: str) -> AgentSettings:
+        return resolve_agent(["--layers", "0-1", *flags], {}).settings
+
+    for flags, said in (
+        (("--ca", "x", "--broker", "mqtt://h"), "--ca, --cert: expected --broker mqtts://HOST:PORT, got mqtt://h:1883"),
+        (("--key", "x", "--broker", "mqtts://h"), "--key: expected --cert to go with it, got none"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(said)):
+            agent(*flags)
+    assert agent("--ca", "x").wants_tls  # auto: then only a broker with TLS will do
+    assert agent("--broker", "mqtts://h").tls() is None
+    with pytest.raises(UsageError, match="--ca: expected certificates"):
+        agent("--broker", "mqtts://h", "--ca", "/nowhere").tls()
+
+
+def test_a_url_with_a_password_is_refused_and_not_repeated() -> None:
+    for url in ("mqtt://me:hunter2@h", "mqtts://me:hunter2@h:8883", "mqtt://:hunter2@h"):
+        with pytest.raises(UsageError, match=r"--password-file\), got a URL with a user in it") as told:
+            resolve_agent(["--layers", "0-1", "--broker", url], {})
+        assert "hunter2" not in str(told.value)
+        with pytest.raises(UsageError) as of_client:
+            Client(url)
+        assert "hunter2" not in str(of_client.value)
+
+
+async def test_files_for_tls_let_nothing_but_tls_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = discovery.Broker("plain", "p.local", ("10.0.0.1",), 1883, tls=False, marked=True)
+    safe = discovery.Broker("safe", "s.local", ("10.0.0.2",), 8883, tls=True, marked=False)
+
+    async def yes(_: object) -> bool:
+        return True
+
+    async def found(_: float) -> list[discovery.Broker]:
+        return [plain, safe]
+
+    monkeypatch.setattr(discovery, "answers", yes)
+    monkeypatch.setattr(discovery, "find_brokers", found)
+    assert str((await discovery.look_for_broker(has_password=False))[0]) == "mqtt://127.0.0.1:1883"
+    address, _ = await discovery.look_for_broker(has_password=False, tls_only=True)
+    assert str(address) == "mqtts://s.local:8883"
+
+    async def only_plain(_: float) -> list[discovery.Broker]:
+        return [plain]
+
+    monkeypatch.setattr(discovery, "find_brokers", only_plain)
+    with pytest.raises(TransportError, match="--ca and --cert want a broker with TLS only"):
+        await discovery.look_for_broker(has_password=False, tls_only=True)
+
+
+# --- an agent that wants signatures
+
+
+def test_a_node_says_that_it_refuses_for_as_long_as_it_has_nothing_to_do() -> None:
+    worker = WorkerState(WorkerConfig("nano", 1, LayerSpan(0, 9)), Random(0))
+    assert worker.state == "waiting for source"
+    worker.handle(0.0, ModelRefused())
+    assert worker.state == "model not signed"
+    worker.handle(0.1, ModelRefused(refused=False))
+    assert worker.state == "waiting for source"
