@@ -52,6 +52,7 @@ from mdi_exit.events import (
 from mdi_exit.executor import Encoded, Executor, tensor_of
 from mdi_exit.histogram import Histogram
 from mdi_exit.logs import Throttle, set_level
+from mdi_exit.membership import GOODBYE
 from mdi_exit.model.manifest import Manifest
 from mdi_exit.reports import Shortener
 from mdi_exit.segments import ModelPlan, SegmentKey
@@ -122,7 +123,7 @@ class NodeDriver:
         self.drained = asyncio.Event()
         self.connected_once = asyncio.Event()
         self._transport: Transport | None = None
-        self._claimed = False
+        self._claimed = self._leaving = False
         self._own_status: asyncio.Future[None] | None = None
         self._own_life: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -204,11 +205,13 @@ class NodeDriver:
     async def finish(self) -> None:
         """Finish what is here, say goodbye, stop."""
         if self._claimed and self._transport is not None:
+            self._leaving = True
             self.feed(Drain())
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.drained.wait(), _DRAIN_S if self._transport.connected else 0.0)
             topic = self.topics.agents(self.name)
-            await self._transport.publish_confirmed(topic, encode(self._offline()), qos=1, retain=True, timeout_s=2.0)
+            goodbye = msgspec.structs.replace(self._offline(), state=GOODBYE)
+            await self._transport.publish_confirmed(topic, encode(goodbye), qos=1, retain=True, timeout_s=2.0)
         self.close()
 
     def close(self) -> None:
@@ -314,7 +317,7 @@ class NodeDriver:
 
     def announce_again(self) -> None:
         """Publish anew what the broker is to remember of this node."""
-        if self._claimed and self._transport is not None and self._transport.connected:
+        if self._claimed and not self._leaving and self._transport is not None and self._transport.connected:
             self.feed(TransportUp())
 
     def count_bad(self, error: WireError, topic: str) -> None:
@@ -347,6 +350,8 @@ class NodeDriver:
                     self.feed(StatusReceived(message, retained))
                 elif message.incarnation != self.worker.config.incarnation:
                     self._namesake(message, retained=retained)
+                elif not message.online:
+                    self.announce_again()  # a will of a connection that is over, from another broker or a late one
             case Control():
                 self.cuts.deploy(message.codec)
                 self.feed(ControlReceived(message))

@@ -70,6 +70,7 @@ class ItemKeeping:
         self._looked_at: tuple[int, tuple[int, ...], str] | None = None
         self._held_by_none: tuple[int, ...] = ()
         self._dead: frozenset[str] = frozenset()
+        self._restarts = 0
         self._astray = False  # whether an item may be held by one of the dead
         self._told_missing: tuple[int, ...] | None = None
         self._told_floor = False
@@ -331,7 +332,8 @@ class ItemKeeping:
         for moved in results.moved:
             entry = self.pending.get(moved.item)
             if entry is not None and entry.attempt == moved.attempt and sender in (entry.holder, self.worker.name):
-                entry.holder = moved.to
+                peer = self.worker.members.get(moved.to)
+                entry.holder, entry.holder_start = moved.to, peer.status.incarnation if peer else 0
                 self._astray |= moved.to in self._dead
         for row in results.rows:
             entry = self.pending.get(row.item)
@@ -421,5 +423,6 @@ class ItemKeeping:
         if not self._astray:
             return
         self._astray = False
-        for item in [item for item, entry in self.pending.items() if entry.holder in self._dead]:
+        gone = self.worker.members.is_gone
+        for item in [item for item, entry in self.pending.items() if gone(entry.holder, entry.holder_start)]:
             self._again(now, item, "its node died, again and again")

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from mdi_exit import values
-from mdi_exit.errors import ArtifactError, WireError
+from mdi_exit.errors import ArtifactError, StartError, WireError
 from mdi_exit.model.manifest import Manifest as ModelManifest
 from mdi_exit.model.manifest import parse_manifest
 from mdi_exit.snapshot import Rate
@@ -302,15 +302,16 @@ def _node_view(now: float, node: _Node) -> NodeView:
 
 
 class Observer:
-    """Watches ``deployment`` on the broker at ``url`` for as long as it is entered.
+    """Watches ``deployment`` on the broker at ``url``, or the first of several that answers, for as long as it is entered.
 
     ``on_change`` is called in the event loop after each message and change of the connection, ``on_frame`` with each frame
-    of a source that publishes them. Raises ``UsageError`` for a malformed ``url``.
+    of a source that publishes them. ``denial``: why no broker takes us, if none ever did.
+    Raises ``UsageError`` for a malformed ``url``.
     """
 
     def __init__(
         self,
-        url: str | values.BrokerAddress,
+        url: str | values.Brokers,
         deployment: str = "default",
         *,
         username: str | None = None,
@@ -322,6 +323,7 @@ class Observer:
         self.watched = Watched(deployment)
         self.topics = Topics(deployment)
         self.bad = 0
+        self.denial: StartError | None = None
         self._on_change = on_change or (lambda: None)
         self._on_frame = on_frame
         self._trouble = f"connecting to broker {url}"
@@ -332,7 +334,12 @@ class Observer:
             username=username,
             password=password,
             tls=tls,
+            on_denied=self._on_denied,
         )
+
+    def _on_denied(self, error: StartError) -> None:
+        self.denial = error
+        self._on_change()
 
     def view(self) -> DeploymentView:
         """Everything that is known now."""

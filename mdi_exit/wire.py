@@ -38,6 +38,8 @@ __all__ = [
     "Message",
     "Moved",
     "Order",
+    "Outline",
+    "Piece",
     "Probe",
     "Reply",
     "Request",
@@ -49,6 +51,7 @@ __all__ = [
     "SourceReport",
     "Status",
     "Telemetry",
+    "WeightFile",
     "crc32",
     "decode",
     "encode",
@@ -359,7 +362,9 @@ class Control(Struct, frozen=True, array_like=True, tag="control"):
 
 
 class SegmentFile(Struct, frozen=True, array_like=True):
-    """A composed graph that the source offers: layers ``entry`` to ``stop - 1``; ``signature`` is empty: it has none."""
+    """A composed graph that the source offers: layers ``entry`` to ``stop - 1``. ``chunks``: of its outline; ``signature`` is
+    empty: it has none.
+    """
 
     entry: Layer
     stop: Layer
@@ -385,13 +390,40 @@ class Manifest(Struct, frozen=True, array_like=True, tag="manifest"):
 
 
 class Chunk(Struct, frozen=True, array_like=True, tag="chunk"):
-    """A piece (at most 256 KiB) of a model file. Payload: its bytes."""
+    """A part (at most 256 KiB) of a segment's outline, or of a file of weights, named by its digest. Payload: its bytes."""
 
     model: Digest
     file: FileName
     index: UInt
     count: Annotated[int, Meta(ge=1, le=100_000)]
     crc: UInt
+
+
+class WeightFile(Struct, frozen=True, array_like=True):
+    """Weights that segments share: a file that travels once."""
+
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    bytes: Annotated[int, Meta(ge=1, le=2**31)]
+
+
+class Piece(Struct, frozen=True, array_like=True):
+    """At byte ``at`` of the segment come ``bytes`` bytes of the file number ``file``, from its byte ``start`` on."""
+
+    at: UInt
+    bytes: Annotated[int, Meta(ge=1, le=2**31)]
+    file: Annotated[int, Meta(ge=0, le=4095)]
+    start: UInt
+
+
+class Outline(Struct, frozen=True, array_like=True, tag="outline"):
+    """A segment without its weights: never a message of its own, but what the chunks of a segment make up.
+
+    Payload: the segment's bytes with the ``pieces`` (in order of ``at``) cut out.
+    """
+
+    crc: UInt
+    weights: Annotated[tuple[WeightFile, ...], Meta(max_length=4096)] = ()
+    pieces: Annotated[tuple[Piece, ...], Meta(max_length=4096)] = ()
 
 
 class Request(Struct, frozen=True, array_like=True, tag="request"):
@@ -442,6 +474,7 @@ Message = (
     | Reply
     | Manifest
     | Chunk
+    | Outline
 )
 
 _encoder = msgspec.msgpack.Encoder()

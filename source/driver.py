@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from typing import Final
 
@@ -51,9 +52,12 @@ from mdi_exit.wire import Message, Results, encode
 from source.inputs import Input, LiveInput, Sample, preprocess
 from source.pictures import Pictures
 from source.reception import Reception
+from source.retained import Retained
 from source.sinks import Sink
 
 __all__ = ["SourceDriver"]
+
+log = logging.getLogger(__name__)
 
 _PREFETCH: Final = 64
 _PREFETCH_AT_ONCE: Final = 8
@@ -98,6 +102,7 @@ class SourceDriver(NodeDriver):
         )
         self._local = LocalModel(self, composer, (span,)) if span is not None else None
         self._reception = Reception(self, artifact.manifest)
+        self._retained = Retained()
         self._own_input = samples is not None
         self._live = samples if isinstance(samples, LiveInput) else None
         self._samples = samples if isinstance(samples, Input) else None
@@ -109,6 +114,8 @@ class SourceDriver(NodeDriver):
             *super().subscriptions(),
             (self.topics.results("+"), kinds.RESULTS.qos),
             (self.topics.requests("+"), kinds.REQUESTS.qos),
+            (self.topics.control, kinds.CONTROL.qos),
+            (self.topics.manifest, kinds.MANIFEST.qos),
         ]
 
     async def start(self, transport: Transport) -> None:
@@ -135,6 +142,8 @@ class SourceDriver(NodeDriver):
     def on_message(self, topic: str, payload: bytes, retained: bool) -> None:
         if topic.startswith(kinds.SYS_PREFIX):
             self.broker_stats.received(topic, payload)
+        elif topic in (self.topics.control, self.topics.manifest):
+            self._retained.given(topic, payload)
         else:
             super().on_message(topic, payload, retained)
 
@@ -205,6 +214,8 @@ class SourceDriver(NodeDriver):
             self.energy.seen(self._loop.time(), event.telemetry.node, event.telemetry.incarnation, board)
         elif isinstance(event, Tick):
             self._host.look_after(self._loop.time(), unserved=self._unserved())
+            if self._claimed:
+                self._repeat_astray()
             if self._live is not None:
                 self._tell_skipped(self._live)
         if not self._own_input and self.source.started:
@@ -213,6 +224,19 @@ class SourceDriver(NodeDriver):
             self.answered.set()
         if self.source.done:
             self.done.set()
+
+    def publish(self, kind: kinds.TopicKind, topic: str, frame: bytes) -> bool:
+        taken = super().publish(kind, topic, frame)
+        if taken and kind in (kinds.CONTROL, kinds.MANIFEST):
+            self._retained.said(self._loop.time(), topic, frame)
+        return taken
+
+    def _repeat_astray(self) -> None:
+        """What others have put in the place of the source's words, or the broker has from long ago, is overwritten."""
+        for topic in self._retained.astray(self._loop.time()):
+            log.warning("the broker gives out another %s than the source's: publishing it again", topic)
+            again = self.announce_again if topic == self.topics.control else self._host.republish
+            self._loop.call_soon(again)
 
     def _begin(self) -> None:
         """The first item is asked for, or could be."""

@@ -67,7 +67,7 @@ class Broker(Protocol):
     """The settings that watching a deployment takes."""
 
     @property
-    def broker(self) -> values.BrokerAddress: ...
+    def broker(self) -> values.Brokers: ...
     @property
     def deployment(self) -> str: ...
     @property
@@ -84,7 +84,10 @@ async def watching(settings: Broker) -> AsyncIterator[Observer]:
     """An observer that is connected. Raises ``StartError`` when the broker cannot be had in time."""
     user, password, tls = settings.username, settings.password, settings.tls()
     async with Observer(settings.broker, settings.deployment, username=user, password=password, tls=tls) as observer:
-        if not await seen(lambda: observer.transport.connected, settings.timeout):
+        await seen(lambda: observer.transport.connected or observer.denial is not None, settings.timeout)
+        if observer.denial is not None:
+            raise observer.denial
+        if not observer.transport.connected:
             trouble = printable(observer.view().trouble)
             raise StartError(f"broker: expected a connection to {settings.broker}, got: {trouble}")
         yield observer

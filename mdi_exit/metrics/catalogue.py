@@ -87,6 +87,12 @@ _OF_NODES: Final[dict[str, Row]] = {
     "mdi_exit_compute_seconds": _node("counter", "Seconds spent in segments.", "seconds"),
     "mdi_exit_threshold": _node("gauge", "Exit threshold in force; absent until a source has said it.", "ratio"),
     "mdi_exit_neighbour_alive": _node("gauge", "1 while the other node gives signs of life.", "", "node"),
+    "mdi_exit_neighbour_penalty": _node(
+        "gauge", "Recent deaths of the other node, decaying; absent when there are none.", "deaths", "node"
+    ),
+    "mdi_exit_neighbour_hold_seconds": _node(
+        "gauge", "Seconds until a node that came and went gets work again; absent when it does.", "seconds", "node"
+    ),
     "mdi_exit_neighbour_delay_seconds": _node("gauge", "Measured delay of an empty message.", "seconds", "to"),
     "mdi_exit_link_tasks": _node("counter", "Tasks sent over the link, from the start of the neighbour.", "tasks", "to"),
     "mdi_exit_link_bytes": _node(
@@ -104,6 +110,7 @@ _OF_NODES: Final[dict[str, Row]] = {
     "mdi_exit_transport_refused": _node("counter", "Messages not taken: not connected, or the buffer full.", "messages"),
     "mdi_exit_process_cpu_ratio": _node("gauge", "Cores kept busy by this process over the last moments.", "cores"),
     "mdi_exit_process_memory_bytes": _node("gauge", "Resident memory of this process.", "bytes"),
+    "mdi_exit_process_tasks": _node("gauge", "Coroutines under way in this process; steady unless something leaks.", "tasks"),
     "mdi_exit_board_temperature_celsius": _node("gauge", "The hottest sensor of the board's processors.", "°C"),
     "mdi_exit_board_power_watts": _node("gauge", "Power by the board's sensor; absent without one.", "watts"),
     "mdi_exit_energy_joules": _node(

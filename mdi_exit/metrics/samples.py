@@ -6,6 +6,7 @@ allow only the liveliest are shown.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from heapq import nlargest
@@ -55,6 +56,7 @@ def node_samples(driver: NodeDriver, transport: Transport, now: float) -> Iterat
     yield from _transport(driver, transport)
     yield from _board(driver.vitals.board)
     yield "mdi_exit_process_cpu_ratio", (), driver.cpu_percent() / 100
+    yield "mdi_exit_process_tasks", (), len(asyncio.all_tasks())
 
 
 def _identity(driver: NodeDriver, transport: Transport) -> Iterator[Sample]:
@@ -92,9 +94,13 @@ def _tasks(driver: NodeDriver, now: float) -> Iterator[Sample]:
 
 
 def _neighbours(driver: NodeDriver, now: float) -> Iterator[Sample]:
-    totals = driver.worker.totals
+    totals, flaps = driver.worker.totals, driver.worker.members.flaps
     for peer in _shown(driver.worker.members, now):
         yield "mdi_exit_neighbour_alive", (peer.name,), float(peer.alive)
+        if penalty := flaps.penalty(now, peer.name):
+            yield "mdi_exit_neighbour_penalty", (peer.name,), penalty
+        if hold_s := flaps.hold_left_s(now, peer.name):
+            yield "mdi_exit_neighbour_hold_seconds", (peer.name,), hold_s
         if peer.alive:
             yield "mdi_exit_neighbour_delay_seconds", (peer.name,), peer.out.delay.delay_s(0)
         if handed := totals.sent[peer.name] + totals.unsent[peer.name]:

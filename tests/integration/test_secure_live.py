@@ -247,15 +247,12 @@ def test_programs_that_are_not_let_in_say_why_in_one_line_and_exit_3(guarded: Pr
     }
     for said, (url, *flags) in cases.items():
         for module, own in (
-            ("edge_agent.cli", ("--layers", "0-8")),
-            ("source.cli", ("--input", "shipped:5")),
-            ("mdi_exit.cli", None),
+            ("edge_agent.cli", ("--layers=0-8", "--log-level", "error")),
+            ("source.cli", ("--input=shipped:5", "--log-level", "error")),
+            ("mdi_exit.cli", ("control", "--timeout", "20s", "status")),
+            ("mdi_exit.cli", ("serve", "--http", "127.0.0.1:0", "--log-level", "error")),
         ):
-            how = ("--broker", url, *flags)
-            argv = (
-                ("control", *how, "--timeout", "2s", "status") if own is None else (*how, *own, "--log-level", "error")
-            )
-            done = run_program(module, *argv)
+            done = run_program(module, *own[:1], "--broker", url, *flags, *own[1:])
             assert done.returncode == 3, (module, said, done.stderr)
             assert done.stderr.count("\n") == 1, done.stderr
             assert said in done.stderr
@@ -293,9 +290,7 @@ def test_a_whole_run_with_certificates_and_a_signed_model_and_no_secret_anywhere
         for agent in agents:
             agent.until_says("connected")
         flags = ("--config", str(made.board("source") / "mdi-exit.toml"), "--model", str(signed))
-        source = system.source(
-            *flags, "--input", "shipped:300", "--exit-threshold", "1", "--rate", "100/s", name="source"
-        )
+        source = system.source(*flags, "--repeat", "--exit-threshold", "1", "--rate", "60/s", name="source")
         source.until_results(50)
         scraped = "".join(program.scrape() for program in (source, *agents))
         boss = ("control", "--config", made.board("boss") / "mdi-exit.toml")
@@ -304,7 +299,8 @@ def test_a_whole_run_with_certificates_and_a_signed_model_and_no_secret_anywhere
         said.append(run_program("mdi_exit.cli", *boss, "threshold", "0.9"))
         assert said[-1].returncode == 0, said[-1].stderr
         argv = _command_lines([source, *agents])
-        source.until_completed(300)
+        assert source.stop() == 0
+        source.until_completed()
         for agent in agents:
             assert agent.stop() == 0
     finally:
