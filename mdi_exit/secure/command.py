@@ -173,7 +173,7 @@ def _revoke(argv: Sequence[str]) -> int:
     resolved = _resolved(NoSettings, argv, "revoke", "DIR NAME", "Shuts a program out.")
     store, name = _store_and_name(resolved)
     store.revoke(name, _now())
-    _say(f"{name}: shut out as soon as {store.folder}/broker is copied to the broker and the broker is started again")
+    _say(f"{name}: shut out as soon as {store.folder}/broker is copied to the broker and the broker reloads it")
     return 0
 
 
