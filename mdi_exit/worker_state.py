@@ -36,7 +36,9 @@ from mdi_exit.events import (
     Outcome,
     PlanMade,
     ProbeReceived,
+    RecordingHeld,
     RequestEvent,
+    Restored,
     ResultsReceived,
     RoutesSolved,
     RunSegment,
@@ -163,6 +165,8 @@ class WorkerState(Hurrying):
                 | ResultsReceived()
                 | SetAdmission()
                 | GiveUp()
+                | RecordingHeld()
+                | Restored()
                 | RoutesSolved()
                 | RequestEvent()
             ):
