@@ -20,7 +20,7 @@ RUN /opt/pip/bin/pip wheel --disable-pip-version-check --no-cache-dir --no-deps 
 
 # The virtual environment: what the wheel needs, then the wheel.
 FROM ${PYTHON_IMAGE} AS install
-ARG EXTRAS="web"
+ARG EXTRAS="web,secure"
 RUN python -m venv /opt/mdi-exit
 COPY --from=wheel /dist /dist
 RUN wheel="$(ls /dist/*.whl)" \

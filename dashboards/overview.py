@@ -29,6 +29,7 @@ UP: Final = {"0": ("silent", "red"), "1": ("up", "green")}
 STATES: Final = {
     "ready": ("ready", "green"),
     "loading segments": ("loading segments", "orange"),
+    "model not signed": ("model not signed", "orange"),
     "waiting for source": ("waiting for source", "orange"),
     "draining": ("draining", "blue"),
     "drained": ("drained", "blue"),

@@ -104,6 +104,7 @@ class AgentDriver(NodeDriver):
         self._told = status.state, status.span
         text = {
             "waiting for source": "connected; waiting for a source and its model",
+            "model not signed": "the source's model is not signed as --require-signed-model has it; waiting for another",
             "waiting for layers": "waiting for layers from the source's placement",
             "loading segments": f"waiting for the segments of layers {self.worker.holding.span}",
             "ready": f"ready: layers {self.worker.holding.span} on {status.engine}",
@@ -139,22 +140,25 @@ async def _until_stopped(
     driver: AgentDriver, transport: Transport, settings: AgentSettings, stop: asyncio.Event
 ) -> None:
     held = () if settings.span is None else (settings.span,)
+    verifier = settings.verifier()
     if settings.model is not None:
         from mdi_exit.model.artifact import Artifact
         from mdi_exit.model.compose import Composer
 
         artifact = Artifact.open(settings.model)
+        if verifier is not None:
+            verifier.check_artifact(artifact.folder, artifact.manifest.digest)
         if settings.span is not None and settings.span.stop > (count := len(artifact.manifest.layers)):
             raise UsageError("--layers", f"layers in 0-{count - 1}, those of {settings.model}", settings.layers)
         composer = Composer(artifact)
         composer.check()
         driver.use_local(LocalModel(driver, composer, held))
     else:
-        driver.client = ModelClient(driver, transport, held)
+        driver.client = ModelClient(driver, transport, held, verifier)
     start = asyncio.create_task(driver.start(transport), name="start")
     stopped = asyncio.create_task(stop.wait(), name="stop")
     try:
-        await _first(start, stopped)
+        await _first(start, stopped, driver.fatal)
         if start.done():
             await start
             await _first(driver.fatal, stopped)

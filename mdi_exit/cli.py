@@ -132,6 +132,14 @@ def _announce(argv: Sequence[str]) -> int:
     return announce(argv)
 
 
+def _secure(argv: Sequence[str]) -> int:
+    if importlib.util.find_spec("cryptography") is None:
+        raise UsageError("mdi-exit secure", "the extra 'secure' (pip install 'mdi-exit[secure]')", "none")
+    from mdi_exit.secure.command import main as secure
+
+    return secure(argv)
+
+
 def _partition(argv: Sequence[str]) -> int:
     from mdi_exit.workbench.partition import main as partition
 
@@ -171,6 +179,7 @@ _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "top": ("a running deployment in the terminal", _top),
     "control": ("orders to a running deployment: pause, threshold, drain, ...", _control),
     "plot": ("pictures of a run, from the files that the source wrote", _plot),
+    "secure": ("certificates, passwords, access list; signed models (needs the extra secure)", _secure),
     "announce": ("let agents find a broker by mDNS", _announce),
     "benchmark": ("measure this machine or a method (mdi-exit benchmark --help lists them)", _benchmark),
 }

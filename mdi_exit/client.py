@@ -113,6 +113,7 @@ class Client:
         self._waiting: dict[str, _Waiting] = {}
         self._run: int | None = None
         self._trouble = ""
+        self._denial: StartError | None = None
         self._connected = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
         self._open = False
@@ -123,6 +124,7 @@ class Client:
             username=username,
             password=password,
             tls=tls,
+            on_denied=self._on_denied,
         )
 
     async def __aenter__(self) -> Self:
@@ -131,6 +133,8 @@ class Client:
         await self._transport.__aenter__()
         try:
             await asyncio.wait_for(self._connected.wait(), self._connect_s)
+            if self._denial is not None:
+                raise self._denial
         except BaseException as error:
             await self._transport.__aexit__(None, None, None)
             if isinstance(error, TimeoutError):
@@ -289,6 +293,10 @@ class Client:
             waiting.answer.set_exception(error)
 
     # --- what the transport tells
+
+    def _on_denied(self, error: StartError) -> None:
+        self._denial = error
+        self._connected.set()  # there is nothing more to wait for
 
     def on_connected(self) -> None:
         self._connected.set()

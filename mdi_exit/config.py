@@ -52,6 +52,7 @@ SECTIONS = (
     "plan",
     "plot",
     "profile",
+    "secure",
     "serve",
     "simulate",
     "source",

@@ -60,16 +60,16 @@ class Broker:
         return [values.BrokerAddress(host, self.port, tls=self.tls) for host in hosts]
 
 
-async def look_for_broker(*, has_password: bool) -> tuple[values.BrokerAddress, str]:
+async def look_for_broker(*, has_password: bool, tls_only: bool = False) -> tuple[values.BrokerAddress, str]:
     """This machine's broker if one answers, else the best of those that announce themselves; and how it was found.
 
-    A password is not sent in the clear to whoever says that he is a broker: with one, only TLS counts. Raises
-    ``TransportError`` when there is none.
+    A password is not sent in the clear to whoever says that he is a broker: with one, only TLS counts. With ``tls_only`` it
+    counts on this machine too. Raises ``TransportError`` when there is none.
     """
-    if await answers(_LOCAL):
+    if not tls_only and await answers(_LOCAL):
         return _LOCAL, "it answers on this machine"
     found = await find_brokers(_LOOK_S)
-    usable = [broker for broker in found if broker.tls or not has_password]
+    usable = [broker for broker in found if broker.tls or not (has_password or tls_only)]
     for broker in best(usable):
         for address in broker.candidates():
             if await answers(address):
@@ -77,7 +77,8 @@ async def look_for_broker(*, has_password: bool) -> tuple[values.BrokerAddress, 
                 return address, f"{broker.name!r} announces it by mDNS{others}"
     if found and not usable:
         seen = ", ".join(broker.name for broker in found)
-        raise TransportError(f"a password goes to a broker with TLS only, unless --broker names it; found {seen}")
+        what = "--ca and --cert want" if tls_only else "a password goes to"
+        raise TransportError(f"{what} a broker with TLS only, unless --broker names it; found {seen}")
     silent = "".join(f"; {broker.name} announces itself, but does not answer" for broker in usable[:1])
     raise TransportError(f"expected one on this machine (port 1883) or announced by mDNS, got none (--broker){silent}")
 

@@ -51,6 +51,7 @@ __all__ = [
     "LifeTotals",
     "MakePlan",
     "ModelKnown",
+    "ModelRefused",
     "Notice",
     "OrderReceived",
     "Outcome",
@@ -154,6 +155,13 @@ class ModelKnown:
     """The model in force, from the manifest."""
 
     plan: ModelPlan
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRefused:
+    """What the source offers is not signed as this node wants it (or, no longer ``refused``, is again)."""
+
+    refused: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -617,6 +625,7 @@ Event = (
     | TransportUp
     | TransportDown
     | ModelKnown
+    | ModelRefused
     | SegmentsReady
     | SpeedKnown
     | PlanMade

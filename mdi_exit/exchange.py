@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Final
 from mdi_exit import topics as kinds
 from mdi_exit.driver import NodeDriver
 from mdi_exit.errors import ArtifactError, EngineError, WireError
+from mdi_exit.events import ModelRefused
 from mdi_exit.fetching import Fetching
 from mdi_exit.model.manifest import Manifest, parse_manifest
 from mdi_exit.outline import CHUNK_BYTES, chunk_count
 from mdi_exit.segments import ModelPlan, SegmentKey, needed_segments, runs_in
+from mdi_exit.signing import ModelSignature, Verifier, manifest_statement, segment_statement
 from mdi_exit.span import LayerSpan
 from mdi_exit.topics import Route
 from mdi_exit.transport import Transport
@@ -48,6 +50,7 @@ class ModelHost:
     driver: NodeDriver
     composer: Composer
     run: int
+    signature: ModelSignature | None = None
     _offered: dict[SegmentKey, SegmentFile] = field(default_factory=dict)
     _files: dict[str, bytes] = field(default_factory=dict)
     _wanted: set[SegmentKey] = field(default_factory=set)
@@ -80,10 +83,24 @@ class ModelHost:
         finally:
             self._busy = False
 
+    def _signature_of(self, key: SegmentKey, sha256: str) -> bytes:
+        """What was signed with the model; nothing if that was another graph."""
+        signed = self.signature.segments.get(key.file) if self.signature else None
+        if signed is None or self.signature is None:
+            return b""
+        if signed.sha256 == sha256:
+            return bytes.fromhex(signed.signature)
+        log.error(
+            "%s: expected the graph that was signed (composed with onnx %s), got another: sign the model again with the onnx "
+            "that is here, or agents that want a signature refuse it", key.file, self.signature.composed_with,
+        )  # fmt: skip
+        return b""
+
     def _offer(self, key: SegmentKey, graph: bytes, files: Mapping[str, bytes]) -> None:
         """Publish those of the segment's files that are not published yet."""
         sha256, chunks = hashlib.sha256(graph).hexdigest(), chunk_count(len(files[key.file]))
-        self._offered[key] = SegmentFile(key.entry, key.stop, key.head, len(graph), sha256, chunks)
+        signed = self._signature_of(key, sha256)
+        self._offered[key] = SegmentFile(key.entry, key.stop, key.head, len(graph), sha256, chunks, signed)
         for name, raw in files.items():
             if name not in self._files:
                 self._files[name] = raw
@@ -127,6 +144,7 @@ class ModelHost:
             model=self.manifest.plan.digest,
             crc=crc32(raw),
             segments=tuple(self._offered[key] for key in sorted(self._offered)),
+            signature=bytes.fromhex(self.signature.signature) if self.signature else b"",
         )
         self.driver.publish(kinds.MANIFEST, self.driver.topics.manifest, encode(message, raw))
 
@@ -166,11 +184,15 @@ class LocalModel:
 
 @dataclass(slots=True)
 class ModelClient:
-    """An agent's side: fetches, checks and loads the segments of its span."""
+    """An agent's side: fetches, checks and loads the segments of its span.
+
+    ``verifier``: whose signature model and segments must carry; None: they need none.
+    """
 
     driver: NodeDriver
     transport: Transport
     spans: tuple[LayerSpan, ...]
+    verifier: Verifier | None = None
     _offer: tuple[str, tuple[SegmentFile, ...]] = ("", ())
     _asked: set[SegmentKey] = field(default_factory=set)
     _fetching: Fetching = field(default_factory=Fetching)
@@ -193,9 +215,20 @@ class ModelClient:
                 raise WireError("manifest", str(error)) from None
             if manifest.plan.digest != message.model:
                 raise WireError("manifest", f"expected the model {message.model}, got {manifest.plan.digest}")
+            self._check_signature(f"model {manifest.name}", manifest_statement(manifest.digest), message.signature)
             self._new_model(manifest)
         self._offer = message.model, message.segments
         self._fetch(*self._offer)
+        if self.verifier is not None:
+            self.driver.feed(ModelRefused(refused=False))
+
+    def _check_signature(self, what: str, statement: bytes, signature: bytes) -> None:
+        """Raises ``WireError`` where a signature is wanted and this is none of it; the agent waits for another offer."""
+        if self.verifier is None or self.verifier.is_signed(statement, signature):
+            return
+        self.driver.feed(ModelRefused())
+        got = "another" if signature else "no signature"
+        raise WireError("signature", f"{what}: expected a signature by the key of {self.verifier.origin}, got {got}")
 
     def hold(self, spans: tuple[LayerSpan, ...]) -> None:
         """From now on the node has these spans: fetch what they need, let go of the rest."""
@@ -227,6 +260,9 @@ class ModelClient:
             key = SegmentKey(file.entry, file.stop, file.head)
             mine = file.entry < file.stop and runs_in(plan, key, self.spans)
             if mine and (key not in self._asked or key in self._fetching):
+                if self.verifier is not None and self.driver.manifest is not None:
+                    statement = segment_statement(self.driver.manifest.digest, key.file, file.sha256)
+                    self._check_signature(key.file, statement, file.signature)
                 self._fetching.want(file)
                 self._asked.add(key)
         self._listen()

@@ -38,6 +38,7 @@ class NodeState:
         self.control: Control | None = None
         self.connected = False
         self.draining = False
+        self.refusing = False  # what the source offers is not signed as it should be
         self.holding = Holding(config.span, config.auto)
         self.layer_s: tuple[float, ...] = ()
         self.standing = Standing(config.name, config.offloading)
@@ -137,12 +138,14 @@ class NodeState:
         if self.draining:
             return "draining"
         if self.control is None or self.plan is None:
-            return "waiting for source"
+            return "model not signed" if self.refusing else "waiting for source"
         if self.holding.span is None:
             return "waiting for layers" if self.holding.auto else "ready"
         if self.standing.set_aside:
             return "draining" if self._running or self.inputs + self.outputs else "drained"
-        return "ready" if self._complete else "loading segments"
+        if self._complete:
+            return "ready"
+        return "model not signed" if self.refusing else "loading segments"
 
     @property
     def leaving(self) -> bool:

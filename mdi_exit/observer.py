@@ -7,6 +7,7 @@ all that it hears. The terminal view and the web page draw what ``Observer.view`
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 import uuid
 from collections import deque
@@ -16,7 +17,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from mdi_exit import values
-from mdi_exit.errors import ArtifactError, WireError
+from mdi_exit.errors import ArtifactError, StartError, WireError
 from mdi_exit.model.manifest import Manifest as ModelManifest
 from mdi_exit.model.manifest import parse_manifest
 from mdi_exit.snapshot import Rate
@@ -304,7 +305,8 @@ class Observer:
     """Watches ``deployment`` on the broker at ``url``, or the first of several that answers, for as long as it is entered.
 
     ``on_change`` is called in the event loop after each message and change of the connection, ``on_frame`` with each frame
-    of a source that publishes them. Raises ``UsageError`` for a malformed ``url``.
+    of a source that publishes them. ``denial``: why no broker takes us, if none ever did.
+    Raises ``UsageError`` for a malformed ``url``.
     """
 
     def __init__(
@@ -314,12 +316,14 @@ class Observer:
         *,
         username: str | None = None,
         password: str | None = None,
+        tls: ssl.SSLContext | None = None,
         on_change: Callable[[], None] | None = None,
         on_frame: Callable[[Frame, memoryview], None] | None = None,
     ) -> None:
         self.watched = Watched(deployment)
         self.topics = Topics(deployment)
         self.bad = 0
+        self.denial: StartError | None = None
         self._on_change = on_change or (lambda: None)
         self._on_frame = on_frame
         self._trouble = f"connecting to broker {url}"
@@ -329,7 +333,13 @@ class Observer:
             handler=self,
             username=username,
             password=password,
+            tls=tls,
+            on_denied=self._on_denied,
         )
+
+    def _on_denied(self, error: StartError) -> None:
+        self.denial = error
+        self._on_change()
 
     def view(self) -> DeploymentView:
         """Everything that is known now."""

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from mdi_exit.driver import NodeDriver
+from mdi_exit.errors import StartError
 from mdi_exit.metrics import serve_metrics
 from mdi_exit.settings import NodeSettings
 from mdi_exit.transport import Handler, Will
@@ -27,9 +28,10 @@ def transport_of(
     *,
     room_bytes: int = MAX_PENDING_BYTES,
     beside: MqttTransport | None = None,
+    on_denied: Callable[[StartError], None] | None = None,
 ) -> MqttTransport:
     """A connection as the settings want it. ``room_bytes``: how much may wait for a slow broker; ``beside``: of two
-    connections the first, which finds the broker.
+    connections the first, which finds the broker; ``on_denied``: see ``MqttTransport``.
     """
     return MqttTransport(
         beside or settings.broker,
@@ -38,6 +40,8 @@ def transport_of(
         will=will,
         username=settings.username,
         password=settings.password,
+        tls=settings.tls(),
+        on_denied=on_denied,
         keepalive_s=max(round(settings.keepalive), 1),
         max_pending_bytes=room_bytes,
     )
@@ -47,7 +51,7 @@ def transport_of(
 async def joined(driver: NodeDriver, settings: NodeSettings) -> AsyncIterator[MqttTransport]:
     """A transport for ``driver``, and its metrics if wanted, for as long as the context lasts."""
     client_id = f"{driver.topics.deployment}-{driver.name}-{driver.worker.config.incarnation}"
-    transport = transport_of(settings, client_id, driver, driver.will())
+    transport = transport_of(settings, client_id, driver, driver.will(), on_denied=driver.fail)
     where = settings.metrics
     metrics = serve_metrics(where.host, where.port, driver, transport) if where is not None else None
     try:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mdi_exit.span import LayerSpan
 
-__all__ = ["ModelPlan", "SegmentKey", "needed_segments", "runs_in", "segment_stop"]
+__all__ = ["ModelPlan", "SegmentKey", "needed_segments", "possible_segments", "runs_in", "segment_stop"]
 
 
 class SegmentKey(NamedTuple):
@@ -128,4 +128,14 @@ def needed_segments(plan: ModelPlan, span: LayerSpan, all_spans: Iterable[LayerS
     entries = {0, *(layer + 1 for layer in plan.exit_layers), *(other.stop for other in all_spans)}
     return frozenset(
         plan.segment(entry, span, early_exits=early) for entry in entries if entry in span for early in (True, False)
+    )
+
+
+def possible_segments(plan: ModelPlan) -> frozenset[SegmentKey]:
+    """Every segment that any node of any span can be asked to run."""
+    return frozenset(
+        plan.segment(entry, LayerSpan(entry, stop), early_exits=early)
+        for entry in range(plan.layer_count)
+        for stop in range(entry + 1, plan.layer_count + 1)
+        for early in (True, False)
     )

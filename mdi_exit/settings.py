@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from mdi_exit import __version__, values
 from mdi_exit.config import setting
@@ -12,7 +14,9 @@ from mdi_exit.engine import ENGINES
 from mdi_exit.errors import UsageError
 from mdi_exit.logs import FORMATS, LEVELS
 from mdi_exit.policy.damping import Damping
+from mdi_exit.signing import Verifier
 from mdi_exit.span import LayerSpan
+from mdi_exit.transport.tls import tls_context
 from mdi_exit.worker_config import WorkerConfig
 
 __all__ = ["BrokerSettings", "NodeSettings", "ServiceSettings", "new_incarnation"]
@@ -31,10 +35,35 @@ class BrokerSettings:
     deployment: str = setting("default", help="keeps systems on one broker apart", parse=values.name, metavar="NAME")
     username: str | None = setting(None, help="user at the broker", parse=values.text)
     password: str | None = setting(None, help="file with the password at the broker", parse=values.text, secret=True)
+    ca: Path | None = setting(
+        None,
+        help="whose certificates to trust, instead of the system's authorities",
+        parse=values.path,
+        metavar="FILE.pem",
+    )
+    cert: Path | None = setting(
+        None, help="our certificate, for a broker that asks for one", parse=values.path, metavar="FILE.pem"
+    )
+    key: Path | None = setting(
+        None, help="its private key; default: in the file of --cert", parse=values.path, metavar="FILE.pem"
+    )
 
     def __post_init__(self) -> None:
         if self.password is not None and self.username is None:
             raise UsageError("--username", "a user to go with the password", "none")
+        if self.key is not None and self.cert is None:
+            raise UsageError("--key", "--cert to go with it", "none")
+        if self.wants_tls and not all(one.tls or one.is_auto for one in self.broker.addresses):
+            raise UsageError("--ca, --cert", "--broker mqtts://HOST:PORT", self.broker)
+
+    @property
+    def wants_tls(self) -> bool:
+        """Whether files for TLS are given, so that nothing but TLS will do."""
+        return self.ca is not None or self.cert is not None
+
+    def tls(self) -> ssl.SSLContext | None:
+        """For the broker of these settings; None: as Python does it. Raises ``UsageError`` for files that do not fit."""
+        return tls_context(self.ca, self.cert, self.key) if self.wants_tls else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +84,10 @@ class NodeSettings(ServiceSettings):
     metrics: values.HostPort | None = setting(
         values.HostPort("127.0.0.1", 0), help="where to serve metrics; port 0: a free one; off: not at all",
         parse=values.host_port_or_off, metavar="HOST:PORT", show=values.show_off,
+    )  # fmt: skip
+    require_signed_model: Path | None = setting(
+        None, help="run no model but one signed by the owner of this public key (mdi-exit secure sign)", parse=values.path,
+        metavar="FILE.pub",
     )  # fmt: skip
     device: str | None = setting(
         None, help="the board, for an estimate of its energy where no sensor is; default: that of --profile",
@@ -95,6 +128,10 @@ class NodeSettings(ServiceSettings):
         _DAMPING.half_life_s, help="time that halves what a node's deaths count", parse=values.duration, metavar="TIME",
         show=values.show_seconds,
     )  # fmt: skip
+
+    def verifier(self) -> Verifier | None:
+        """Who checks signatures of models, if they are wanted. Raises ``UsageError``."""
+        return Verifier.load(self.require_signed_model) if self.require_signed_model is not None else None
 
     def worker(self, name: str, span: LayerSpan | None, engine: str, emulated: str) -> WorkerConfig:
         """What the core is told at this start. ``engine`` and ``emulated``: in words, for people."""

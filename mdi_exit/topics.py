@@ -23,6 +23,7 @@ __all__ = [
     "LAYERS",
     "LINKS",
     "MANIFEST",
+    "NAME",
     "REPLIES",
     "REQUESTS",
     "RESULTS",

@@ -85,6 +85,7 @@ Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{8,64}\Z")]
 Text = Annotated[str, Meta(max_length=400)]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,80}\Z")]
 Span = tuple[Layer, Layer]  # half-open
+Signature = Annotated[bytes, Meta(max_length=64)]  # Ed25519
 RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,64}\Z")]
 Layers = Meta(max_length=MAX_LAYERS)
 Nodes = Meta(max_length=MAX_NAMES)
@@ -374,7 +375,9 @@ class Control(Struct, frozen=True, array_like=True, tag="control"):
 
 
 class SegmentFile(Struct, frozen=True, array_like=True):
-    """A composed graph that the source offers: layers ``entry`` to ``stop - 1``. ``chunks``: of its outline."""
+    """A composed graph that the source offers: layers ``entry`` to ``stop - 1``. ``chunks``: of its outline; ``signature`` is
+    empty: it has none.
+    """
 
     entry: Layer
     stop: Layer
@@ -382,16 +385,21 @@ class SegmentFile(Struct, frozen=True, array_like=True):
     bytes: Annotated[int, Meta(ge=1, le=MAX_GRAPH_BYTES)]
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     chunks: Annotated[int, Meta(ge=1, le=100_000)]
+    signature: Signature = b""
 
 
 class Manifest(Struct, frozen=True, array_like=True, tag="manifest"):
-    """The model in force: payload is the artifact's ``model.json``; ``segments`` are those on offer."""
+    """The model in force: payload is the artifact's ``model.json``; ``segments`` are those on offer.
+
+    ``signature``: of the manifest's digest (``mdi_exit.signing``); empty: it has none.
+    """
 
     run: UInt
     source: Name
     model: Digest
     crc: UInt
     segments: Annotated[tuple[SegmentFile, ...], Layers] = ()
+    signature: Signature = b""
 
 
 class Chunk(Struct, frozen=True, array_like=True, tag="chunk"):

@@ -30,6 +30,7 @@ from mdi_exit.events import (
     InputOffered,
     InputSkipped,
     ModelKnown,
+    ModelRefused,
     Notice,
     OrderReceived,
     Outcome,
@@ -143,6 +144,8 @@ class WorkerState(Hurrying):
                     self._flush()
                 self.plan = plan
                 self._entries = self._find_entries()
+            case ModelRefused(refused):
+                self.refusing = refused
             case SegmentsReady(seconds):
                 self._seconds.ready(seconds)
                 self._entries = self._find_entries()

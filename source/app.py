@@ -64,6 +64,8 @@ async def serve(settings: SourceSettings) -> int:
     """Run the source until its input ends, its time is over, SIGINT or SIGTERM. Raises ``MdiExitError``."""
     stop = stop_requested()
     artifact = Artifact.open(settings.model)
+    if (verifier := settings.verifier()) is not None:
+        verifier.check_artifact(artifact.folder, artifact.manifest.digest)
     Composer(artifact).check()
     samples = _samples(settings, artifact)
     if settings.layers is not None and settings.layers.stop > len(artifact.manifest.layers):

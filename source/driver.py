@@ -50,6 +50,7 @@ from mdi_exit.placement import decide
 from mdi_exit.results import Summary, SummaryBuilder
 from mdi_exit.routes import RoutingProblem
 from mdi_exit.run_energy import EnergyLedger
+from mdi_exit.signing import read_signature
 from mdi_exit.source_state import SourceState
 from mdi_exit.timeline import Timeline
 from mdi_exit.topics import Route, Topics
@@ -70,7 +71,7 @@ log = logging.getLogger(__name__)
 
 _PREFETCH: Final = 64
 _PREFETCH_AT_ONCE: Final = 8
-_UNSERVED: Final = ("waiting for source", "loading segments")
+_UNSERVED: Final = ("waiting for source", "loading segments", "model not signed")
 
 
 class SourceDriver(NodeDriver):
@@ -108,7 +109,9 @@ class SourceDriver(NodeDriver):
         self.done = asyncio.Event()
         composer = Composer(artifact)
         span = state.worker.config.span
-        self._host = ModelHost(self, composer, state.config.run)
+        self._host = ModelHost(
+            self, composer, state.config.run, read_signature(artifact.folder, artifact.manifest.digest)
+        )
         self._local = LocalModel(self, composer, (span,)) if span is not None else None
         self._reception = Reception(self, artifact.manifest)
         self._retained = Retained()
@@ -331,7 +334,7 @@ class SourceDriver(NodeDriver):
 
     def other_message(self, route: Route, message: Message, body: memoryview) -> None:
         if isinstance(message, Results):
-            self._check_results(message)
+            self._check_results(route.node, message)
             unknown = self.source.unknown
             self.feed(ResultsReceived(route.node, message))
             if self.source.unknown > unknown:
@@ -339,11 +342,13 @@ class SourceDriver(NodeDriver):
         else:
             super().other_message(route, message, body)
 
-    def _check_results(self, message: Results) -> None:
+    def _check_results(self, node: str, message: Results) -> None:
         manifest = self._host.manifest
         if message.run != self.source.config.run:
             raise WireError("run", f"expected results of run {self.source.config.run}, got {message.run}")
         for row in message.rows:
+            if row.label is not None and row.path[-1:] != (node,):
+                raise WireError("identity", f"expected results that end at {node}, got some of {row.path[-1:]}")
             known = row.label is None or not manifest.labels or row.label < len(manifest.labels)
             if not known or row.exit >= len(manifest.exits):
                 raise WireError("result", f"expected a label and an exit of the model, got {row.label} at {row.exit}")

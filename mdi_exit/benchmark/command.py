@@ -136,6 +136,12 @@ def _hop(args: argparse.Namespace) -> Rows:
     return asyncio.run(measure_hop(args.window, args.scale, args.rounds))
 
 
+def _tls(args: argparse.Namespace) -> Rows:
+    from mdi_exit.benchmark.tls_run import measure_tls
+
+    return asyncio.run(measure_tls(args.window, args.scale, args.rounds))
+
+
 def _agent(args: argparse.Namespace) -> Rows:
     del args
     from mdi_exit.benchmark.agents import measure_agents
@@ -255,6 +261,7 @@ def _strategies(args: argparse.Namespace) -> Rows:
 _TORCH: Final = ("torch", "torch")
 _BENCHMARKS: Final[dict[str, _Benchmark]] = {
     "hop": _Benchmark("what the system costs a hop, beside bare relays", _message_flags, _hop),
+    "tls": _Benchmark("what encryption costs a hop", _message_flags, _tls, ("secure", "cryptography")),
     "agent": _Benchmark("memory of an agent, and seconds until it is ready", _no_flags, _agent),
     "metrics": _Benchmark("what it costs to watch: scrapes, telemetry, throughput", _message_flags, _metrics),
     "clients": _Benchmark("many clients at once, at more than the capacity", _clients_flags, _clients),

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import ssl
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -52,7 +54,7 @@ from mdi_exit.transport.mqtt import MqttTransport
 from mdi_exit.wire import Message, Results, encode
 from mdi_exit.worker_config import WorkerConfig
 
-__all__ = ["hop", "throughput", "write_artifact"]
+__all__ = ["PLAIN", "Door", "hop", "throughput", "write_artifact"]
 
 _LAYERS: Final = 3
 _START_S: Final = 30.0
@@ -71,6 +73,17 @@ while True:
             if address in seen or time.monotonic() - begin > 10:
                 raise
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """How the broker is entered: the source's TLS, and the agent's flags."""
+
+    tls: ssl.SSLContext | None = None
+    flags: tuple[str, ...] = ()
+
+
+PLAIN: Final = Door()
 
 
 class _BenchSource(NodeDriver):
@@ -143,9 +156,11 @@ class _BenchSource(NodeDriver):
 
 
 @asynccontextmanager
-async def _agent(url: str, deployment: str, span: str, window: int, metrics: str) -> AsyncIterator[psutil.Process]:
+async def _agent(
+    url: str, deployment: str, span: str, window: int, metrics: str, more: Sequence[str]
+) -> AsyncIterator[psutil.Process]:
     flags = ["--layers", span, "--name", "agent", "--deployment", deployment, "--broker", url]
-    flags += ["--engine", "noop", "--window", str(window), "--log-level", "warning", "--metrics", metrics]
+    flags += ["--engine", "noop", "--window", str(window), "--log-level", "warning", "--metrics", metrics, *more]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "edge_agent.cli", *flags, stdin=asyncio.subprocess.DEVNULL
     )
@@ -194,12 +209,19 @@ def _state(span: LayerSpan | None, window: int, pending: int) -> SourceState:
 
 
 async def hop(
-    url: str, folder: Path, shape: tuple[int, int, int], *, window: int, messages: int, results: bool = False
+    url: str,
+    folder: Path,
+    shape: tuple[int, int, int],
+    *,
+    window: int,
+    messages: int,
+    results: bool = False,
+    door: Door = PLAIN,
 ) -> RelayResult:
     """Measure one payload size: throughput with ``window`` items under way, then the round trip of one at a time."""
     artifact = write_artifact(folder, shape)
-    throughput, _, _ = await _measure(url, artifact, window, messages, results=results)
-    _, _, latencies_s = await _measure(url, artifact, 1, max(messages // 4, 50), results=results)
+    throughput, _, _ = await _measure(url, artifact, window, messages, results=results, door=door)
+    _, _, latencies_s = await _measure(url, artifact, 1, max(messages // 4, 50), results=results, door=door)
     return RelayResult(
         name="mdi-exit, result back at QoS 1" if results else "mdi-exit",
         payload_bytes=4 * int(np.prod(shape)),
@@ -243,17 +265,19 @@ async def _measure(
     results: bool,
     deployment: str = "benchmark",
     scrape_period_s: float | None = None,
+    door: Door = PLAIN,
 ) -> tuple[float, float, list[float]]:
     """(items a second, processor seconds an item, latencies) after a warm-up of a tenth."""
     span = None if results else LayerSpan(2, 3)
     window = max(pending, 16)
     state = _state(span, window, pending)
     driver = _BenchSource(state, deployment, Executor(make_engine("noop")), artifact)
-    transport = MqttTransport(url, client_id=f"bench-{new_incarnation()}", handler=driver, will=driver.will())
+    client_id = f"bench-{new_incarnation()}"
+    transport = MqttTransport(url, client_id=client_id, handler=driver, will=driver.will(), tls=door.tls)
     warm = max(messages // 10, 20)
     metrics = f"127.0.0.1:{free_port()}" if scrape_period_s else "off"
     async with (
-        _agent(url, deployment, "0-2" if results else "0-1", window, metrics) as agent,
+        _agent(url, deployment, "0-2" if results else "0-1", window, metrics, door.flags) as agent,
         _scraped(driver, transport, metrics, scrape_period_s),
         transport,
     ):

@@ -36,7 +36,7 @@ _STEP: Final = 0.05
 _WIDE: Final = 100
 _TALL: Final = 28
 _FONT_FROM_ELSEWHERE: Final = re.compile(r',\s*url\("https?://[^"]*"\) format\("[^"]*"\)')
-_SHORT: Final = {"waiting for source": "waiting", "loading segments": "loading"}
+_SHORT: Final = {"waiting for source": "waiting", "model not signed": "unsigned", "loading segments": "loading"}
 
 
 @dataclass(frozen=True, slots=True)

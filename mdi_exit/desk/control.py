@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -75,14 +76,18 @@ class Broker(Protocol):
     def password(self) -> str | None: ...
     @property
     def timeout(self) -> float: ...
+    def tls(self) -> ssl.SSLContext | None: ...
 
 
 @asynccontextmanager
 async def watching(settings: Broker) -> AsyncIterator[Observer]:
     """An observer that is connected. Raises ``StartError`` when the broker cannot be had in time."""
-    user, password = settings.username, settings.password
-    async with Observer(settings.broker, settings.deployment, username=user, password=password) as observer:
-        if not await seen(lambda: observer.transport.connected, settings.timeout):
+    user, password, tls = settings.username, settings.password, settings.tls()
+    async with Observer(settings.broker, settings.deployment, username=user, password=password, tls=tls) as observer:
+        await seen(lambda: observer.transport.connected or observer.denial is not None, settings.timeout)
+        if observer.denial is not None:
+            raise observer.denial
+        if not observer.transport.connected:
             trouble = printable(observer.view().trouble)
             raise StartError(f"broker: expected a connection to {settings.broker}, got: {trouble}")
         yield observer

@@ -67,8 +67,8 @@ async def _once(settings: TopSettings) -> int:
 async def _live(settings: TopSettings) -> int:
     from mdi_exit.desk.app import TopApp
 
-    user, password = settings.username, settings.password
-    async with Observer(settings.broker, settings.deployment, username=user, password=password) as observer:
+    user, password, tls = settings.username, settings.password, settings.tls()
+    async with Observer(settings.broker, settings.deployment, username=user, password=password, tls=tls) as observer:
         app = TopApp(observer.view, Desk(observer, settings.client), str(settings.broker))
         await app.run_async()
     return app.return_code or 0

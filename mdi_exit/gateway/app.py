@@ -26,6 +26,7 @@ from mdi_exit.gateway.infer import MAX_IMAGE_BYTES, Answer, Fault, RejectedError
 from mdi_exit.gateway.pages import Pages
 from mdi_exit.gateway.state import SAMPLE_PERIOD_S, History, state_of
 from mdi_exit.observer import DeploymentView, Observer
+from mdi_exit.topics import NAME
 
 __all__ = ["Gateway", "serving"]
 
@@ -247,8 +248,8 @@ def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
 class _LateClient:
     """A client that may have to wait for its broker: the gateway runs before there is one."""
 
-    def __init__(self, settings: GatewaySettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: GatewaySettings, on_denied: Callable[[StartError], None] | None) -> None:
+        self._settings, self._on_denied = settings, on_denied
         self._client: Client | None = None
 
     async def infer(self, image: bytes, *, deadline_s: float) -> Reply:
@@ -257,34 +258,52 @@ class _LateClient:
         return await self._client.infer(image, deadline_s=deadline_s)
 
     async def run(self) -> None:
-        """Connect, and stay connected until cancelled."""
+        """Connect, and stay connected until cancelled; where no broker takes us, say so to who can end the program."""
+        try:
+            await self._serve()
+        except StartError as error:
+            if self._on_denied is None:
+                raise
+            self._on_denied(error)
+            await asyncio.Event().wait()
+
+    async def _serve(self) -> None:
         settings = self._settings
         async with Client(
             str(settings.broker),
             deployment=settings.deployment,
-            name=f"gateway-{secrets.token_hex(4)}",
+            name=_asker(settings.username),
             username=settings.username,
             password=settings.password,
+            tls=settings.tls(),
             connect_s=_FOR_EVER_S,
         ) as self._client:
             await asyncio.Event().wait()
 
 
+def _asker(user: str | None) -> str:
+    """As whom to ask: where the broker knows us, as the user that its access list has rules for."""
+    return user if user is not None and NAME.fullmatch(user) else f"gateway-{secrets.token_hex(4)}"
+
+
 @contextlib.asynccontextmanager
-async def serving(settings: GatewaySettings, flag: str = "--http") -> AsyncIterator[str]:
+async def serving(
+    settings: GatewaySettings, flag: str = "--http", on_denied: Callable[[StartError], None] | None = None
+) -> AsyncIterator[str]:
     """A gateway for as long as the context lasts; gives its address, ``http://HOST:PORT/``.
 
-    Raises ``StartError``, which names ``flag``.
+    ``on_denied``: told when no broker takes us. Raises ``StartError``, which names ``flag``.
     """
     observer = Observer(
         settings.broker,
         settings.deployment,
         username=settings.username,
         password=settings.password,
+        tls=settings.tls(),
         on_change=lambda: gateway.feed.touch(),
         on_frame=lambda frame, picture: gateway.frame(frame, picture),
     )
-    client = _LateClient(settings)
+    client = _LateClient(settings, on_denied)
     gateway = Gateway(settings, observer.view, client.infer)
     runner = web.AppRunner(gateway.app, access_log=None, shutdown_timeout=_GOODBYE_S)
     async with observer:

@@ -7,10 +7,11 @@ import importlib.util
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from mdi_exit import logs
 from mdi_exit.config import resolve
-from mdi_exit.errors import UsageError
+from mdi_exit.errors import StartError, UsageError
 from mdi_exit.gateway.config import GatewaySettings
 from mdi_exit.program import stop_requested
 
@@ -44,7 +45,15 @@ async def _serve(settings: GatewaySettings) -> int:
     from mdi_exit.gateway.app import serving
 
     stop = stop_requested()
-    async with serving(settings) as address:
+    denied: asyncio.Future[StartError] = asyncio.get_running_loop().create_future()
+    async with serving(
+        settings, on_denied=lambda error: None if denied.done() else denied.set_result(error)
+    ) as address:
         log.info("page and gateway of %s on %s", settings.deployment, address)
-        await stop.wait()
+        stopped = asyncio.create_task(stop.wait(), name="stop")
+        either: list[asyncio.Future[Any]] = [denied, stopped]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+    if denied.done():
+        raise denied.result()
     return 0

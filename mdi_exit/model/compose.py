@@ -174,6 +174,9 @@ class Composer:
                 model, end = _chained(model, encoder, "code", end, keep)
             _rename_output(model, end, FEATURES)
         model.graph.name = key.file
+        model.graph.ClearField(
+            "value_info"
+        )  # shapes inside: versions of onnx keep other ones, and bytes are to be the same
         onnx.checker.check_model(model)
         return model
 

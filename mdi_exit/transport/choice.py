@@ -25,13 +25,13 @@ class Choice:
     """``address``: the broker to connect to, or connected to. After a loss the first of all is tried first.
 
     A client on a later broker of the list returns to an earlier one that is back for good, so that all clients of one list
-    come to be on the same one. Raises ``UsageError`` for a malformed ``url``.
+    come to be on the same one. ``tls_only``: one that is found must have TLS. Raises ``UsageError`` for a malformed ``url``.
     """
 
-    def __init__(self, url: str | values.Brokers, *, has_password: bool) -> None:
+    def __init__(self, url: str | values.Brokers, *, has_password: bool, tls_only: bool = False) -> None:
         self.wanted = _brokers(url)
         self.address = self.wanted.addresses[0]
-        self._has_password = has_password
+        self._has_password, self._tls_only = has_password, tls_only
         self._turn = self._tries = 0
         self._look_back_s = _LOOK_BACK_S
 
@@ -52,7 +52,7 @@ class Choice:
         if not self.address.is_auto and self._tries <= _TRIES_IN_PLACE:
             return
         self._tries, self.address = 1, values.BROKER_AUTO
-        self.address, how = await look_for_broker(has_password=self._has_password)
+        self.address, how = await look_for_broker(has_password=self._has_password, tls_only=self._tls_only)
         log.info("broker %s: %s", self.address, how)
 
     def connected(self) -> None:

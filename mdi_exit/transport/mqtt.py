@@ -14,7 +14,7 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -35,6 +35,7 @@ from mdi_exit.transport.base import (
 from mdi_exit.transport.choice import Choice
 from mdi_exit.transport.frames import Acknowledged, Arrived, TooLarge, puback, publish_head
 from mdi_exit.transport.stream import Stream
+from mdi_exit.transport.tls import asked_again, closing, is_denial, plain_reason
 
 __all__ = ["MAX_PENDING_BYTES", "MqttTransport"]
 
@@ -44,6 +45,8 @@ _LASTING_S: Final = 1.0  # a broker that soon hangs up again is not asked ten ti
 _NEXT_S: Final = 0.1  # at most, until the next broker of a list is tried
 _ANSWER_S: Final = 5.0
 _GOODBYE_S: Final = 2.0
+_AFTERMATH_S: Final = 0.2
+_LOST: Final = "failed to receive on socket: "
 MAX_PENDING_BYTES: Final = 32 * 1024 * 1024
 _FIRST_PACKET_ID: Final = 32768  # below are paho's, which needs few: it sends no message of ours
 _LAST_PACKET_ID: Final = 65535
@@ -66,6 +69,8 @@ class MqttTransport:
     ``client_id`` must be new at every start: a client that takes over its own session fires its old will.
     ``max_pending_bytes``: how much may wait for a slow connection before ``publish`` says False.
     Another transport as ``url`` means its broker, once it is connected there.
+    ``on_denied``: called when no broker of the list can be trusted or takes us, before there ever was a connection: another
+    try would meet the same. The transport tries on all the same.
     Raises ``UsageError`` for a malformed ``url``.
     """
 
@@ -82,10 +87,11 @@ class MqttTransport:
         keepalive_s: int = 5,
         max_packet_bytes: int = MAX_PACKET_BYTES,
         max_pending_bytes: int = MAX_PENDING_BYTES,
+        on_denied: Callable[[StartError], None] | None = None,
     ) -> None:
         self._beside = url if isinstance(url, MqttTransport) else None
         brokers: str | values.Brokers = url._choice.wanted if isinstance(url, MqttTransport) else url
-        self._choice: Choice = Choice(brokers, has_password=password is not None)
+        self._choice: Choice = Choice(brokers, has_password=password is not None, tls_only=tls is not None)
         address = self._choice.address
         self.counters = TransportCounters()
         self._handler = handler
@@ -93,7 +99,7 @@ class MqttTransport:
         self._followers: list[MqttTransport] = []
         if self._beside is not None:
             self._beside._followers.append(self)
-        self._tls = tls
+        self._tls, self._on_denied = tls, on_denied
         self._max_packet_bytes, self._max_pending_bytes = max_packet_bytes, max_pending_bytes
         self._subscriptions: dict[str, int] = {}
         self._client: aiomqtt.Client | None = None
@@ -119,7 +125,7 @@ class MqttTransport:
         }
 
     def _context(self, address: values.BrokerAddress) -> ssl.SSLContext | None:
-        return (self._tls or ssl.create_default_context()) if address.tls else None
+        return closing(self._tls) if address.tls else None
 
     @property
     def connected(self) -> bool:
@@ -150,7 +156,7 @@ class MqttTransport:
         await task
 
     async def _keep_connected(self) -> None:
-        attempt, said = 0, set[str]()
+        attempt, said, denials = 0, set[str](), list[str]()
         while not self._stopping.is_set():
             connects, begin = self.counters.connects, time.monotonic()
             why = await self._one_connection()
@@ -164,14 +170,23 @@ class MqttTransport:
                 said.clear()
             if reason not in said:
                 told(self.counters, partial(self._handler.on_disconnected, reason))
+            denials.append(why if is_denial(why, again=reason in said) else "")
             said.add(reason)
             most_s = min(_BACKOFF_FIRST_S * 2.0**attempt, _BACKOFF_MOST_S)
             if self._choice.ended(was_connected=was_connected):
                 attempt = min(attempt + 1, 10)
+                self._tell_denial(denials)
+                denials.clear()
             else:
                 most_s = _NEXT_S
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), random.uniform(0.01, most_s))
+
+    def _tell_denial(self, denials: list[str]) -> None:
+        """``denials``: of each broker of the list, why it does not take us or cannot be trusted; empty: something else."""
+        if self._on_denied is not None and not self.counters.connects and denials and all(denials):
+            tell, self._on_denied = self._on_denied, None
+            tell(StartError(f"broker {self._choice.wanted}: expected to be let in, got: {denials[-1]}"))
 
     async def _one_connection(self) -> str:
         """Connect, and stay until it ends; returns why it did."""
@@ -180,13 +195,15 @@ class MqttTransport:
         except Exception as error:  # noqa: BLE001 - none found, no multicast here, an answer that is none: all are reasons
             return _reason(error)
         client = aiomqtt.Client(**self._options)
-        _prepare(client)
         try:
-            await client.__aenter__()
+            await _entered(client, _prepare(client))
             stream, self._ended = self._take_over(client)
         except Exception as error:  # noqa: BLE001 - name resolution, refusal, TLS, a broker that is none: all are reasons
             _abandon(client)
-            return _reason(error)
+            tls, address = self._options["tls_context"], self._choice.address
+            if tls is None:
+                return _reason(error)
+            return await asyncio.to_thread(asked_again, _reason(error), address.host, address.port, tls)
         try:
             if await self._restore(client):
                 self._client, self._is_connected = client, True
@@ -413,11 +430,13 @@ def _paho_of(client: aiomqtt.Client) -> Any:
     return paho
 
 
-def _prepare(client: aiomqtt.Client) -> None:
+def _prepare(client: aiomqtt.Client) -> asyncio.Future[str]:
     """Make it bear a peer that hangs up at once.
 
     aiomqtt has the loop watch the socket's number a little later, when it may be invalid, or another socket's. What is
     written before the ``Stream`` takes over, a CONNECT, always fits. And it forgets a loss that comes with the acceptance.
+
+    Returns what comes to say why the connection was lost before the broker's answer: paho tells only its log.
     """
     paho, loop = _paho_of(client), asyncio.get_running_loop()
     client._disconnected.add_done_callback(lambda lost: lost.cancelled() or lost.exception())
@@ -426,6 +445,35 @@ def _prepare(client: aiomqtt.Client) -> None:
         loop.call_soon_threadsafe(paho.loop_write)
 
     paho.on_socket_register_write, paho.on_socket_unregister_write = write_soon, None
+    lost: asyncio.Future[str] = loop.create_future()
+
+    def note_loss(_client: object, _userdata: object, _level: int, line: str) -> None:
+        if line.startswith(_LOST):
+            loop.call_soon_threadsafe(_settle, lost, line.removeprefix(_LOST))
+
+    paho.on_log = note_loss
+    paho.disable_logger()
+    return lost
+
+
+def _settle(future: asyncio.Future[str], value: str) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+async def _entered(client: aiomqtt.Client, lost: asyncio.Future[str]) -> None:
+    """Connect; a loss before the broker's answer is told at once. Raises what aiomqtt does, and ``TransportError``."""
+    entering = asyncio.create_task(client.__aenter__(), name="mqtt connect")
+    try:
+        both: set[asyncio.Future[Any]] = {entering, lost}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({entering}, timeout=0 if entering.done() else _AFTERMATH_S)  # its thread has yet to end
+    finally:
+        entering.cancel()
+    await asyncio.wait({entering})
+    if entering.cancelled():
+        raise TransportError(lost.result() if lost.done() else "no answer")
+    entering.result()
 
 
 def _abandon(client: aiomqtt.Client) -> None:
@@ -439,8 +487,8 @@ def _abandon(client: aiomqtt.Client) -> None:
 def _reason(error: Exception) -> str:
     """Why an attempt to connect failed, in one line."""
     if isinstance(error, aiomqtt.MqttCodeError):
-        return f"refused: {error}"
-    text = str(error).strip() or type(error).__name__
+        return plain_reason(f"refused: {error}")
+    text = plain_reason(str(error).strip() or type(error).__name__)
     if text == "Operation timed out":
         return f"connected, but got no MQTT answer within {_ANSWER_S:g} s"
     return text.splitlines()[0]

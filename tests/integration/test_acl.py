@@ -53,7 +53,7 @@ TOPICS = OF_THE_SYSTEM | {
 }
 WATCHED = {"telemetry", "agents", "control", "manifest", "frames"}
 READ = {
-    "source": {*OF_THE_SYSTEM, "discovery", "top"},
+    "source": {*OF_THE_SYSTEM, "discovery"},
     "agent": {"layers", "telemetry", "agents", "links", "control", "commands", "manifest", "chunk"},
     "client": {"replies", "control"},
     "observer": WATCHED,
@@ -63,7 +63,7 @@ READ = {
     HEALTH: set(),
 }
 WRITE = {
-    "source": {*OF_THE_SYSTEM, "discovery", "top"},
+    "source": {*OF_THE_SYSTEM, "discovery"},
     "agent": {"layers", "results", "telemetry", "agents", "links"},
     "client": {"requests"},
     "observer": set(),

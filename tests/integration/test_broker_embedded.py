@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import broker
@@ -158,6 +159,16 @@ async def test_mosquitto_accepts_the_production_configuration(production: str, t
     async with running(production, tmp_path) as ports:
         await echo(f"mqtt://127.0.0.1:{ports[0]}", recorder)
     assert (tmp_path / "mosquitto.db").exists()  # what it remembers lies where the configuration says
+
+
+@pytest.mark.parametrize("kind", ["mosquitto", "amqtt"])
+async def test_an_embedded_broker_listens_on_loopback_only(kind: Kind) -> None:
+    if kind == "mosquitto" and find_mosquitto() is None:
+        pytest.skip("needs mosquitto on PATH")
+    async with embedded_broker(kind) as running_one:
+        process = psutil.Process(running_one.pid)
+        listening = {each.laddr[0] for each in process.net_connections() if each.status == psutil.CONN_LISTEN}
+    assert listening == {"127.0.0.1"}
 
 
 def certificate(folder: Path) -> None:
