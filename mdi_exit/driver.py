@@ -84,6 +84,7 @@ log = logging.getLogger(__name__)
 
 Sample = tuple[str, tuple[str, ...], float | Histogram]  # of a metric: its name, the values of its labels, its value
 
+_CONFIRM_S: Final = 10.0
 _DRAIN_S: Final = 5.0
 _STATUS_S: Final = 0.25
 _LIFE_S: Final = 2.0
@@ -516,6 +517,16 @@ class NodeDriver:
         except TransportError as error:
             log.error("%s", error)
             return False
+        self.sent_bytes += len(frame) if taken else 0
+        return taken
+
+    async def publish_confirmed(self, kind: kinds.TopicKind, topic: str, frame: bytes) -> bool:
+        """Publish as the topic table says, and wait for a while until the broker has it; False if that did not happen."""
+        if self._transport is None:
+            return False
+        taken = await self._transport.publish_confirmed(
+            topic, frame, qos=kind.qos, retain=kind.retain, timeout_s=_CONFIRM_S
+        )
         self.sent_bytes += len(frame) if taken else 0
         return taken
 

@@ -34,7 +34,8 @@ from mdi_exit.segments import SegmentKey
 from mdi_exit.settings import NodeSettings
 from mdi_exit.tensors import CODECS, decode_tensor, encode_tensor
 from mdi_exit.topics import Topics, checked_name, user_pattern, user_topic
-from source.reception import Sent, read_request, to_tensor
+from source.reception import read_request, to_tensor
+from source.recorder import Sent
 
 __all__ = ["TARGETS", "Target", "changed_frame", "sample_frames"]
 
