@@ -134,7 +134,7 @@ def run_load(load: Load) -> dict[str, Any]:
         "refused": done.summary.refused,
         "retried": done.summary.retried,
         "duplicates": done.summary.duplicates,
-        "latency_p99_s": done.summary.latency_s.p99,
+        "latency_p99_s": done.summary.latency_s.p99 if done.summary.latency_s else None,
     }
 
 
