@@ -113,15 +113,16 @@ def test_an_agent_whose_network_is_cut_is_missed_and_comes_back(system: System, 
 
 
 def test_overload_and_a_frozen_agent_make_no_storm_of_retries(system: System) -> None:
-    slow = ("--profile", "jetson-nanox0.2", *LONG)
+    slow = ("--profile", "jetson-nano", *LONG)
     a, _ = (system.agent(name, "4-8", *slow) for name in ("a", "b"))
-    source = system.source("--layers", "0-3", "--limit", "2500", "--rate", "150/s", "--exit-threshold", "1")
+    source = system.source("--layers", "0-3", "--limit", "5000", "--rate", "400/s", "--exit-threshold", "1")
     works_at(source, "a")
     a.signal(signal.SIGSTOP)
     source.until_says("a has been silent")
     a.signal(signal.SIGCONT)
     source.until_says("a joined", times=2)
     summary = source.until_completed()
-    assert summary["refused"] > summary["admitted"], "overload"
-    assert 0 < summary["retried"] <= 0.1 * summary["admitted"] + 20
+    assert summary["refused"] > 0, "overload"
+    held = 2 * 16  # at most, by the one that was taken for dead: these are tried again at once
+    assert 0 < summary["retried"] <= 0.1 * summary["admitted"] + 20 + held
     assert summary["duplicates"] <= summary["retried"]
