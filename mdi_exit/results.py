@@ -139,7 +139,7 @@ class ResultsWriter:
     def _cut(self) -> None:
         if self.patient and self._file is not None:
             self._file.truncate(self.whole_bytes)
-            self._file.seek(self.whole_bytes)
+            self._file.seek(self.whole_bytes)  # else the next line would come behind a hole
 
 
 def _write_all(file: IO[bytes], line: bytes) -> None:

@@ -20,7 +20,7 @@ from mdi_exit import __version__
 from mdi_exit.config import nearest
 from mdi_exit.errors import UsageError
 
-__all__ = ["Tool", "main"]
+__all__ = ["Tool", "main", "write_rows"]
 
 Rows = list[dict[str, Any]]
 Tool = tuple[str, Callable[[Sequence[str]], int]]
@@ -69,11 +69,12 @@ def main(argv: Sequence[str], others: Mapping[str, Tool]) -> int:
             raise UsageError(f"benchmark {what}", f"the extra {extra!r} (pip install 'mdi-exit[{extra}]')", "none")
     rows = benchmark.measure(args)
     if args.out is not None:
-        _write(args.out, what, argv, rows)
+        write_rows(args.out, what, argv, rows)
     return 0
 
 
-def _write(folder: Path, what: str, argv: Sequence[str], rows: Rows) -> None:
+def write_rows(folder: Path, what: str, argv: Sequence[str], rows: Rows) -> None:
+    """The raw rows of one run, named by what and when. ``argv``: what the command was told."""
     folder.mkdir(parents=True, exist_ok=True)
     now = datetime.now(UTC)
     path = folder / f"{what}-{now:%Y-%m-%dT%H%M%SZ}.json"
