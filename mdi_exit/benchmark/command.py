@@ -196,8 +196,8 @@ def _journal(args: argparse.Namespace) -> Rows:
     from mdi_exit.benchmark.journal import JournalLoad, measure_journal, show_journal
 
     usual = JournalLoad()
-    items, seconds = max(int(usual.items * args.scale), 100), max(usual.seconds * args.scale, 1.0)
-    load = JournalLoad(args.folder, args.engine, items, seconds=seconds, rounds=args.rounds)
+    items, asks = (max(int(count * args.scale), 100) for count in (usual.items, usual.asks))
+    load = JournalLoad(args.folder, args.engine, items, asks, args.rounds)
     rows = asyncio.run(measure_journal(load))
     show_journal(rows)
     return rows

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from broker.embedded import embedded_broker
+from mdi_exit.client import Client
+from mdi_exit.data import shipped
 from mdi_exit.errors import MdiExitError
+from mdi_exit.items import percentile
 
 __all__ = ["JournalLoad", "measure_journal", "show_journal"]
 
@@ -36,7 +39,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class JournalLoad:
-    """``items`` as fast as they go, and as many a second as ``rate_per_s`` for ``seconds``; in each of ``rounds``.
+    """``items`` of the source's own as fast as they go, and ``asks`` requests one after another; in each of ``rounds``.
 
     ``folder``: where the files are, since it is the disk that is measured.
     """
@@ -44,8 +47,7 @@ class JournalLoad:
     folder: Path = Path()
     engine: str = "noop"
     items: int = 20_000
-    rate_per_s: float = 50.0
-    seconds: float = 10.0
+    asks: int = 500
     rounds: int = 5
 
 
@@ -59,11 +61,9 @@ async def measure_journal(load: JournalLoad) -> Rows:
             for number in range(load.rounds):
                 order = [KINDS[(number + shift) % len(KINDS)] for shift in range(len(KINDS))]
                 for kind in order:
-                    flags = ["--limit", str(load.items)]
-                    rows.append(await _run(broker.url, folder, kind, number, "throughput", flags))
+                    rows.append(await _throughput(broker.url, folder, kind, number, load.items))
                 for kind in order:
-                    flags = ["--limit", str(int(load.rate_per_s * load.seconds)), "--rate", f"{load.rate_per_s:g}/s"]
-                    rows.append(await _run(broker.url, folder, kind, number, "latency", flags))
+                    rows.append(await _latency(broker.url, folder, kind, number, load.asks))
         sys.stdout.write(f"broker: {broker.kind}; engine {load.engine}; {load.rounds} rounds\n")
     return rows
 
@@ -95,64 +95,72 @@ async def _agent(url: str, engine: str) -> AsyncIterator[None]:
         await process.wait()
 
 
-async def _run(url: str, folder: Path, kind: str, number: int, what: str, flags: Sequence[str]) -> dict[str, Any]:
-    """One source from its start to its end."""
-    files = {name: folder / f"{what}-{number}-{kind}.{name}" for name in ("jsonl", "json", "journal")}
-    journal = [] if kind == "none" else ["--journal", str(files["journal"]), "--journal-sync", kind]
+@asynccontextmanager
+async def _source(url: str, folder: Path, kind: str, *flags: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A source with its files in ``folder``; whoever enters sees to its end."""
+    journal = [] if kind == "none" else ["--journal", f"{folder}/journal", "--journal-sync", kind]
     process = await asyncio.create_subprocess_exec(
-        *(
-            sys.executable,
-            "-m",
-            "source.cli",
-            "--input",
-            "shipped",
-            "--repeat",
-            "--deployment",
-            "journal",
-            "--broker",
-            url,
-        ),
-        *("--metrics", "off", "--log-level", "warning", "--exit-threshold", "1"),
-        *("--results", str(files["jsonl"]), "--summary", str(files["json"]), *journal, *flags),
+        *(sys.executable, "-m", "source.cli", "--deployment", "journal", "--broker", url, "--metrics", "off"),
+        *("--log-level", "warning", "--exit-threshold", "1", "--results", f"{folder}/results.jsonl"),
+        *("--summary", f"{folder}/summary.json", *journal, *flags),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
     )
     try:
-        status = await asyncio.wait_for(process.wait(), _PATIENCE_S)
+        yield process
+        if status := await asyncio.wait_for(process.wait(), _PATIENCE_S):
+            raise MdiExitError(f"benchmark: expected a source that ends with status 0, got {status}")
     except TimeoutError:
-        process.kill()
-        await process.wait()
         raise MdiExitError(f"benchmark: expected a source to end within {_PATIENCE_S:g} s, got none") from None
-    if status:
-        raise MdiExitError(f"benchmark: expected a source that ends with status 0, got {status}")
-    return _row(files, kind, number, what)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
-def _row(files: Mapping[str, Path], kind: str, number: int, what: str) -> dict[str, Any]:
-    """What a source has left behind, which goes with it. Raises ``MdiExitError`` if it does not add up."""
-    summary = json.loads(files["json"].read_text())
-    with files["jsonl"].open("rb") as lines:
+async def _throughput(url: str, above: Path, kind: str, number: int, items: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(dir=above) as name:
+        folder = Path(name)
+        async with _source(url, folder, kind, "--input", "shipped", "--repeat", "--limit", str(items)):
+            pass  # it ends by itself
+        return {"name": "throughput", "round": number, "journal": kind, **_counted(folder)}
+
+
+def _counted(folder: Path) -> dict[str, Any]:
+    """What a source has left behind. Raises ``MdiExitError`` if it does not add up."""
+    summary = json.loads((folder / "summary.json").read_text())
+    with (folder / "results.jsonl").open("rb") as lines:
         recorded = sum(1 for _ in lines)
     if not recorded == summary["admitted"] == summary["completed"]:
         raise MdiExitError(f"benchmark: expected a result for each of {summary['admitted']} items, got {recorded}")
-    row = {
-        "name": what,
-        "round": number,
-        "journal": kind,
-        "items": recorded,
-        "items_per_s": summary["rate_per_s"],
-        "latency_s": summary["latency_s"],
-        "journal_bytes": files["journal"].stat().st_size if kind != "none" else 0,
-    }
-    for file in files.values():
-        file.unlink(missing_ok=True)
-    return row
+    journal = folder / "journal"
+    size_bytes = journal.stat().st_size if journal.exists() else 0
+    return {"items": recorded, "items_per_s": summary["rate_per_s"], "journal_bytes": size_bytes}
+
+
+async def _latency(url: str, above: Path, kind: str, number: int, asks: int) -> dict[str, Any]:
+    """From a client's request to its reply, which comes when both are written down."""
+    image_HWC, seconds = shipped().images_NHWC[0], []
+    with tempfile.TemporaryDirectory(dir=above) as name:
+        folder = Path(name)
+        async with (
+            _source(url, folder, kind, "--input", "requests") as source,
+            Client(url, deployment="journal") as client,
+        ):
+            for ask in range(asks + max(asks // 10, 10)):
+                begin = time.perf_counter()
+                await asyncio.wait_for(client.infer(image_HWC), _PATIENCE_S)
+                if ask >= max(asks // 10, 10):
+                    seconds.append(time.perf_counter() - begin)
+            source.terminate()
+    waits = {name: percentile(seconds, share) for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))}
+    return {"name": "latency", "round": number, "journal": kind, "asks": asks, "latency_s": waits}
 
 
 def show_journal(rows: Rows) -> None:
     """Medians, and each round's ratio to the same round without a journal."""
     table = Table(title="What the journal costs")
-    for column in ("journal", "items/s", "of none", "range", "p50", "p99", "p50 above none"):
+    for column in ("journal", "items/s", "of none", "range", "reply p50", "p99", "p50 above none"):
         table.add_column(column, justify="left" if column == "journal" else "right")
     for kind in KINDS:
         rates, plain = _of(rows, "throughput", kind), _of(rows, "throughput", "none")

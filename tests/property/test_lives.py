@@ -40,8 +40,8 @@ LIMITS = RequestLimits(
     waiting=8,
     waiting_bytes=500,
     preparing=3,
-    remembered=1000,
-    remembered_per_client=1000,
+    remembered=900,
+    remembered_per_client=900,
 )
 PLAN = ModelPlan("ab" * 16, 2, (1,), (10,) * 2)
 SPAN = LayerSpan(0, 2)
