@@ -26,6 +26,7 @@ __all__ = [
     "AdmittedRow",
     "Counts",
     "FinishedRow",
+    "HadRow",
     "Identity",
     "Journal",
     "JournalFullError",
@@ -58,6 +59,7 @@ CREATE TABLE requests(
 CREATE TABLE replies(
   number INTEGER PRIMARY KEY, client TEXT NOT NULL, id TEXT NOT NULL, reply BLOB NOT NULL, plain INTEGER NOT NULL,
   sent INTEGER NOT NULL, UNIQUE(client, id));
+CREATE TABLE had(sample TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE latencies(number INTEGER PRIMARY KEY, seconds BLOB NOT NULL);
 """
 
@@ -129,7 +131,13 @@ class SentRow(Struct, frozen=True):
     id: str
 
 
-Operation = AdmittedRow | FinishedRow | RequestRow | ReplyRow | SentRow
+class HadRow(Struct, frozen=True):
+    """A sample that the input has yet to give has its result already."""
+
+    sample: str
+
+
+Operation = AdmittedRow | FinishedRow | RequestRow | ReplyRow | SentRow | HadRow
 
 
 class Life(Struct, frozen=True):
@@ -175,7 +183,7 @@ class Counts(Struct):
 class Left(Struct, frozen=True):
     """What earlier lives have left. ``lives``: how many have begun, this one included; ``finished``: results in the order of
     their coming that may not be elsewhere yet; ``items``: without a result; ``requests``: without a reply; ``replies``: the
-    last ones, oldest first.
+    last ones, oldest first; ``had``: samples to come that have their results already.
     """
 
     lives: int
@@ -186,6 +194,7 @@ class Left(Struct, frozen=True):
     requests: tuple[RequestRow, ...]
     replies: tuple[ReplyRow, ...]
     latencies_s: array[float]
+    had: frozenset[str] = frozenset()
 
     @property
     def admitted(self) -> int:
@@ -267,6 +276,16 @@ class Journal:
                 )
 
     # --- writing
+
+    @property
+    def begun(self) -> bool:
+        """The file of results is this journal's own."""
+        return bool(self._about("begun", bool, False))
+
+    def begin(self) -> None:
+        """From now on it is. Raises ``JournalFullError``."""
+        with self._transaction():
+            self._tell("begun", True)
 
     def commit(self, operations: Sequence[Operation], life: Life | None = None) -> None:
         """All of it, or nothing. Raises ``JournalFullError``."""
@@ -366,6 +385,8 @@ class Journal:
                     "INSERT OR REPLACE INTO replies(client, id, reply, plain, sent) VALUES (?, ?, ?, ?, ?)",
                     (reply.client, reply.id, _encode(reply), plain, sent),
                 )
+            case HadRow(sample):
+                run("INSERT OR REPLACE INTO had VALUES (?)", (sample,))
             case SentRow(client, identity):
                 run("UPDATE replies SET sent = 1 WHERE client = ? AND id = ?", (client, identity))
 
@@ -399,6 +420,7 @@ class Journal:
                 for reply, plain, sent in replies
             ),
             latencies_s=latencies_s,
+            had=frozenset(sample for (sample,) in self._database.execute("SELECT sample FROM had")),
         )
 
     def _finished(self, most: int = -1) -> list[tuple[int, int, Record]]:

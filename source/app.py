@@ -87,7 +87,7 @@ async def serve(settings: SourceSettings) -> int:
             driver.recorder = DirectRecorder(driver, writer, labels)
         else:
             driver.recorder = JournalRecorder(driver, kept.journal, driver.life, writer, labels)
-            await driver.revive(kept.left, kept.had)
+            await driver.revive(kept.left)
         timeline = files.enter_context(_opened(settings.timeline)) if settings.timeline is not None else None
         log.info("source %s: %s, model %s", settings.name, settings.input, artifact.manifest.name)
         async with (

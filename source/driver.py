@@ -122,7 +122,7 @@ class SourceDriver(NodeDriver):
         self._life = 1
         self._earlier_s = 0.0
         self._position = self._drawn = 0
-        self._had: set[str] = set()
+        self._had: frozenset[str] = frozenset()
 
     def subscriptions(self) -> list[tuple[str, int]]:
         return [
@@ -164,10 +164,10 @@ class SourceDriver(NodeDriver):
 
     # --- from one life to the next
 
-    async def revive(self, left: Left, had: frozenset[str]) -> None:
-        """Go on where an earlier life stopped. ``had``: samples to come that have their results already."""
+    async def revive(self, left: Left) -> None:
+        """Go on where an earlier life stopped."""
         life = left.life
-        self._life, self._earlier_s, self._had = left.lives, life.elapsed_s, set(had)
+        self._life, self._earlier_s, self._had = left.lives, life.elapsed_s, left.had
         self._position, self._drawn = life.position, life.drawn
         event = await asyncio.to_thread(restored, left, self._samples, self._artifact.manifest, self.cuts)
         if self._samples is not None:
@@ -195,9 +195,6 @@ class SourceDriver(NodeDriver):
     def _read_some(self, samples: Iterator[Sample]) -> list[InputOffered | InputEnded]:
         read: list[InputOffered | InputEnded] = []
         for sample in samples:
-            if sample.id in self._had:
-                self._had.remove(sample.id)
-                continue
             read.append(self._offer_of(sample))
             if len(read) >= _PREFETCH_AT_ONCE:
                 break
@@ -214,8 +211,12 @@ class SourceDriver(NodeDriver):
         while True:
             await self._wanted.acquire()
             event = await self._ready.get()
-            if isinstance(event, InputOffered) and not self._draws(event.position + 1):
-                return
+            if isinstance(event, InputOffered):
+                if not self._draws(event.position + 1):
+                    return
+                if event.sample in self._had:
+                    self._wanted.release()
+                    continue
             self.feed(event)
             if isinstance(event, InputEnded):
                 return

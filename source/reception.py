@@ -28,8 +28,9 @@ from mdi_exit.events import (
     RequestUnusable,
     SendReply,
 )
+from mdi_exit.limits import MAX_REQUEST_BYTES
 from mdi_exit.model.manifest import InputSpec, Manifest
-from mdi_exit.wire import MAX_REQUEST_BYTES, VERSION, Patience, Reply, Request, RequestId, decode, encode
+from mdi_exit.wire import VERSION, Patience, Reply, Request, RequestId, decode, encode
 from source.images import decode_image
 from source.inputs import preprocess
 from source.recorder import Sent
@@ -37,16 +38,19 @@ from source.recorder import Sent
 __all__ = ["Reception", "read_request", "reply_json", "to_tensor"]
 
 _LARGEST_VALUE: Final = 1000.0
+_MAX_PLAIN_BYTES: Final = MAX_REQUEST_BYTES * 4 // 3 + 4096  # of an image in base64, and the JSON around it
 
 
 class _PlainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image: bytes  # base64 in JSON
-    id: RequestId | Annotated[int, Meta(ge=0)] | None = None
+    id: RequestId | Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     deadline_s: Patience | None = None
 
 
 def read_request(client: str, payload: bytes) -> RequestReceived:
     """The request in a message of ``client``. Raises ``WireError``."""
+    if len(payload) > _MAX_PLAIN_BYTES:
+        raise WireError("payload-size", f"expected at most {_MAX_PLAIN_BYTES} bytes, got {len(payload)}")
     opening = payload[:64].lstrip()[:1]
     if payload[:1] == bytes((VERSION,)):
         message, body = decode(payload)

@@ -15,7 +15,7 @@ from typing import Any
 
 from mdi_exit.errors import UsageError
 from mdi_exit.events import Record
-from mdi_exit.journal import AdmittedRow, FinishedRow, Identity, Journal, Left, Life
+from mdi_exit.journal import AdmittedRow, FinishedRow, HadRow, Identity, Journal, Left, Life, Operation
 from mdi_exit.model.manifest import Manifest
 from mdi_exit.results import ResultsWriter, Summary, SummaryBuilder
 from mdi_exit.wire import ResultRow
@@ -32,12 +32,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An open journal, what is left to do, the file of results, and samples to come that have their results already."""
+    """An open journal, what is left to do, and the file of results."""
 
     journal: Journal
     left: Left
     writer: ResultsWriter | None
-    had: frozenset[str]
 
     def close(self) -> None:
         self.journal.close()
@@ -74,7 +73,7 @@ def opened_journal(settings: SourceSettings, path: Path, manifest: Manifest, sam
     )
     journal = Journal(path, identity, settings.journal_sync)
     try:
-        left, writer, had = reconcile(journal, results, manifest.labels, overwrite=settings.overwrite)
+        left, writer = reconcile(journal, results, manifest.labels, overwrite=settings.overwrite)
     except BaseException:
         journal.close()
         raise
@@ -83,13 +82,13 @@ def opened_journal(settings: SourceSettings, path: Path, manifest: Manifest, sam
             "journal %s, life %d: %d items admitted, %d of them without a result, %d requests wait",
             path, left.lives, left.admitted, len(left.items), len(left.requests),
         )  # fmt: skip
-    return Kept(journal, left, writer, had)
+    return Kept(journal, left, writer)
 
 
 def reconcile(
     journal: Journal, results: Path | None, label_names: Sequence[str], *, overwrite: bool
-) -> tuple[Left, ResultsWriter | None, frozenset[str]]:
-    """What is left to do; the file of results, with each finished item's line in it once; items that only it knew of.
+) -> tuple[Left, ResultsWriter | None]:
+    """What is left to do, and the file of results, with each finished item's line in it once.
 
     Lines that the file has and the journal lacks, as after a loss of power, count as finished. Raises ``UsageError`` for a
     file that is not the one that the journal goes with, and ``MdiExitError``.
@@ -97,9 +96,11 @@ def reconcile(
     left = journal.left()
     if results is None:
         journal.compact(len(left.finished), 0)
-        return journal.left(), None, frozenset()
-    if left.lives == 1:
-        return left, results_file(results, overwrite), frozenset()
+        return journal.left(), None
+    if not journal.begun:
+        writer = results_file(results, overwrite)
+        journal.begin()
+        return left, writer
     lines = mended(results, left.counts.results_bytes)
     unwritten, unknown = _compared(left, lines)
     _take_over(journal, left, unknown)
@@ -107,9 +108,7 @@ def reconcile(
     writer.write_all(unwritten, label_names)
     writer.sync()
     journal.compact(len(left.finished) + len(unknown), writer.whole_bytes)
-    after = journal.left()
-    known = {row.sample for row in left.items}
-    return after, writer, frozenset(record.sample for record in unknown if record.sample not in known)
+    return journal.left(), writer
 
 
 def mended(path: Path, begin: int) -> list[Record]:
@@ -189,16 +188,16 @@ def _take_over(journal: Journal, left: Left, unknown: Sequence[Record]) -> None:
     for item in left.items:
         unfinished[item.sample].append(item.item)
     following = left.admitted + 1
-    operations: list[AdmittedRow | FinishedRow] = []
+    operations: list[Operation] = []
     for record in unknown:
         if unfinished[record.sample]:
             number = unfinished[record.sample].popleft()
         else:
             number, following = following, following + 1
             operations.append(AdmittedRow(number, record.sample, record.truth, -1, 0.0, None, "", "", 0))
+            operations.append(HadRow(record.sample))
         row = record.row
         mine = ResultRow(number, 0, row.path, row.exit, row.label, row.score, row.error)
         operations.append(FinishedRow(Record(record.sample, record.truth, mine, record.latency_s)))
-    fresh = len([row for row in operations if isinstance(row, AdmittedRow)])
     life = left.life
-    journal.commit(operations, Life(life.totals, life.position, life.drawn + fresh, life.elapsed_s))
+    journal.commit(operations, Life(life.totals, life.position, life.drawn, life.elapsed_s))

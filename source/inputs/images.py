@@ -18,6 +18,7 @@ from mdi_exit.data.classes import class_map, folded, known_classes
 from mdi_exit.data.given import IMAGE_SUFFIXES
 from mdi_exit.data.pixels import Pixels, pixels_of, preprocess
 from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.limits import MAX_IMAGE_FILE_PIXELS
 from mdi_exit.model.manifest import Manifest
 from source.input_kinds import KINDS
 
@@ -35,7 +36,6 @@ __all__ = [
     "truth_of",
 ]
 
-_LARGEST_PIXELS: Final = 64_000_000
 _NAMED_FAILURES: Final = 3
 
 log = logging.getLogger(__name__)
@@ -218,4 +218,4 @@ def truth_of(name: Path, known: dict[str, int]) -> int | None:
 def read_image(file: Path) -> Pixels:
     """H×W of a grey file, H×W×3 of any other: turned upright, the first frame, transparent parts on white."""
     with Image.open(file) as image:
-        return pixels_of(image, _LARGEST_PIXELS)
+        return pixels_of(image, MAX_IMAGE_FILE_PIXELS)
