@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from live import System, environment, until
 
@@ -59,6 +60,22 @@ def test_the_demo_says_of_each_fault_whether_the_promise_was_kept() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "duplicate: kept" in done.stdout
     assert re.search(r"duplicate\s+1\s+150\s+0\s+0\s+0\s+0", done.stdout), done.stdout
+
+
+@pytest.mark.timeout(120)
+def test_what_was_started_ends_with_it_even_what_stands_still(system: System) -> None:
+    chaos = system.program("mdi_exit.cli", "chaos", "chaos", "--demo", "--faults", "agent-freeze", "--duration", "60s")
+    started: dict[int, psutil.Process] = {}
+
+    def one_stands_still() -> bool:
+        started.update({child.pid: child for child in psutil.Process(chaos.process.pid).children(recursive=True)})
+        return psutil.STATUS_STOPPED in {child.status() for child in started.values() if child.is_running()}
+
+    until(one_stands_still, lambda: chaos.stdout + chaos.log, 60.0)
+    assert len(started) >= 5, "broker, three agents, source"
+    assert chaos.stop() == 1
+    assert "ended by SIGTERM" in chaos.log
+    assert psutil.wait_procs(list(started.values()), 10)[1] == []
 
 
 @pytest.mark.timeout(60)
