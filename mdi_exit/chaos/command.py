@@ -18,6 +18,7 @@ from mdi_exit import values
 from mdi_exit.chaos.faults import FAULTS, NETWORK_FAULTS, Fault, FaultKind, planned, trouble_of
 from mdi_exit.chaos.proxy import FaultProxy
 from mdi_exit.chaos.rows import RowFile
+from mdi_exit.chaos.scene import run_tidily
 from mdi_exit.chaos.table import render, run_all, sound
 from mdi_exit.chaos.verdict import rate_between, recovery_s
 from mdi_exit.config import nearest, resolve, setting
@@ -112,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
         epilog=_EPILOG + "; ".join(f"{kind}: {lore.about}" for kind, lore in FAULTS.items()) + ".",
     )
     settings, console = resolved.settings, Console()
-    return asyncio.run(_demo(settings, console) if settings.demo else _trouble(settings, console))
+    return run_tidily(_demo(settings, console)) if settings.demo else asyncio.run(_trouble(settings, console))
 
 
 async def _demo(settings: ChaosSettings, console: Console) -> int:

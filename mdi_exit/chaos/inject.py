@@ -155,16 +155,19 @@ async def _slowed(scene: Scene, name: str) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def _starved(scene: Scene, name: str) -> AsyncIterator[None]:
     """It has little more than what it uses already, and gets a message that does not fit."""
-    process = psutil.Process(scene.pid(name))
-    before = process.rlimit(psutil.RLIMIT_AS)
-    process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + _LITTLE_BYTES, before[1]))
+    process: psutil.Process | None = None
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may just have ended by itself
+        process = psutil.Process(scene.pid(name))
+        before = process.rlimit(psutil.RLIMIT_AS)
+        process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + _LITTLE_BYTES, before[1]))
     topic = Topics(DEPLOYMENT).links(name, SOURCE)
     scene.proxy.send(scene.clients(name), publish_head(topic, _LARGE_BYTES, 0, retain=False) + bytes(_LARGE_BYTES))
     try:
         yield
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.rlimit(psutil.RLIMIT_AS, before)
+            if process is not None:
+                process.rlimit(psutil.RLIMIT_AS, before)
 
 
 @contextlib.asynccontextmanager

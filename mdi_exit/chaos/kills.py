@@ -13,7 +13,7 @@ from typing import Final
 
 from mdi_exit.chaos.rows import Row, RowFile
 from mdi_exit.chaos.run import reference
-from mdi_exit.chaos.scene import SOURCE, Scene, Setting
+from mdi_exit.chaos.scene import SOURCE, Scene, Setting, run_tidily
 from mdi_exit.chaos.verdict import judged
 from mdi_exit.errors import MdiExitError
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="raw rows; a file that is there is gone on with")
     args = parser.parse_args(argv)
     file = RowFile(args.out, "kills", argv)
-    asyncio.run(_all(-(-args.kills // _KILLS), args.workers, file))
+    run_tidily(_all(-(-args.kills // _KILLS), args.workers, file))
     text = text_of(file.rows)
     sys.stdout.write(text)
     file.write_page(text)

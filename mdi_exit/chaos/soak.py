@@ -22,7 +22,7 @@ from mdi_exit.chaos.inject import inflicted, why_not
 from mdi_exit.chaos.packets import Trouble
 from mdi_exit.chaos.rows import Row, RowFile
 from mdi_exit.chaos.run import reference
-from mdi_exit.chaos.scene import AGENTS, Scene, Setting
+from mdi_exit.chaos.scene import AGENTS, Scene, Setting, run_tidily
 from mdi_exit.chaos.verdict import judged, rate_between
 from mdi_exit.chaos.watch import Sample, growth, watched
 from mdi_exit.errors import MdiExitError
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     if wrong := [name for name in variants if name not in VARIANTS]:
         parser.error(f"argument --variants: expected names of {', '.join(VARIANTS)}, got {wrong[0]}")
     file = RowFile(args.out, "soak", argv)
-    asyncio.run(_all(variants, args.minutes * 60, args.flow_minutes * 60, args.seed, file))
+    run_tidily(_all(variants, args.minutes * 60, args.flow_minutes * 60, args.seed, file))
     totals = [row for row in file.rows if row["row"] == "total"]
     text = text_of(totals)
     sys.stdout.write(text)

@@ -18,6 +18,7 @@ from mdi_exit.chaos.faults import FAULTS, FaultKind
 from mdi_exit.chaos.inject import why_not
 from mdi_exit.chaos.rows import Row, RowFile
 from mdi_exit.chaos.run import reference, run_fault
+from mdi_exit.chaos.scene import run_tidily
 from mdi_exit.errors import MdiExitError
 from mdi_exit.items import percentile
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"argument --faults: expected names of {', '.join(FAULTS)}, got {args.faults}")
     file = RowFile(args.out, "faults", argv)
     console = Console()
-    asyncio.run(
+    run_tidily(
         run_all(kinds, range(1, args.seeds + 1), args.seconds, args.workers, file, lambda row: _say(console, row))
     )
     render(console, file.rows)
