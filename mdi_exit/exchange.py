@@ -215,20 +215,23 @@ class ModelClient:
                 raise WireError("manifest", str(error)) from None
             if manifest.plan.digest != message.model:
                 raise WireError("manifest", f"expected the model {message.model}, got {manifest.plan.digest}")
-            self._check_signature(f"model {manifest.name}", manifest_statement(manifest.digest), message.signature)
+            if why := self._unsigned(f"model {manifest.name}", manifest_statement(manifest.digest), message.signature):
+                self.driver.feed(ModelRefused())
+                raise WireError("signature", why)
             self._new_model(manifest)
         self._offer = message.model, message.segments
-        self._fetch(*self._offer)
+        why = self._fetch(*self._offer)
         if self.verifier is not None:
-            self.driver.feed(ModelRefused(refused=False))
+            self.driver.feed(ModelRefused(refused=bool(why)))
+        if why:
+            raise WireError("signature", why)
 
-    def _check_signature(self, what: str, statement: bytes, signature: bytes) -> None:
-        """Raises ``WireError`` where a signature is wanted and this is none of it; the agent waits for another offer."""
+    def _unsigned(self, what: str, statement: bytes, signature: bytes) -> str:
+        """Why it is not taken, where a signature is wanted and this is none of it; else nothing."""
         if self.verifier is None or self.verifier.is_signed(statement, signature):
-            return
-        self.driver.feed(ModelRefused())
+            return ""
         got = "another" if signature else "no signature"
-        raise WireError("signature", f"{what}: expected a signature by the key of {self.verifier.origin}, got {got}")
+        return f"{what}: expected a signature by the key of {self.verifier.origin}, got {got}"
 
     def hold(self, spans: tuple[LayerSpan, ...]) -> None:
         """From now on the node has these spans: fetch what they need, let go of the rest."""
@@ -237,7 +240,11 @@ class ModelClient:
             plan = self.driver.plan
             self._asked -= _let_go(self.driver, plan, spans, self._asked)
             self._fetching.keep(lambda key: runs_in(plan, key, spans))
-            self._fetch(*self._offer)
+            try:
+                if why := self._fetch(*self._offer):
+                    raise WireError("signature", why)
+            except WireError as error:  # of an offer that had nothing for us when it came
+                self.driver.count_bad(error, self.driver.topics.manifest)
 
     def _new_model(self, manifest: Manifest) -> None:
         self._asked.clear()
@@ -252,20 +259,23 @@ class ModelClient:
                 log.warning("layers %s: expected layers in 0-%d, the model's; waiting for another model", span, last)
                 self._told_outside = True
 
-    def _fetch(self, model: str, offered: Iterable[SegmentFile]) -> None:
-        plan = self.driver.plan
-        if self._told_outside or plan is None:
-            return
+    def _fetch(self, model: str, offered: Iterable[SegmentFile]) -> str:
+        """Ask for those that are ours; why one of them is not taken, if so."""
+        plan, manifest, refused = self.driver.plan, self.driver.manifest, ""
+        if self._told_outside or plan is None or manifest is None:
+            return ""
         for file in offered:
             key = SegmentKey(file.entry, file.stop, file.head)
             mine = file.entry < file.stop and runs_in(plan, key, self.spans)
             if mine and (key not in self._asked or key in self._fetching):
-                if self.verifier is not None and self.driver.manifest is not None:
-                    statement = segment_statement(self.driver.manifest.digest, key.file, file.sha256)
-                    self._check_signature(key.file, statement, file.signature)
+                statement = segment_statement(manifest.digest, key.file, file.sha256)
+                if why := self._unsigned(key.file, statement, file.signature):
+                    refused = refused or why
+                    continue
                 self._fetching.want(file)
                 self._asked.add(key)
         self._listen()
+        return refused
 
     def _listen(self) -> None:
         """Subscribe to the chunks of what is to come next, and to no others.

@@ -407,6 +407,8 @@ class ItemKeeping:
                 self.unknown += not known
             elif row.refused or row.label is None:
                 self._refused_attempt(now, row, entry)
+            elif row.path[-1:] != (sender,) and entry.deadline_at == math.inf:
+                self.unknown += 1  # only in a hurry does a node answer for an exit that another has run
             else:
                 if row.attempt == entry.attempt:
                     self.retry_timer.measured(now - entry.sent_at)

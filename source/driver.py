@@ -334,21 +334,19 @@ class SourceDriver(NodeDriver):
 
     def other_message(self, route: Route, message: Message, body: memoryview) -> None:
         if isinstance(message, Results):
-            self._check_results(route.node, message)
+            self._check_results(message)
             unknown = self.source.unknown
             self.feed(ResultsReceived(route.node, message))
             if self.source.unknown > unknown:
-                raise WireError("item", f"expected results of items under way, got others from {route.node}")
+                raise WireError("item", f"expected its own results of items under way, got others from {route.node}")
         else:
             super().other_message(route, message, body)
 
-    def _check_results(self, node: str, message: Results) -> None:
+    def _check_results(self, message: Results) -> None:
         manifest = self._host.manifest
         if message.run != self.source.config.run:
             raise WireError("run", f"expected results of run {self.source.config.run}, got {message.run}")
         for row in message.rows:
-            if row.label is not None and row.path[-1:] != (node,):
-                raise WireError("identity", f"expected results that end at {node}, got some of {row.path[-1:]}")
             known = row.label is None or not manifest.labels or row.label < len(manifest.labels)
             if not known or row.exit >= len(manifest.exits):
                 raise WireError("result", f"expected a label and an exit of the model, got {row.label} at {row.exit}")

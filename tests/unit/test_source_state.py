@@ -402,3 +402,24 @@ def test_an_answer_of_an_engine_that_was_not_asked_is_illegal_and_changes_nothin
         state.handle(1.1, SegmentDone(4, 0.1, ()))
     assert before == (state.admitted, dict(state.pending), state.queue, state.worker.totals.executed)
     state.validate()
+
+
+@pytest.mark.parametrize("path", [(), ("b",), ("a", "b"), ("source",)])
+def test_a_label_is_taken_only_from_the_node_that_its_path_ends_at(path: tuple[str, ...]) -> None:
+    state = source(rate_per_s=10.0)
+    offer(state, 0.1, "x")
+    (item,) = state.pending
+    forged = ResultsReceived("a", Results(7, 50, (ResultRow(item, 0, path, 0, 3, 0.99),)))
+    assert of(state.handle(0.2, forged), Record) == []
+    assert (state.unknown, list(state.pending)) == (1, [item])
+    (record,) = of(state.handle(0.3, answer(item, label=2)), Record)
+    assert record.row.label == 2
+
+
+def test_with_a_deadline_a_node_may_answer_for_an_exit_that_another_has_run() -> None:
+    state = source(rate_per_s=10.0, deadline_s=5.0)
+    offer(state, 0.1, "x")
+    (item,) = state.pending
+    hurried = ResultsReceived("a", Results(7, 50, (ResultRow(item, 0, ("b",), 0, 3, 0.99),)))
+    (record,) = of(state.handle(0.2, hurried), Record)
+    assert record.row.label == 3
