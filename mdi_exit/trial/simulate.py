@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     done = run_with_bar(scenario, Console(stderr=True))
     wall_s = time.perf_counter() - begin
     found = efficiency_of(scenario, done)
-    more = {
+    more: dict[str, Any] = {
         "bound_per_s": found.bound_per_s if found else None,
         "efficiency": found.efficiency if found else None,
         "simulated_s": done.virtual_s,
