@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from mdi_exit.histogram import RUN_BUCKETS_S, Histogram
 from mdi_exit.policy.batching import MAX_BATCH
+from mdi_exit.policy.damping import Damping
 from mdi_exit.policy.mix import BINS, bin_of
 from mdi_exit.span import LayerSpan
 
@@ -21,6 +22,7 @@ class WorkerConfig:
     full batch can be made while another waits.
     ``neighbours``: to whom it may send (None: to all). ``output_limit``: T_O of Alg. 1.
     ``gather_s``: how long tasks of a later layer let those of earlier ones go first, to be run in a larger batch.
+    ``dead_after_s``: the longest silence of a node that is not taken for its death; ``damping``: of those that come and go.
     ``unmeasured_s``: Γ until something is measured. ``auto``: the source chooses the span, which is ``span`` to begin with;
     ``memory_bytes``: what the model's layers may take here, 0: no limit.
     """
@@ -36,6 +38,7 @@ class WorkerConfig:
     offloading: str = "paper"
     telemetry_period_s: float = 0.5
     dead_after_s: float = 2.5
+    damping: Damping = Damping()
     ack_delay_s: float = 0.02
     gather_s: float = 0.1
     moved_delay_s: float = 0.1
