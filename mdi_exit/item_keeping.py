@@ -215,10 +215,12 @@ class ItemKeeping:
         if not self._started or self._ended or self.stopped or self.held or self._left:
             return
         paced = self._paced
+        self._turns.batch = 1
         if paced:
             self._arrive(now)
         elif self.adapt not in ("threshold", "latency"):  # which go by the queue
-            self._turns.batch = self.worker.batch_wanted(0) + min(self.queue - self.worker.waiting(0), MAX_BATCH)
+            later = self.queue - self.worker.waiting(0)
+            self._turns.batch = self.worker.batch_wanted(0) + min(later, MAX_BATCH)
         if not self.desk.waiting:  # nobody to take turns with
             if paced and not self._turns.due:
                 return
