@@ -252,6 +252,7 @@ def devices_of(
                 bytes_per_s=max(rates, default=0.0) or math.inf,
                 span=span,
                 fixed=not status.auto,
+                neighbours=None if status.neighbours is None else frozenset(status.neighbours),
             )
         )
     return devices

@@ -69,7 +69,14 @@ class Steering(Guidance):
         worker = self.worker
         if not self.planning.due(now, worker.members):
             return
-        own = Device(worker.name, self._own_layer_s(plan), 0, span=worker.config.span, fixed=True)
+        own = Device(
+            name=worker.name,
+            layer_s=self._own_layer_s(plan),
+            memory_bytes=0,
+            span=worker.config.span,
+            fixed=True,
+            neighbours=worker.config.neighbours,
+        )
         ask = self.planning.look(now, worker.members, own, plan, self.exits)
         if ask is not None:
             self._out.append(ask)

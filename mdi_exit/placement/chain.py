@@ -1,7 +1,8 @@
 """The base of a plan: one chain of stages, each on one node, by dynamic programming; spares are set to work afterwards.
 
 ``best[l]`` is the largest rate at which layers 0…l-1 can be passed, the least of its stages' rates. Which node takes the next
-stage is tried for all sets of nodes where that is few (Held and Karp's sets, 1962), otherwise in the order given.
+stage is tried for all sets of nodes where that is few (Held and Karp's sets, 1962), otherwise in the order given. Where nodes
+may not send to all others, ``best[l, n]`` is that of chains that end at node n, and the next stage is on a neighbour of n.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ Stage = tuple[float, int, str]
 def chain(problem: Problem, movable: Sequence[Device], fixed: Sequence[Device]) -> dict[str, LayerSpan]:
     """A span for each node that the best chain needs; empty if none covers all layers within the nodes' memory."""
     stages = _Stages(problem, fixed)
+    if problem.restricted:
+        return _along_links(stages, movable, fixed)
     count, layers = len(movable), problem.plan.layer_count
     if count << count <= _MOST_STEPS / layers**2:
         return _over_sets(stages, movable)
@@ -134,3 +137,34 @@ def _over_sets(stages: _Stages, movable: Sequence[Device]) -> dict[str, LayerSpa
         ]
         table[members] = [max(options, key=lambda option: option[0]) for options in zip(*ways, strict=True)]
     return _spans(stages, table[(1 << len(movable)) - 1][-1])[1]
+
+
+def _along_links(stages: _Stages, movable: Sequence[Device], fixed: Sequence[Device]) -> dict[str, LayerSpan]:
+    """The best chain in which each node may send to the next. Of the chains to a node and layer only the best is followed,
+    so that a better one that would need a node twice may be missed.
+    """
+    problem, last, held = stages.problem, stages.layers, {device.name for device in fixed}
+    best: list[dict[str, tuple[float, dict[str, LayerSpan]]]] = [{} for _ in range(last + 1)]
+    best[0][problem.source] = (math.inf, {})
+    for layer in range(last):
+        for at, (rate, spans) in list(best[layer].items()):
+            for device in (*movable, *fixed):
+                if device.name in spans or not problem.may_send(at, device.name):
+                    continue
+                for stop in _stops(problem, device, layer, held=device.name in held):
+                    reached = min(rate, stages.rate(device, layer, stop))
+                    if reached > best[stop].get(device.name, (0.0,))[0]:
+                        own = {} if device.name in held else {device.name: LayerSpan(layer, stop)}
+                        best[stop][device.name] = (reached, {**spans, **own})
+    return max(best[last].values(), key=lambda found: found[0], default=(0.0, {}))[1]
+
+
+def _stops(problem: Problem, device: Device, layer: int, *, held: bool) -> list[int]:
+    """Where a stage that begins at ``layer`` may end on this node; ``held``: of the span that it has."""
+    if held:
+        span = device.span
+        exits = {layer + 1 for layer in problem.plan.exit_layers}
+        inside = range(layer + 1, span.stop + 1) if span is not None and layer in span else ()
+        return [stop for stop in inside if span is not None and (stop == span.stop or stop in exits)]
+    every = range(layer + 1, problem.plan.layer_count + 1)
+    return [stop for stop in every if problem.fits(device, LayerSpan(layer, stop))]

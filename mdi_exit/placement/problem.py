@@ -22,6 +22,7 @@ class Device:
 
     ``layer_s``: seconds that it takes for one item in each layer, exit head included. ``bytes_per_s``: of its link to the
     broker, each way. ``memory_bytes``: what it may hold. ``span``: what it holds now; ``fixed``: and goes on holding.
+    ``neighbours``: the only nodes to which it may send tasks; None: all.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Device:
     bytes_per_s: float = math.inf
     span: LayerSpan | None = None
     fixed: bool = False
+    neighbours: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,16 @@ class Problem:
     def movable(self) -> tuple[Device, ...]:
         """Nodes whose span the planner may choose."""
         return tuple(device for device in self.devices if not device.fixed)
+
+    @property
+    def restricted(self) -> bool:
+        """Whether there is a node that may not send to all others."""
+        return any(device.neighbours is not None for device in self.devices)
+
+    def may_send(self, sender: str, to: str) -> bool:
+        """Whether tasks may go from one node to another; that they stay is always allowed."""
+        neighbours = self.by_name[sender].neighbours
+        return sender == to or neighbours is None or to in neighbours
 
     def memory_bytes(self, span: LayerSpan) -> int:
         """What holding ``span`` takes."""

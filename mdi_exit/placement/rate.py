@@ -24,6 +24,7 @@ from mdi_exit.segments import segment_stop
 __all__ = ["Prediction", "predict", "rate_limit"]
 
 _EPS: Final = 1e-12
+_NOWHERE: Final = (math.inf, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,13 @@ class _Paths:
                     side[name] = len(self.capacity)
                     self.capacity.append(bytes_per_s)
         self.starts = self._runs(spans)
+        self.targets = {name: self._targets(name) for name in [*self.names, problem.source]}
+
+    def _targets(self, sender: str) -> frozenset[int] | None:
+        """The nodes to which it may send tasks; None: all."""
+        if self.problem.by_name[sender].neighbours is None:
+            return None
+        return frozenset(index for index, name in enumerate(self.names) if self.problem.may_send(sender, name))
 
     def _runs(self, spans: Spans) -> dict[int, list[tuple[int, int, float]]]:
         """For each layer at which a task may stand: (node, where its segment ends, seconds of it per item at layer 0)."""
@@ -137,23 +145,23 @@ class _Paths:
         for start in sorted(self.starts, reverse=True):
             runs = self.starts[start]
             size = reach[start] * bytes_at[start]
-            stay: dict[int, tuple[float, int, float]] = {}
-            least, choice = math.inf, -1
+            stay: dict[int, float] = {}
+            entering: list[tuple[float, int]] = []
             for index, stop, work in runs:
                 onward = finish[0] if stop == last else after[stop].get(index, (math.inf, -1))[0]
                 cost = price[index] * work + onward
-                stay[index] = (cost, stop, work)
+                stay[index] = cost
                 down = self.down.get(names[index])
-                entering = cost + (price[down] * size if down is not None else 0.0)
-                if entering < least:
-                    least, choice = entering, index
-            best[start] = (least, choice)
+                entering.append((cost + (price[down] * size if down is not None else 0.0), index))
+            anyone = min(entering, default=_NOWHERE)
+            best[start] = anyone if start else _least(entering, self.targets[self.problem.source])
             here: dict[int, tuple[float, int]] = {}
             for index, name in enumerate(names):
-                up = self.up.get(name)
+                up, targets = self.up.get(name), self.targets[name]
+                least, choice = anyone if targets is None else _least(entering, targets)
                 leave = least + (price[up] * size if up is not None else 0.0)
-                kept = stay.get(index)
-                here[index] = (kept[0], index) if kept is not None and kept[0] <= leave else (leave, choice)
+                kept = stay.get(index, math.inf)
+                here[index] = (kept, index) if index in stay and kept <= leave else (leave, choice)
             after[start] = here
         return self._follow(price, best, after)
 
@@ -188,6 +196,11 @@ class _Paths:
             at, layer = name, stop
             to = after[layer][to][1] if layer < self.last else -1
         return total, use, onward
+
+
+def _least(entering: list[tuple[float, int]], targets: frozenset[int] | None) -> tuple[float, int]:
+    """The cheapest of those that are among the targets."""
+    return min((one for one in entering if targets is None or one[1] in targets), default=_NOWHERE)
 
 
 class _Packing:

@@ -68,9 +68,6 @@ def main(argv: Sequence[str]) -> int:
         scenario = read_scenario(Path(resolved.words[0]).expanduser()).outranked(threshold=settings.threshold)
         kinds = {node.name: node.profile or "" for node in scenario.nodes}
         _show(Console(), problem_of(scenario, settings.fixed or ()), kinds)
-        if any(len(scenario.reachable(node)) < len(scenario.nodes) - 1 for node in scenario.nodes):
-            note = "The plan lets every node send to every other; this scenario's neighbours are fewer."
-            Console().print(note, soft_wrap=True)
         return 0
     return asyncio.run(_live(settings))
 
@@ -95,6 +92,7 @@ def problem_of(scenario: Scenario, fixed: Sequence[str] = ()) -> Problem:
             bytes_per_s=_bytes_per_s(scenario, node),
             span=node.span,
             fixed=node is scenario.source or node.name in fixed,
+            neighbours=None if node.neighbours is None else frozenset(node.neighbours),
         )
         for node in scenario.nodes
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -46,7 +47,13 @@ def written_out(given: Problem, spans: dict[str, LayerSpan]) -> float:
                 runs[name, start] = segment_stop(start, span, plan.exit_layers)
                 waiting.append(runs[name, start])
     where = list(dict.fromkeys([*spans, given.source]))
-    moves = [("move", start, a, b) for start in sorted(starts) for a in where for b in spans if (b, start) in runs]
+    moves = [
+        ("move", start, a, b)
+        for start in sorted(starts)
+        for a in where
+        for b in spans
+        if (b, start) in runs and given.may_send(a, b)
+    ]
     index = {name: i for i, name in enumerate([("rate",), *(("run", *run) for run in runs), *moves])}
 
     def row(terms: list[tuple[tuple[object, ...], float]]) -> np.ndarray:
@@ -131,6 +138,50 @@ def test_the_predictor_solves_the_linear_programme(seed: int) -> None:
     assert found.upper_per_s >= rate * (1 - 1e-6)
     assert rate_limit(given, spans) >= rate * (1 - 1e-9)
     assert all(share <= 1 + 1e-6 for share in [*found.busy.values(), *found.link_busy.values()])
+
+
+def restricted(given: Problem, rng: Random, chance: float = 0.5) -> Problem:
+    """The same with neighbours by chance."""
+    names = [one.name for one in given.devices]
+    return replace(
+        given,
+        devices=tuple(
+            replace(one, neighbours=frozenset(name for name in names if rng.random() < chance)) for one in given.devices
+        ),
+    )
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_predictor_keeps_to_neighbours(seed: int) -> None:
+    rng = Random(seed)
+    free = random_problem(rng, links=seed % 2 == 0)
+    given = restricted(free, rng)
+    spans = {one.name: rng.choice(given.spans_of(one)) for one in given.movable if given.spans_of(one)}
+    rate = predict(given, spans).rate_per_s
+    assert rate == pytest.approx(written_out(given, spans), rel=1e-6, abs=1e-9)
+    assert rate <= predict(free, spans).rate_per_s * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_plan_among_neighbours_is_close_to_the_best_of_all(seed: int) -> None:
+    rng = Random(seed)
+    given = restricted(random_problem(rng, links=seed % 2 == 0, combinations=3000), rng, 0.7)
+    found = best_placement(given)
+    best, _ = best_of_all(given, found.rate_per_s)
+    assert found.rate_per_s >= 0.95 * best
+
+
+def test_on_a_ring_each_stage_is_on_the_next_node() -> None:
+    """In the order of names the ring goes the other way, so that plans of free nodes would have no path."""
+    ring = {"source": "c", "c": "b", "b": "a", "a": "source"}
+    nodes = [replace(device(name, layers=2), neighbours=frozenset({ring[name]})) for name in "abc"]
+    source = Device("source", (0.01,) * 4, 0, fixed=True, neighbours=frozenset({"c"}))
+    given = Problem(PLAN, EVEN, (source, *nodes), "source")
+    found = best_placement(given)
+    assert found.rate_per_s >= 50.0 * (1 - 1e-9), "as a chain of two has"
+    assert found.spans["c"].first == 0
+    assert predict(given, {"a": LayerSpan(0, 2), "b": LayerSpan(2, 4)}).rate_per_s == 0.0
+    assert decide(given, (), PlacementRules()).rate_per_s == found.rate_per_s
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -159,6 +159,11 @@ def test_measured_times_correct_the_stated_ones_and_those_of_nodes_without() -> 
     assert found[1].memory_bytes == 2
 
 
+def test_neighbours_are_those_of_the_status() -> None:
+    found = devices_of([(status("a", neighbours=("b",)), None, None), (status("b"), None, None)], PLAN)
+    assert [one.neighbours for one in found] == [frozenset({"b"}), None]
+
+
 def test_a_fixed_node_that_states_nothing_has_the_speed_that_was_measured() -> None:
     told = Telemetry(7, 5, "a", 0, 0, 0.0, speed_s={0: 0.04, 2: 0.08})
     (found,) = devices_of([(status("a", (0, 4), auto=False, layer_s=()), told, None)], PLAN)
