@@ -7,6 +7,8 @@ import logging
 from random import Random
 from typing import Any
 
+import msgspec
+
 from edge_agent.config import AgentSettings
 from mdi_exit import topics as kinds
 from mdi_exit.driver import NodeDriver
@@ -16,14 +18,14 @@ from mdi_exit.engine.profile import parse_profile
 from mdi_exit.engine.speed import layer_seconds, measured_macs_per_s
 from mdi_exit.errors import UsageError
 from mdi_exit.events import Command, Event, HoldSegments, Notice, SpeedKnown, StatusReceived
-from mdi_exit.exchange import LocalModel, ModelClient
+from mdi_exit.exchange import FETCHED, LocalModel, ModelClient
 from mdi_exit.executor import Executor
 from mdi_exit.model.manifest import Manifest as ModelManifest
 from mdi_exit.program import joined, stop_requested
 from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport
 from mdi_exit.vitals import Vitals
-from mdi_exit.wire import Chunk, Control, Manifest, Message, Status
+from mdi_exit.wire import Chunk, Control, Manifest, Message, Status, Telemetry
 from mdi_exit.worker_state import WorkerState
 
 __all__ = ["AgentDriver", "serve"]
@@ -48,6 +50,12 @@ class AgentDriver(NodeDriver):
         self.local = local
         self.use_model(local.composer.artifact.manifest)
         local.spans_changed([])
+
+    def full_telemetry(self, telemetry: Telemetry) -> Telemetry:
+        full = super().full_telemetry(telemetry)
+        if self.client is None or (fetched := self.client.fetched_bytes) is None:
+            return full
+        return msgspec.structs.replace(full, counters={**full.counters, FETCHED: fetched})
 
     def use_model(self, manifest: ModelManifest) -> None:
         super().use_model(manifest)

@@ -30,8 +30,11 @@ from mdi_exit.wire import Manifest as ManifestMessage
 if TYPE_CHECKING:  # composing needs onnx, which an agent does not load
     from mdi_exit.model.compose import Composer
 
-__all__ = ["CHUNK_BYTES", "LocalModel", "ModelClient", "ModelHost"]
+__all__ = ["FETCHED", "LocalModel", "ModelClient", "ModelHost"]
 
+FETCHED: Final = "model_bytes"
+"""The counter in an agent's telemetry: bytes of the model that have come, as long as more are to come."""
+_FILES_AT_ONCE: Final = 8
 _PATIENCE_S: Final = 3.0
 _MOST_PATIENCE_S: Final = 60.0
 
@@ -50,7 +53,7 @@ class ModelHost:
     _wanted: set[SegmentKey] = field(default_factory=set)
     _busy: bool = False
     _patience_s: float = _PATIENCE_S
-    _offer_again_at: float | None = None
+    _waiting: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     @property
     def manifest(self) -> Manifest:
@@ -92,18 +95,20 @@ class ModelHost:
             self._publish_file(name, raw)
         self._publish_manifest()
 
-    def look_after(self, now: float, *, unserved: bool) -> None:
-        """Offer everything again, ever less often, while a node stays without what it needs.
+    def look_after(self, now: float, unserved: Mapping[str, int]) -> None:
+        """Offer everything again, ever less often, while a node stays without what it needs and gets no further.
 
-        Something else may have taken its place in the broker's memory.
+        Something else may have taken its place in the broker's memory. ``unserved``: bytes that such nodes have fetched.
         """
+        known, self._waiting = self._waiting, {}
+        for name, got in unserved.items():
+            before, since = known.get(name, (got, now))
+            self._waiting[name] = got, since if got == before else now
         if not unserved:
-            self._patience_s, self._offer_again_at = _PATIENCE_S, None
-        elif self._offer_again_at is None:
-            self._offer_again_at = now + self._patience_s
-        elif now >= self._offer_again_at:
+            self._patience_s = _PATIENCE_S
+        elif any(now - since >= self._patience_s for _, since in self._waiting.values()):
             self._patience_s = min(2 * self._patience_s, _MOST_PATIENCE_S)
-            self._offer_again_at = now + self._patience_s
+            self._waiting = {name: (got, now) for name, (got, _) in self._waiting.items()}
             self.driver.announce_again()
             self.republish()
 
@@ -173,6 +178,11 @@ class ModelClient:
     _busy: bool = False
     _told_outside: bool = False
 
+    @property
+    def fetched_bytes(self) -> int | None:
+        """How much of what is being fetched has come since the start; None: nothing is being fetched."""
+        return self._fetching.received_bytes if self._subscribed else None
+
     def manifest_received(self, message: ManifestMessage, body: memoryview) -> None:
         """The model in force, or more segments of it. Raises ``WireError`` for one that cannot be used."""
         known = self.driver.plan
@@ -198,8 +208,8 @@ class ModelClient:
 
     def _new_model(self, manifest: Manifest) -> None:
         self._asked.clear()
-        self._listen(())
         self._fetching.clear()
+        self._listen()
         self._told_outside = False
         log.info("model %s (%d layers, digest %s)", manifest.name, len(manifest.layers), manifest.plan.digest[:12])
         self.driver.use_model(manifest)
@@ -216,21 +226,24 @@ class ModelClient:
         for file in offered:
             key = SegmentKey(file.entry, file.stop, file.head)
             mine = file.entry < file.stop and runs_in(plan, key, self.spans)
-            if mine and key not in self._asked:
+            if mine and (key not in self._asked or key in self._fetching):
                 self._fetching.want(file)
                 self._asked.add(key)
-        self._listen(self._fetching.files)
+        self._listen()
 
-    def _listen(self, files: Iterable[str]) -> None:
-        """Subscribe to the chunks of these files and to no others."""
-        wanted, model = frozenset(files), self._offer[0]
-        for name in sorted(wanted - self._subscribed):
+    def _listen(self) -> None:
+        """Subscribe to the chunks of what is to come next, and to no others.
+
+        Few files at a time: tasks need not wait until the whole model has passed, and what is offered again is little.
+        """
+        wanted, model = (*self._fetching.files[:_FILES_AT_ONCE], *self._fetching.known), self._offer[0]
+        for name in [name for name in wanted if name not in self._subscribed]:
             pattern = self.driver.topics.chunk(model, name, "+")
             self.driver.spawn(f"fetch {name}", self.transport.subscribe(pattern, 1))
-        for name in sorted(self._subscribed - wanted):
+        for name in sorted(self._subscribed.difference(wanted)):
             pattern = self.driver.topics.chunk(model, name, "+")
             self.driver.spawn(f"fetched {name}", self.transport.unsubscribe(pattern))
-        self._subscribed = wanted
+        self._subscribed = frozenset(wanted)
 
     def chunk_received(self, route: Route, chunk: Chunk, body: memoryview) -> None:
         """A part of a file that was asked for. Raises ``WireError`` if it cannot be that."""
@@ -239,7 +252,7 @@ class ModelClient:
         try:
             self._fetching.take(chunk, route.chunk, body)
         finally:
-            self._listen(self._fetching.files)
+            self._listen()
             if self._fetching.whole and not self._busy:
                 self._busy = True
                 self.driver.spawn("load segments", self._load())

@@ -31,7 +31,7 @@ class _File:
 
 @dataclass(slots=True)
 class Fetching:
-    """``files``: those to listen for; ``whole``: segments that have come, to be taken out.
+    """``files``: those still to come, the first wanted first; ``whole``: segments that have come, to be taken out.
 
     ``received_bytes``: of chunks that were asked for, since the start.
     """
@@ -45,8 +45,18 @@ class Fetching:
     _uses: dict[SegmentKey, frozenset[str]] = field(default_factory=dict)
 
     @property
-    def files(self) -> frozenset[str]:
-        return frozenset(self._files)
+    def files(self) -> tuple[str, ...]:
+        known = set(self.known)
+        return tuple(name for name in self._files if name not in known)
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Outlines that are here and wait for weights; another may yet be published in their place."""
+        return tuple(key.file for key in self._outlines)
+
+    def __contains__(self, key: SegmentKey) -> bool:
+        """Whether the segment is still on its way."""
+        return key in self._wanted
 
     def clear(self) -> None:
         """Another model: nothing of this one is of use."""
@@ -54,13 +64,14 @@ class Fetching:
             known.clear()
 
     def want(self, file: SegmentFile) -> None:
-        """Fetch this segment. Raises ``WireError`` for one that cannot be."""
+        """Fetch this segment, anew if it is offered with another digest. Raises ``WireError`` for one that cannot be."""
         key = SegmentKey(file.entry, file.stop, file.head)
-        if key in self._wanted:
+        if self._wanted.get(key) == file:
             return
         if file.bytes > _MAX_SEGMENT_BYTES or file.chunks > most_chunks(file.bytes):
             raise WireError("manifest", f"{key.file}: {file.bytes} bytes with an outline in {file.chunks} chunks")
         self._wanted[key] = file
+        self._outlines.pop(key, None)
         self._files[key.file] = _File(file.chunks)
 
     def keep(self, wanted: Callable[[SegmentKey], bool]) -> None:

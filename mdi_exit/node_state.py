@@ -14,7 +14,7 @@ from mdi_exit.membership import Members, Peer
 from mdi_exit.policy.damping import Flaps
 from mdi_exit.policy.exiting import early_exits_wanted
 from mdi_exit.queues import Running, TaskStore
-from mdi_exit.segments import ModelPlan, SegmentKey, segment_stop
+from mdi_exit.segments import ModelPlan, SegmentKey, needed_segments, segment_stop
 from mdi_exit.span import LayerSpan
 from mdi_exit.standing import Standing
 from mdi_exit.wire import Control, Moved, ResultRow, Status
@@ -47,6 +47,7 @@ class NodeState:
         self._taking_of: tuple[int, WorkerConfig] = (-1, config)
         self._rng = rng
         self._entries: tuple[int, ...] = ()
+        self._complete = False
         self._keys: dict[int, SegmentKey] = {}
         self._seconds = SegmentSeconds()
         self._running: Running | None = None
@@ -106,6 +107,7 @@ class NodeState:
         plan = self.plan
         self._keys.clear()
         if plan is None or self.control is None or self.control.model != plan.digest:
+            self._complete = False
             return ()
         found = {
             layer
@@ -114,11 +116,22 @@ class NodeState:
             if layer < plan.layer_count
             and all(plan.segment(layer, span, early_exits=early) in self._seconds for early in (True, False))
         }
+        self._complete = bool(found) and (self._complete or self._has_all(plan))
         return tuple(sorted(found))
+
+    def _has_all(self, plan: ModelPlan) -> bool:
+        """Whether all segments are loaded that the spans in force make possible here."""
+        span = self.holding.span
+        if span is None or span.stop > plan.layer_count:
+            return False
+        return all(key in self._seconds for key in needed_segments(plan, span, self.members.announced_spans()))
 
     @property
     def state(self) -> str:
-        """One or two words for people and for other nodes: only ``ready`` means that tasks are taken."""
+        """One or two words for people and for other nodes: only ``ready`` means that tasks are taken.
+
+        A node is ready when it has all that its span may be asked for, and stays so when new neighbours make more possible.
+        """
         if self.draining:
             return "draining"
         if self.control is None or self.plan is None:
@@ -127,7 +140,7 @@ class NodeState:
             return "waiting for layers" if self.holding.auto else "ready"
         if self.standing.set_aside:
             return "draining" if self._running or self.inputs + self.outputs else "drained"
-        return "ready" if self.entries else "loading segments"
+        return "ready" if self._complete else "loading segments"
 
     @property
     def leaving(self) -> bool:

@@ -304,6 +304,8 @@ class WorkerState(Hurrying):
         if known is None:
             self._telemetry_at = min(self._telemetry_at, now + _GREETING_DELAY_S)
         self._notice_change(now, change, status.node)
+        if not self._complete:  # of other spans in force it may need fewer segments
+            self._entries = self._find_entries()
         if change is Change.UPDATED and status.state != before:
             self._out.append(Notice("state", f"{status.node} is {status.state}"))
 

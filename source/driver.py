@@ -33,7 +33,7 @@ from mdi_exit.events import (
     TelemetryReceived,
     Tick,
 )
-from mdi_exit.exchange import LocalModel, ModelHost
+from mdi_exit.exchange import FETCHED, LocalModel, ModelHost
 from mdi_exit.executor import Executor
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
@@ -210,7 +210,7 @@ class SourceDriver(NodeDriver):
         elif isinstance(event, TelemetryReceived) and (board := event.telemetry.board) is not None:
             self.energy.seen(self._loop.time(), event.telemetry.node, event.telemetry.incarnation, board)
         elif isinstance(event, Tick):
-            self._host.look_after(self._loop.time(), unserved=self._unserved())
+            self._host.look_after(self._loop.time(), self._unserved())
             if self._claimed:
                 self._repeat_astray()
             if self._live is not None:
@@ -253,16 +253,18 @@ class SourceDriver(NodeDriver):
         super().close()
         self._reception.close()
 
-    def _unserved(self) -> bool:
-        """Is there a node of this model's layers that does not take tasks yet?"""
-        layers = len(self._host.manifest.layers)
-        given = self.source.planning.spans
-        return any(
-            peer.alive and peer.name in given and given[peer.name] != peer.span for peer in self.worker.members
-        ) or any(
-            peer.alive and peer.status.state in _UNSERVED and peer.span is not None and peer.span.stop <= layers
+    def _unserved(self) -> dict[str, int]:
+        """Nodes of this model's layers that do not have all of them yet, and how many bytes of them each has fetched."""
+        layers, given = len(self._host.manifest.layers), self.source.planning.spans
+        return {
+            peer.name: peer.telemetry.counters.get(FETCHED, 0) if peer.telemetry is not None else 0
             for peer in self.worker.members
-        )
+            if peer.alive
+            and (
+                given.get(peer.name, peer.span) != peer.span
+                or (peer.status.state in _UNSERVED and peer.span is not None and peer.span.stop <= layers)
+            )
+        }
 
     def other_message(self, route: Route, message: Message, body: memoryview) -> None:
         if isinstance(message, Results):

@@ -1,8 +1,8 @@
 """How the links of an emulated testbed are shaped: by the kernel where it can, otherwise by relays, or not at all.
 
 The kernel does rates, shared media and lost packets. Relays in user space, which pace what passes by the rules of the
-simulator, do all but lost packets; beside the kernel they are left with delays, the time that a medium takes for each
-message, and the broker's limits.
+simulator, do all but lost packets; beside the kernel they are left with delays, a medium's time for each frame, and the
+broker's limits.
 """
 
 from __future__ import annotations

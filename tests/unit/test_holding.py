@@ -84,6 +84,29 @@ def test_it_takes_up_a_span_when_all_of_it_is_there() -> None:
     assert only(HoldSegments, worker.handle(0.3, control(3, a=(0, 2)))) == []
 
 
+def test_it_is_ready_when_it_has_all_that_may_be_asked_of_it_and_stays_so() -> None:
+    """Layers 0 to 3 with an exit at 1: tasks enter at 0 and 2, and at 1 as soon as another node's span ends there."""
+    worker = WorkerState(WorkerConfig("a", 3, LayerSpan(0, 4)), Random(0))
+    for event in (TransportUp(), ModelKnown(PLAN), control()):
+        worker.handle(0.0, event)
+    worker.handle(0.1, SegmentsReady({SegmentKey(2, 4, True): 0.01}))
+    assert (worker.state, worker.entries) == ("loading segments", (2,))
+    told = last_status(worker.handle(0.2, SegmentsReady({SegmentKey(0, 2, head): 0.01 for head in (True, False)})))
+    assert (told.state, worker.state) == ("ready", "ready")
+    worker.handle(0.3, status("b", LayerSpan(0, 1)))
+    assert (worker.state, worker.entries) == ("ready", (0, 2))
+
+
+def test_fewer_spans_in_force_may_make_it_ready() -> None:
+    worker = WorkerState(WorkerConfig("a", 3, FRONT), Random(0))
+    for event in (TransportUp(), ModelKnown(PLAN), control(), status("b", LayerSpan(0, 1))):
+        worker.handle(0.0, event)
+    worker.handle(0.1, loaded(FRONT))
+    assert worker.state == "loading segments"
+    worker.handle(0.2, StatusReceived(Status("b", 5, False)))
+    assert worker.state == "ready"
+
+
 def moved(worker: WorkerState) -> list[Command]:
     """From layers 0-1 to layers 2-3."""
     worker.handle(0.0, control(2, a=(0, 2)))
