@@ -52,11 +52,18 @@ def _benchmark(argv: Sequence[str]) -> int:
     others = {
         "simulator": ("events a second of simulated time, up to 10,000 nodes", _simulator),
         "policies": ("scenarios under each policy: accuracy, rate, and the bound", _policies),
+        "fuzz": ("broken inputs for everything that reads from outside", _fuzz),
         "faults": ("each fault with many seeds: items lost, repeated, wrong; time to recover", _faults),
         "soak": ("a long run in trouble: memory, descriptors and coroutines of each program", _soak),
         "kills": ("the source dies at random moments: each item has its one line of results", _kills),
     }
     return benchmark(argv, others)
+
+
+def _fuzz(argv: Sequence[str]) -> int:
+    from mdi_exit.fuzzing.command import main as fuzz
+
+    return fuzz(argv)
 
 
 def _simulator(argv: Sequence[str]) -> int:

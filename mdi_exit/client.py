@@ -35,9 +35,10 @@ from mdi_exit.errors import (
     UsageError,
     WireError,
 )
+from mdi_exit.limits import MAX_REQUEST_BYTES
 from mdi_exit.topics import CONTROL, REPLIES, REQUESTS, Topics, checked_name
 from mdi_exit.transport.mqtt import MqttTransport
-from mdi_exit.wire import MAX_REQUEST_BYTES, Control, Reply, Request, crc32, decode, encode
+from mdi_exit.wire import Control, Reply, Request, crc32, decode, encode
 
 __all__ = ["Answer", "Client"]
 
@@ -355,7 +356,7 @@ async def _payload(identity: str, image: Image) -> tuple[str, tuple[int, ...], b
     if isinstance(image, bytes | bytearray | memoryview):
         payload = bytes(image)
     elif isinstance(image, str | PathLike):
-        payload = await asyncio.to_thread(Path(image).read_bytes)
+        payload = await asyncio.to_thread(_of_file, Path(image))
     elif isinstance(image, np.ndarray):
         kind, shape, payload = _of_array(identity, image)
     elif hasattr(image, "save") and hasattr(image, "getbands"):
@@ -366,6 +367,12 @@ async def _payload(identity: str, image: Image) -> tuple[str, tuple[int, ...], b
     if not 0 < len(payload) <= MAX_REQUEST_BYTES:
         raise BadRequest(identity, f"image: expected 1 to {MAX_REQUEST_BYTES:,} bytes, got {len(payload):,}")
     return kind, shape, payload
+
+
+def _of_file(path: Path) -> bytes:
+    """No more of it than shows that it is too large."""
+    with path.open("rb") as stream:
+        return stream.read(MAX_REQUEST_BYTES + 1)
 
 
 def _of_array(identity: str, array: np.ndarray[Any, Any]) -> tuple[str, tuple[int, ...], bytes]:

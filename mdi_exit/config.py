@@ -22,6 +22,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from mdi_exit import __version__, values
 from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.limits import MAX_CONFIG_BYTES, MAX_KEY_PARTS
 
 __all__ = [
     "REQUIRED",
@@ -30,6 +31,7 @@ __all__ = [
     "Resolved",
     "Setting",
     "nearest",
+    "parse_toml",
     "read_toml",
     "resolve",
     "run_program",
@@ -60,6 +62,8 @@ SECTIONS = (
 REQUIRED: Any = object()
 _METADATA_KEY = "mdi_exit.setting"
 _MAX_SECRET_BYTES = 64 * 1024
+_KEY_PART = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""
+_LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_KEY_PART}(?:\.[ \t]*+{_KEY_PART}){{{MAX_KEY_PARTS}}}")
 
 T = TypeVar("T")
 
@@ -429,11 +433,27 @@ def read_toml(file: Path, place: str) -> dict[str, Any]:
     """A TOML document. Raises ``UsageError`` naming ``place``."""
     try:
         with file.open("rb") as stream:
-            return tomllib.load(stream)
+            raw = stream.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise UsageError(place, "a readable TOML file", f"{file}: {_reason(error)}") from None
-    except ValueError as error:
-        raise UsageError(place, "valid TOML", f"{file}: {error}") from None
+    return parse_toml(raw, f"{file}: ", place)
+
+
+def parse_toml(raw: bytes, prefix: str, place: str) -> dict[str, Any]:
+    """The document in ``raw``. Raises ``UsageError`` naming ``place``; what it says begins with ``prefix``.
+
+    Tables nested too deep for the reader are refused, and long dotted keys before it sees them: its time for one grows with
+    the square of its length.
+    """
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise UsageError(place, f"at most {MAX_CONFIG_BYTES:,} bytes of TOML", f"{prefix}more")
+    try:
+        text = raw.decode()
+        if _LONG_KEY.search(text):
+            raise UsageError(place, f"keys of at most {MAX_KEY_PARTS} parts", f"{prefix}a longer one")
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(place, "valid TOML", prefix + _reason(error)) from None
 
 
 def _toml_text(content: Any, place: str, one: Setting) -> str:

@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
 
 from mdi_exit.errors import WireError
+from mdi_exit.limits import MAX_GRAPH_BYTES
 from mdi_exit.outline import CHUNK_BYTES, assembled, chunk_count, most_chunks, parse_outline
 from mdi_exit.segments import SegmentKey
 from mdi_exit.wire import Chunk, Outline, SegmentFile
 
 __all__ = ["Fetching"]
-
-_MAX_SEGMENT_BYTES: Final = 1 << 30
 
 
 @dataclass(slots=True)
@@ -68,7 +66,7 @@ class Fetching:
         key = SegmentKey(file.entry, file.stop, file.head)
         if self._wanted.get(key) == file:
             return
-        if file.bytes > _MAX_SEGMENT_BYTES or file.chunks > most_chunks(file.bytes):
+        if file.bytes > MAX_GRAPH_BYTES or file.chunks > most_chunks(file.bytes):
             raise WireError("manifest", f"{key.file}: {file.bytes} bytes with an outline in {file.chunks} chunks")
         self._wanted[key] = file
         self._outlines.pop(key, None)

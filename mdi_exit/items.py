@@ -23,7 +23,7 @@ _CAUTION_STEP: Final = 0.05
 class Pending:
     """An admitted item. ``holder``: the node that has the present attempt, as far as the source knows, and which start of it.
 
-    ``deadline_at``: until when its answer is of use, infinity without.
+    ``deadline_at``: until when its answer is of use, infinity without. ``position``: as in ``InputOffered``.
     """
 
     sample: str
@@ -38,6 +38,7 @@ class Pending:
     overdue: bool = False
     request: Request | None = None
     deadline_at: float = math.inf
+    position: int = -1
 
     @property
     def expires_at(self) -> float:

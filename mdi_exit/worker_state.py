@@ -35,7 +35,9 @@ from mdi_exit.events import (
     Outcome,
     PlanMade,
     ProbeReceived,
+    RecordingHeld,
     RequestEvent,
+    Restored,
     ResultsReceived,
     RoutesSolved,
     RunSegment,
@@ -160,6 +162,8 @@ class WorkerState(Hurrying):
                 | ResultsReceived()
                 | SetAdmission()
                 | GiveUp()
+                | RecordingHeld()
+                | Restored()
                 | RoutesSolved()
                 | RequestEvent()
             ):

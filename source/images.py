@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Final
 
 import numpy as np
@@ -10,14 +11,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mdi_exit.data.pixels import pixels_of
+from mdi_exit.limits import MAX_SENT_PIXELS
 
 __all__ = ["decode_image"]
 
-_SENT_PIXELS: Final = 25_000_000
 _SENT_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
-def decode_image(data: bytes | memoryview, *, largest: int = _SENT_PIXELS) -> NDArray[np.uint8]:
+# Of a broken file the decoder warns, a line for each entry of the file: whoever sends them would fill the log.
+warnings.filterwarnings("ignore", category=Warning, module=r"PIL\.")
+
+
+def decode_image(data: bytes | memoryview, *, largest: int = MAX_SENT_PIXELS) -> NDArray[np.uint8]:
     """The pixels of an image file that somebody sent: of a few formats only, and not more than ``largest`` of them.
 
     Raises ``ValueError`` for anything else, whatever the decoder makes of it.

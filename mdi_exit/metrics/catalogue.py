@@ -158,6 +158,13 @@ _OF_SOURCE: Final[dict[str, Row]] = {
         "gauge", "What the placement promises at most; absent without one.", "items/second"
     ),
     "mdi_exit_missing_layers": _source("gauge", "Layers that no live node holds.", "layers"),
+    "mdi_exit_held": _source("gauge", "1 while nothing is admitted because nothing can be recorded: a full disk.", ""),
+    "mdi_exit_results_unwritten": _source("gauge", "Results that wait to be recorded.", "results"),
+    "mdi_exit_journal_bytes": _source("gauge", "Size of the journal and its log.", "bytes"),
+    "mdi_exit_journal_backlog": _source("gauge", "Rows that wait to be written to the journal.", "rows"),
+    "mdi_exit_journal_commit_seconds": _source(
+        "histogram", "Seconds of the journal's transactions.", "seconds", buckets=RUN_BUCKETS_S
+    ),
     "mdi_exit_events": _source("counter", "Joins, deaths, gaps, orders and the like, by kind.", "events", "kind"),
 }  # fmt: skip
 

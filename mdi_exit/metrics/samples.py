@@ -42,6 +42,8 @@ def readiness(driver: NodeDriver, transport: Transport) -> str:
         return "not connected to the broker"
     if worker.state != "ready":
         return worker.state
+    if isinstance(state, SourceState) and state.held:
+        return state.held
     if isinstance(state, SourceState) and state.missing != ():
         layers = "some layers" if state.missing is None else f"layers {', '.join(map(str, state.missing))}"
         return f"no live node holds {layers}"
@@ -162,6 +164,7 @@ def source_samples(state: SourceState, now: float) -> Iterator[Sample]:
         yield "mdi_exit_plan_expected_per_second", (), planning.rate_per_s
     if state.missing is not None:
         yield "mdi_exit_missing_layers", (), len(state.missing)
+    yield "mdi_exit_held", (), float(bool(state.held))
     for kind, count in _bounded(state.noticed):
         yield "mdi_exit_events", (kind,), count
 

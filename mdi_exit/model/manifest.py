@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from mdi_exit.errors import ArtifactError
+from mdi_exit.limits import (
+    MAX_AXES,
+    MAX_COUNT,
+    MAX_ELEMENTS,
+    MAX_GRAPH_BYTES,
+    MAX_LABELS,
+    MAX_LAYERS,
+    MAX_MANIFEST_BYTES,
+)
 from mdi_exit.segments import ModelPlan
 from mdi_exit.tensors import CODECS
 
@@ -29,12 +39,13 @@ __all__ = [
 
 FORMAT_VERSION: Final = 2
 
-Shape = tuple[Annotated[int, Meta(ge=1, le=2**24)], ...]
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,80}$")]
+Dim = Annotated[int, Meta(ge=1, le=MAX_ELEMENTS)]
+Shape = Annotated[tuple[Dim, ...], Meta(min_length=1, max_length=MAX_AXES)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}\Z")]
 Measure = Literal["max-probability", "margin", "entropy", "patience", "gate"]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 
 # Defaults are left out of the file, so that a field added later changes no older artifact's digest.
 
@@ -43,7 +54,7 @@ class GraphFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One file of the artifact: its name, size and SHA-256."""
 
     file: FileName
-    bytes: Annotated[int, Meta(ge=1, le=2**31)]
+    bytes: Annotated[int, Meta(ge=1, le=MAX_GRAPH_BYTES)]
     sha256: Sha256
 
 
@@ -101,7 +112,7 @@ class InputSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What enters layer 0: float32 ``shape`` (C, H, W), made of pixels as (value/255 - mean) / std, per channel."""
 
     kind: Literal["image"]
-    shape: tuple[Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)]]
+    shape: tuple[Dim, Dim, Dim]
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Meta(gt=0)], ...]
 
@@ -112,8 +123,8 @@ class DataRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``sha256``: of the samples and the split, so that other data under the same name is noticed.
     """
 
-    spec: str
-    seed: int
+    spec: Annotated[str, Meta(max_length=4096)]
+    seed: Annotated[int, Meta(ge=-MAX_COUNT, le=MAX_COUNT)]
     train: Count
     calibration: Count
     test: Count
@@ -162,18 +173,18 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     format: int
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,80}$")]
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,80}\Z")]
     input: InputSpec
-    labels: tuple[str, ...]
-    layers: Annotated[tuple[LayerSpec, ...], Meta(min_length=1, max_length=4096)]
-    exits: Annotated[tuple[ExitSpec, ...], Meta(min_length=1)]
+    labels: Annotated[tuple[Annotated[str, Meta(max_length=200)], ...], Meta(max_length=MAX_LABELS)]
+    layers: Annotated[tuple[LayerSpec, ...], Meta(min_length=1, max_length=MAX_LAYERS)]
+    exits: Annotated[tuple[ExitSpec, ...], Meta(min_length=1, max_length=MAX_LAYERS)]
     calibration: Calibration = Calibration()
     data: DataRecord | None = None
     network: dict[str, Any] = {}
     weights: GraphFile | None = None
-    files: tuple[GraphFile, ...] = ()
+    files: Annotated[tuple[GraphFile, ...], Meta(max_length=MAX_LAYERS)] = ()
     training: dict[str, Any] = {}
-    digest: str = ""
+    digest: Annotated[str, Meta(max_length=64)] = ""
 
     @property
     def plan(self) -> ModelPlan:
@@ -183,7 +194,7 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
             digest=self.digest[:32],
             layer_count=len(self.layers),
             exit_layers=tuple(spec.layer for spec in self.exits),
-            feature_bytes=tuple(4 * _size(self.in_shape(layer)) for layer in range(len(self.layers))),
+            feature_bytes=tuple(4 * math.prod(self.in_shape(layer)) for layer in range(len(self.layers))),
             exit_thresholds=tuple(spec.threshold for spec in self.exits),
             calibrated_at=self.calibration.threshold,
             inclusive=self.calibration.measure == "gate",
@@ -205,23 +216,24 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return hashlib.sha256(msgspec.json.encode(bare, order="deterministic")).hexdigest()
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for dim in shape:
-        size *= dim
-    return size
+class _Opening(Struct):
+    """What is looked at first; everything else is passed over, unread."""
+
+    format: msgspec.Raw = msgspec.Raw()
 
 
 def parse_manifest(raw: bytes | memoryview, where: str) -> Manifest:
     """The manifest in ``raw``, checked in itself. Raises ``ArtifactError``."""
+    if len(raw) > MAX_MANIFEST_BYTES:
+        raise ArtifactError(where, f"a model manifest of at most {MAX_MANIFEST_BYTES:,} bytes", f"{len(raw):,}")
     try:
-        version = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("format")
-        if version is None or bytes(version) != str(FORMAT_VERSION).encode():
-            got = bytes(version).decode()[:20] if version is not None else "none"
+        version = bytes(msgspec.json.decode(raw, type=_Opening).format)
+        if version != str(FORMAT_VERSION).encode():
+            got = version[:20].decode(errors="replace") or "none"
             raise ArtifactError(f"{where}: format", f"version {FORMAT_VERSION}", got)
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ArtifactError(where, "a model manifest", str(error)) from None
+        raise ArtifactError(where, "a model manifest", str(error)[:400]) from None
     _check(manifest, where)
     return manifest
 
@@ -231,16 +243,8 @@ def _check(manifest: Manifest, where: str) -> None:
         raise ArtifactError(f"{where}: digest", computed, manifest.digest or "none")
     exits = [spec.layer for spec in manifest.exits]
     if exits != sorted(set(exits)) or exits[-1] != len(manifest.layers) - 1:
-        raise ArtifactError(f"{where}: exits", f"rising layers that end at {len(manifest.layers) - 1}", exits)
-    shape: tuple[int, ...] = manifest.input.shape
-    for index, layer in enumerate(manifest.layers):
-        if layer.in_shape != shape:
-            raise ArtifactError(f"{where}: shape entering layer {index}", str(shape), layer.in_shape)
-        if layer.codec is not None and layer.codec not in CODECS:
-            raise ArtifactError(
-                f"{where}: codec of what enters layer {index}", f"one of {', '.join(CODECS)}", layer.codec
-            )
-        shape = layer.out_shape
+        raise ArtifactError(f"{where}: exits", f"rising layers that end at {len(manifest.layers) - 1}", _few(exits))
+    _check_shapes(manifest, where)
     if manifest.layers[0].bottleneck is not None:
         raise ArtifactError(f"{where}: bottleneck", "one on a cut between two layers", "one before layer 0")
     if (thresholds := {spec.threshold is None for spec in manifest.exits[:-1]}) - {
@@ -251,3 +255,25 @@ def _check(manifest: Manifest, where: str) -> None:
         raise ArtifactError(f"{where}: gates", "one for each early exit", "none for some")
     if not len(manifest.input.mean) == len(manifest.input.std) == manifest.input.shape[0]:
         raise ArtifactError(f"{where}: input mean and std", f"{manifest.input.shape[0]} values each", "others")
+
+
+def _check_shapes(manifest: Manifest, where: str) -> None:
+    """Each layer takes what the one before it gives, and no tensor is too large to be sent."""
+    shape: tuple[int, ...] = manifest.input.shape
+    for index, layer in enumerate(manifest.layers):
+        if layer.in_shape != shape:
+            raise ArtifactError(f"{where}: shape entering layer {index}", str(shape), layer.in_shape)
+        if layer.codec is not None and layer.codec not in CODECS:
+            raise ArtifactError(
+                f"{where}: codec of what enters layer {index}", f"one of {', '.join(CODECS)}", layer.codec
+            )
+        shape = layer.out_shape
+    crossing = (*(spec.in_shape for spec in manifest.layers), shape)
+    codes = [spec.bottleneck.shape for spec in manifest.layers if spec.bottleneck is not None]
+    if (largest := max(map(math.prod, (*crossing, *codes)))) > MAX_ELEMENTS:
+        raise ArtifactError(f"{where}: shapes", f"at most {MAX_ELEMENTS:,} values in each tensor", f"{largest:,}")
+
+
+def _few(numbers: list[int]) -> str:
+    """A list as far as it fits into a line."""
+    return f"{numbers[:10]}" if len(numbers) <= 10 else f"{len(numbers)} others"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -17,6 +18,7 @@ from mdi_exit.data.classes import class_map, folded, known_classes
 from mdi_exit.data.given import IMAGE_SUFFIXES
 from mdi_exit.data.pixels import Pixels, pixels_of, preprocess
 from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.limits import MAX_IMAGE_FILE_PIXELS
 from mdi_exit.model.manifest import Manifest
 from source.input_kinds import KINDS
 
@@ -34,7 +36,6 @@ __all__ = [
     "truth_of",
 ]
 
-_LARGEST_PIXELS: Final = 64_000_000
 _NAMED_FAILURES: Final = 3
 
 log = logging.getLogger(__name__)
@@ -42,11 +43,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """``pixels``: uint8, H×W, H×W×1 or H×W×3; ``truth``: the right class of the model in force, if it is known."""
+    """``pixels``: uint8, H×W, H×W×1 or H×W×3; ``truth``: the right class of the model in force, if it is known.
+
+    ``position``: where its input has it, all rounds counted; -1 of an input that cannot be read again.
+    """
 
     id: str
     pixels: Pixels
     truth: int | None = None
+    position: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,27 +76,46 @@ class Input:
         self._entries = entries
         self._cycle = cycle
         self._limit = limit
+        self._begin = self._drawn = 0
 
     def __len__(self) -> int:
         """Samples of one round."""
         return len(self._entries)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of what it gives, in order; the same in every life of a source that goes on with it."""
+        ids = "\0".join(entry.id for entry in self._entries)
+        return hashlib.sha256(ids.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def go_on(self, position: int, drawn: int) -> None:
+        """Begin there, ``drawn`` samples having been given before."""
+        self._begin, self._drawn = position, drawn
+
+    def again(self, positions: Collection[int]) -> Iterator[Sample]:
+        """The samples at these positions, as far as they can be read."""
+        for position in sorted(positions):
+            number, place = divmod(position, len(self._entries))
+            entry = self._entries[place]
+            if (pixels := self._read(entry, set())) is not None:
+                yield _sample(entry, pixels, number + 1, position)
+
     def __iter__(self) -> Iterator[Sample]:
-        return islice(self._rounds(), self._limit)
+        return islice(self._rounds(), None if self._limit is None else max(self._limit - self._drawn, 0))
 
     def _rounds(self) -> Iterator[Sample]:
-        number = 1
+        number, first = divmod(self._begin, len(self._entries))
+        number += 1
         unreadable: set[str] = set()
-        while True:
-            for entry in self._entries:
+        while number == 1 or self._cycle:
+            for place, entry in enumerate(self._entries[first:], first):
                 if entry.id not in unreadable and (pixels := self._read(entry, unreadable)) is not None:
-                    yield Sample(entry.id if number == 1 else f"{entry.id}#{number}", pixels, entry.truth)
+                    yield _sample(entry, pixels, number, (number - 1) * len(self._entries) + place)
+            first = 0
             if len(unreadable) == len(self._entries):
                 raise MdiExitError(f"input {self.name}: none of its {len(unreadable)} image files can be read")
             if number == 1 and len(unreadable) > _NAMED_FAILURES:
                 log.warning("input %s: %d image files could not be read", self.name, len(unreadable))
-            if not self._cycle:
-                return
             number += 1
 
     def _read(self, entry: Entry, unreadable: set[str]) -> Pixels | None:
@@ -103,6 +127,10 @@ class Input:
             if self.skipped <= _NAMED_FAILURES:
                 log.warning("input %s: %s passed over: %s", self.name, entry.id, str(error) or type(error).__name__)
             return None
+
+
+def _sample(entry: Entry, pixels: Pixels, number: int, position: int) -> Sample:
+    return Sample(entry.id if number == 1 else f"{entry.id}#{number}", pixels, entry.truth, position)
 
 
 def checked_channels(manifest: Manifest) -> None:
@@ -190,4 +218,4 @@ def truth_of(name: Path, known: dict[str, int]) -> int | None:
 def read_image(file: Path) -> Pixels:
     """H×W of a grey file, H×W×3 of any other: turned upright, the first frame, transparent parts on white."""
     with Image.open(file) as image:
-        return pixels_of(image, _LARGEST_PIXELS)
+        return pixels_of(image, MAX_IMAGE_FILE_PIXELS)
