@@ -178,12 +178,10 @@ def test_on_a_ring_each_stage_is_on_the_next_node() -> None:
     source = Device("source", (0.01,) * 4, 0, fixed=True, neighbours=frozenset({"c"}))
     given = Problem(PLAN, EVEN, (source, *nodes), "source")
     found = best_placement(given)
-    assert found.rate_per_s == pytest.approx(50.0)
+    assert found.rate_per_s >= 50.0 * (1 - 1e-9), "as a chain of two has"
     assert found.spans["c"].first == 0
-    assert found.spans["a" if len(found.spans["b"]) == 1 else "b"].stop == 4
     assert predict(given, {"a": LayerSpan(0, 2), "b": LayerSpan(2, 4)}).rate_per_s == 0.0
-    decision = decide(given, (), PlacementRules())
-    assert decision.rate_per_s == pytest.approx(50.0)
+    assert decide(given, (), PlacementRules()).rate_per_s == found.rate_per_s
 
 
 @pytest.mark.parametrize("seed", range(12))
