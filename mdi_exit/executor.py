@@ -19,6 +19,7 @@ from mdi_exit.engine.profile import DeviceProfile
 from mdi_exit.errors import MdiExitError
 from mdi_exit.events import Outcome, RunSegment, SegmentDone, SegmentFailed
 from mdi_exit.model.manifest import Manifest
+from mdi_exit.padding import stacked, unpadded
 from mdi_exit.segments import SegmentKey
 from mdi_exit.tensors import decode_tensor, without_compression
 
@@ -79,7 +80,7 @@ class Executor:
         seconds = {}
         for key, graph in graphs.items():
             self.engine.load(key, graph)
-            x = np.zeros((1, *manifest.in_shape(key.entry)), np.float32)
+            x = np.zeros((1, *manifest.stated_shape(key.entry)), np.float32)
             measured = []
             for _ in range(_WARM_RUNS):
                 begin = time.perf_counter()
@@ -115,7 +116,7 @@ class Executor:
         begin = time.perf_counter()
         try:
             tensors = [tensor_of(task.payload) for task in command.tasks]
-            x = np.stack(tensors) if len(tensors) > 1 else tensors[0][None]
+            x = stacked(tensors)
             output = self.engine.run(command.key, x)
             outcomes = self._outcomes(command, output)
         except (MdiExitError, ValueError, TypeError, MemoryError) as error:
@@ -134,11 +135,17 @@ class Executor:
         if output.logits_NK is not None:
             judged = self._judged(command.key, output.logits_NK, states, output.gate_N1)
             labels, scores, states = [*judged.labels], judged.scores, judged.states
-        features = [None] * len(states) if output.features is None else [*output.features]
+        features = [None] * len(states) if output.features is None else self._separate(command.key, output.features)
         return tuple(
             Outcome(label, score, x, 0 if x is None else self.cuts.size_bytes(command.key.stop, x.shape), state)
             for label, score, x, state in zip(labels, scores, features, states, strict=True)
         )
+
+    def _separate(self, key: SegmentKey, features: Array) -> list[Array]:
+        """Each sample's own, without what it was padded with."""
+        if self._manifest is None or self._manifest.length(key.stop) is None:
+            return [*features]
+        return [unpadded(x) for x in features]
 
     def _judged(self, key: SegmentKey, logits_NK: Array, states: list[State], gate_N1: Array | None) -> Judgement:
         exits = self._manifest.exits if self._manifest else ()

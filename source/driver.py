@@ -34,6 +34,7 @@ from mdi_exit.events import (
 )
 from mdi_exit.exchange import LocalModel, ModelHost
 from mdi_exit.executor import Executor
+from mdi_exit.modality import modality_of
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.optimum.routes import RouteSolver
@@ -47,7 +48,7 @@ from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport
 from mdi_exit.vitals import Vitals
 from mdi_exit.wire import Message, Results, encode
-from source.inputs import Input, LiveInput, Sample, preprocess
+from source.inputs import Input, LiveInput, Sample
 from source.pictures import Pictures
 from source.reception import Reception
 from source.sinks import Sink
@@ -94,7 +95,8 @@ class SourceDriver(NodeDriver):
         span = state.worker.config.span
         self._host = ModelHost(self, composer, state.config.run)
         self._local = LocalModel(self, composer, (span,)) if span is not None else None
-        self._reception = Reception(self, artifact.manifest)
+        self._modality = modality_of(artifact)
+        self._reception = Reception(self, artifact.manifest, self._modality)
         self._own_input = samples is not None
         self._live = samples if isinstance(samples, LiveInput) else None
         self._samples = samples if isinstance(samples, Input) else None
@@ -156,9 +158,9 @@ class SourceDriver(NodeDriver):
 
     def _offer_of(self, sample: Sample) -> InputOffered:
         """A sample of whichever input, made ready in a thread."""
-        x = preprocess(sample.pixels, self._artifact.manifest.input)
+        x = self._modality.prepared(sample.raw)
         if self.pictures is not None:
-            self.pictures.offer(sample.id, sample.pixels)
+            self.pictures.offer(sample.id, sample.raw)
         return InputOffered(sample.id, x, self.cuts.size_bytes(0, x.shape), sample.truth)
 
     async def _draw(self) -> None:

@@ -25,7 +25,7 @@ class OnnxEngine:
 
     def __init__(self, threads: int = 1) -> None:
         self._threads = threads
-        self._sessions: dict[SegmentKey, tuple[Any, list[str], tuple[int, ...]]] = {}
+        self._sessions: dict[SegmentKey, tuple[Any, list[str], tuple[int | str | None, ...]]] = {}
 
     @property
     def description(self) -> str:
@@ -51,13 +51,20 @@ class OnnxEngine:
         if loaded is None:
             raise EngineError(f"{key.file}: expected a loaded segment, got none")
         session, names, shape = loaded
-        if x.dtype != np.float32 or x.shape[1:] != shape or len(x) < 1:
+        if x.dtype != np.float32 or not _fits(x.shape[1:], shape) or len(x) < 1:
             raise EngineError(f"{key.file}: expected float32 (N, {shape}), got {x.dtype} {x.shape}")
         try:
             outputs = dict(zip(names, session.run(names, {"x": x}), strict=True))
         except Exception as error:  # noqa: BLE001 - as above
             raise EngineError(f"{key.file}: {_first_line(error)}") from None
         return SegmentOutput(outputs.get("features"), outputs.get("logits"), outputs.get("gate"))
+
+
+def _fits(shape: tuple[int, ...], declared: tuple[int | str | None, ...]) -> bool:
+    """An axis that a graph declares by a name, or not at all, may have any length."""
+    if len(shape) != len(declared):
+        return False
+    return all(size == axis or not isinstance(axis, int) for size, axis in zip(shape, declared, strict=True))
 
 
 def _providers() -> list[str]:
