@@ -108,11 +108,14 @@ class EncoderLayer(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """hidden_NTD to logits_NK: the mean of the tokens that are there, norm, linear."""
+    """hidden_NTD to logits_NK: the mean of the tokens that are there, brought to mean 0 and deviation 1, linear.
+
+    The norm has no weights: what is learned is a logistic regression, which does not run away at a large learning rate.
+    """
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.linear = nn.Linear(width, classes)
 
     def pooled(self, hidden_NTD: Tensor) -> Tensor:
