@@ -281,6 +281,7 @@ def _check(manifest: Manifest, where: str) -> None:
     exits = [spec.layer for spec in manifest.exits]
     if exits != sorted(set(exits)) or exits[-1] != len(manifest.layers) - 1:
         raise ArtifactError(f"{where}: exits", f"rising layers that end at {len(manifest.layers) - 1}", exits)
+    _check_input(manifest, where)
     shape: tuple[int, ...] = manifest.input.shape
     length = manifest.layers[0].in_length
     for index, layer in enumerate(manifest.layers):
@@ -306,7 +307,6 @@ def _check(manifest: Manifest, where: str) -> None:
         raise ArtifactError(f"{where}: thresholds", "one for each early exit and one for the knob, or none", thresholds)
     if manifest.calibration.measure == "gate" and any(spec.gate is None for spec in manifest.exits[:-1]):
         raise ArtifactError(f"{where}: gates", "one for each early exit", "none for some")
-    _check_input(manifest, where)
 
 
 def _check_input(manifest: Manifest, where: str) -> None:
