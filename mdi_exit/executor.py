@@ -116,7 +116,7 @@ class Executor:
         begin = time.perf_counter()
         try:
             tensors = [tensor_of(task.payload) for task in command.tasks]
-            x = stacked(tensors)
+            x = self._together(command.key, tensors)
             output = self.engine.run(command.key, x)
             outcomes = self._outcomes(command, output)
         except (MdiExitError, ValueError, TypeError, MemoryError) as error:
@@ -141,11 +141,18 @@ class Executor:
             for label, score, x, state in zip(labels, scores, features, states, strict=True)
         )
 
+    def _together(self, key: SegmentKey, tensors: list[Array]) -> Array:
+        """One batch; padded where lengths may differ. Raises ``ValueError``."""
+        if len(tensors) > 1 and self._varies(key.entry):
+            return stacked(tensors)
+        return np.stack(tensors) if len(tensors) > 1 else tensors[0][None]
+
+    def _varies(self, cut: int) -> bool:
+        return self._manifest is not None and self._manifest.length(cut) is not None
+
     def _separate(self, key: SegmentKey, features: Array) -> list[Array]:
         """Each sample's own, without what it was padded with."""
-        if self._manifest is None or self._manifest.length(key.stop) is None:
-            return [*features]
-        return [unpadded(x) for x in features]
+        return [unpadded(x) for x in features] if self._varies(key.stop) else [*features]
 
     def _judged(self, key: SegmentKey, logits_NK: Array, states: list[State], gate_N1: Array | None) -> Judgement:
         exits = self._manifest.exits if self._manifest else ()

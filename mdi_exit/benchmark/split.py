@@ -128,7 +128,7 @@ def _row(
     plan = artifact.manifest.plan
     asked = [plan.threshold_at(number, threshold) for number in range(trace.exits)]
     exits_N = trace.exits_at(asked)
-    near_N = (np.abs(trace.scores_NS - asked)[:, :-1] < _NEAR).any(axis=1)
+    near_N = np.abs(trace.scores_NS - asked)[:, :-1].min(axis=1, initial=1.0) < _NEAR
     other = near = right = 0
     for index, name in enumerate(ids):
         row, number = given[name], int(exits_N[index])

@@ -90,7 +90,7 @@ def test_an_image_model_takes_neither_texts_nor_ready_values_of_another_shape() 
 
 @pytest.mark.parametrize("spec", ["text:words.txt", "spam-assassin"])
 def test_an_input_of_texts_is_refused_by_an_image_model(spec: str) -> None:
-    with pytest.raises(UsageError, match="expected image, as the model takes .*got .*which is text"):
+    with pytest.raises(UsageError, match=r"expected image, as the model takes .*got .*which is text"):
         open_any(spec, Artifact.open(DEFAULT_MODEL).manifest)
 
 
