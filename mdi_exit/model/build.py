@@ -26,6 +26,7 @@ from mdi_exit.model.backbones import BACKBONES, layers_of
 from mdi_exit.model.export import macs
 from mdi_exit.model.graph import exported, failed_at, quiet, tidied
 from mdi_exit.model.heads import head_for
+from mdi_exit.model.manifest import TOKENIZER_FILE
 from mdi_exit.model.network import MobileNetV2Config, MultiExitNetwork, mobilenetv2
 from mdi_exit.model.network import rebuilt as rebuilt_mobilenetv2
 from mdi_exit.model.partition import Partition, partitioned
@@ -261,7 +262,7 @@ def _transformer(place: str, most_tokens: int, classes: int, exits: int | Sequen
     description = {
         "kind": "transformer", "sizes": msgspec.to_builtins(sizes), "classes": classes, "exits": list(network.exit_layers)
     }  # fmt: skip
-    files = {transformer.TOKENIZER_FILE: (folder / transformer.TOKENIZER_FILE).read_bytes()}
+    files = {TOKENIZER_FILE: (folder / TOKENIZER_FILE).read_bytes()}
     names = tuple(f"encoder.layer.{index}" for index in range(len(layers)))
     return Built(network, description, files, names, classes, _LastExit(network).eval(), pretrained=True)
 

@@ -14,6 +14,7 @@ from mdi_exit.tensors import CODECS
 
 __all__ = [
     "FORMAT_VERSION",
+    "TOKENIZER_FILE",
     "Bottleneck",
     "Calibration",
     "DataRecord",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION: Final = 2
+TOKENIZER_FILE: Final = "tokenizer.json"
 
 Shape = tuple[Annotated[int, Meta(ge=1, le=2**24)], ...]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mdi_exit.errors import UsageError
+from mdi_exit.model.manifest import TOKENIZER_FILE
 
-__all__ = ["TOKENIZER_FILE", "Sizes", "TokenHead", "encoder_folder", "encoder_layers", "pretrained", "sizes_in"]
+__all__ = ["Sizes", "TokenHead", "encoder_folder", "encoder_layers", "pretrained", "sizes_in"]
 
-TOKENIZER_FILE: Final = "tokenizer.json"
 _ABSENT: Final = -1e9
 _WEIGHTS: Final = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 

@@ -11,8 +11,8 @@ from mdi_exit.errors import UsageError
 from mdi_exit.modality.text import TextInput, tokenizer_of
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.build import TEXT_MODELS
-from mdi_exit.model.manifest import InputSpec, TextSpec
-from mdi_exit.model.transformer import TOKENIZER_FILE, encoder_folder
+from mdi_exit.model.manifest import TOKENIZER_FILE, InputSpec, TextSpec
+from mdi_exit.model.transformer import encoder_folder
 from mdi_exit.training.config import TrainSettings
 
 __all__ = ["TextPlan", "text_plan"]

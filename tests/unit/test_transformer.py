@@ -28,6 +28,7 @@ from mdi_exit.outcomes import outcomes  # noqa: E402
 from mdi_exit.padding import stacked, unpadded  # noqa: E402
 from mdi_exit.segments import SegmentKey  # noqa: E402
 from mdi_exit.training import command  # noqa: E402
+from mdi_exit.workbench.partition import main as partition  # noqa: E402
 
 Array = NDArray[np.float32]
 FLAGS = ("--threads", "1", "--epochs", "6", "--batch-size", "16", "--learning-rate", "0.1", "--max-length", "24")
@@ -169,6 +170,17 @@ def test_it_is_trained_on_from_its_artifact(artifact: Artifact, folder: Path) ->
     assert command.main([*flags, "--out", str(folder / "again"), "--epochs", "1", "--threads", "1"]) == 0
     again = Artifact.open(folder / "again").manifest
     assert (again.input, again.network) == (artifact.manifest.input, artifact.manifest.network)
+
+
+def test_the_encoder_alone_is_partitioned_and_checked_against_the_whole(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert partition([f"bert:{folder / 'bert'}", "--max-length", "16", "--out", str(tmp_path / "parts")]) == 0
+    assert "bit-equal in torch" in capsys.readouterr().out
+    manifest = Artifact.open(tmp_path / "parts").manifest
+    assert (manifest.input.kind, manifest.input.shape, len(manifest.exits)) == ("text", (16,), LAYERS)
+    with pytest.raises(UsageError, match="--input-shape: expected C,H,W of one image, got none"):
+        partition(["resnet18", "--out", str(tmp_path / "other")])
 
 
 # --- what cannot work
