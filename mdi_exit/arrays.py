@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import lzma
+import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -13,10 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.limits import MAX_ARRAYS_BYTES
 
 __all__ = ["read_arrays", "read_record", "write_record"]
 
 _ABOUT: Final = "about"
+
+_UNREADABLE: Final = (
+    *(OSError, ValueError, EOFError, NotImplementedError, KeyError, RuntimeError, struct.error),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, MemoryError),
+)
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -26,7 +35,7 @@ def read_arrays(path: Path, what: str) -> Arrays:
     try:
         with path.open("rb") as stream:
             return _read(stream, path, what)
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         reason = "pickled objects" if "pickle" in str(error) else (str(error).splitlines() or ["an empty file"])[0]
         raise UsageError(f"{what} {path}", "a readable .npz file of plain arrays", reason) from None
 
@@ -36,7 +45,27 @@ def _read(stream: BinaryIO, path: Path, what: str) -> Arrays:
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise UsageError(f"{what} {path}", "an .npz file", "a single array")
     with file:
+        _check_sizes(file.zip, path, what)
         return {name: file[name] for name in file.files}
+
+
+def _check_sizes(archive: zipfile.ZipFile | None, path: Path, what: str) -> None:
+    """Memory is given to an array by what its header says: it may not say more than the file holds. Raises ``UsageError``."""
+    if archive is None:
+        return  # closed: nothing will be read
+    if (whole := sum(member.file_size for member in archive.infolist())) > MAX_ARRAYS_BYTES:
+        raise UsageError(f"{what} {path}", f"at most {MAX_ARRAYS_BYTES:,} bytes of arrays", f"{whole:,}")
+    for member in archive.infolist():
+        with archive.open(member) as stream:
+            version = np.lib.format.read_magic(stream)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read_header(stream)
+        if not dtype.hasobject and math.prod(shape) * dtype.itemsize > member.file_size:
+            raise UsageError(
+                f"{what} {path}: {member.filename}", f"an array of {member.file_size:,} bytes", "a larger one"
+            )
 
 
 def write_record(path: Path, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:

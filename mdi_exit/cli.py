@@ -52,8 +52,18 @@ def _benchmark(argv: Sequence[str]) -> int:
     others = {
         "simulator": ("events a second of simulated time, up to 10,000 nodes", _simulator),
         "policies": ("scenarios under each policy: accuracy, rate, and the bound", _policies),
+        "fuzz": ("broken inputs for everything that reads from outside", _fuzz),
+        "faults": ("each fault with many seeds: items lost, repeated, wrong; time to recover", _faults),
+        "soak": ("a long run in trouble: memory, descriptors and coroutines of each program", _soak),
+        "kills": ("the source dies at random moments: each item has its one line of results", _kills),
     }
     return benchmark(argv, others)
+
+
+def _fuzz(argv: Sequence[str]) -> int:
+    from mdi_exit.fuzzing.command import main as fuzz
+
+    return fuzz(argv)
 
 
 def _simulator(argv: Sequence[str]) -> int:
@@ -66,6 +76,30 @@ def _policies(argv: Sequence[str]) -> int:
     from mdi_exit.trial.policies import main as policies
 
     return policies(argv)
+
+
+def _faults(argv: Sequence[str]) -> int:
+    from mdi_exit.chaos.table import main as faults
+
+    return faults(argv)
+
+
+def _soak(argv: Sequence[str]) -> int:
+    from mdi_exit.chaos.soak import main as soak
+
+    return soak(argv)
+
+
+def _kills(argv: Sequence[str]) -> int:
+    from mdi_exit.chaos.kills import main as kills
+
+    return kills(argv)
+
+
+def _chaos(argv: Sequence[str]) -> int:
+    from mdi_exit.chaos.command import main as chaos
+
+    return chaos(argv)
 
 
 def _serve(argv: Sequence[str]) -> int:
@@ -132,6 +166,7 @@ _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "serve": ("labels over HTTP and a live page (needs the extra web)", _serve),
     "simulate": ("a scenario in virtual time: nodes, links, load, what changes", _simulate),
     "testbed": ("the same scenario live, one process for each node, emulated devices and links", _testbed),
+    "chaos": ("faults on purpose, to see that nothing is lost: in your deployment or a self-contained one", _chaos),
     "plan": ("which node should hold which layers, and what that would give", _plan),
     "top": ("a running deployment in the terminal", _top),
     "control": ("orders to a running deployment: pause, threshold, drain, ...", _control),

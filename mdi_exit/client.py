@@ -36,9 +36,10 @@ from mdi_exit.errors import (
     UsageError,
     WireError,
 )
+from mdi_exit.limits import MAX_REQUEST_BYTES
 from mdi_exit.topics import CONTROL, REPLIES, REQUESTS, Topics, checked_name
 from mdi_exit.transport.mqtt import MqttTransport
-from mdi_exit.wire import MAX_REQUEST_BYTES, Control, Reply, Request, crc32, decode, encode
+from mdi_exit.wire import Control, Reply, Request, crc32, decode, encode
 
 __all__ = ["Answer", "Client", "Text"]
 
@@ -94,7 +95,7 @@ class _Waiting:
 
 
 class Client:
-    """A client of the deployment on the broker at ``broker`` (``mqtt[s]://HOST[:PORT]``).
+    """A client of the deployment on the broker at ``broker`` (``mqtt[s]://HOST[:PORT]``, or several with commas between).
 
     ``name`` stands in the topics and is the party among which the source shares its capacity; by default a new one. Entering
     raises ``StartError`` if the broker cannot be reached within ``connect_s`` seconds.
@@ -364,7 +365,7 @@ async def _payload(identity: str, item: Item) -> tuple[str, tuple[int, ...], byt
     elif isinstance(item, bytes | bytearray | memoryview):
         payload = bytes(item)
     elif isinstance(item, str | PathLike):
-        payload = await asyncio.to_thread(Path(item).read_bytes)
+        payload = await asyncio.to_thread(_of_file, Path(item))
     elif isinstance(item, np.ndarray):
         kind, shape, payload = _of_array(identity, item)
     elif hasattr(item, "save") and hasattr(item, "getbands"):
@@ -375,6 +376,12 @@ async def _payload(identity: str, item: Item) -> tuple[str, tuple[int, ...], byt
     if not 0 < len(payload) <= MAX_REQUEST_BYTES:
         raise BadRequest(identity, f"item: expected 1 to {MAX_REQUEST_BYTES:,} bytes, got {len(payload):,}")
     return kind, shape, payload
+
+
+def _of_file(path: Path) -> bytes:
+    """No more of it than shows that it is too large."""
+    with path.open("rb") as stream:
+        return stream.read(MAX_REQUEST_BYTES + 1)
 
 
 def _of_array(identity: str, array: np.ndarray[Any, Any]) -> tuple[str, tuple[int, ...], bytes]:

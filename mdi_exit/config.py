@@ -22,6 +22,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from mdi_exit import __version__, values
 from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.limits import MAX_CONFIG_BYTES, MAX_KEY_PARTS
 
 __all__ = [
     "REQUIRED",
@@ -30,6 +31,7 @@ __all__ = [
     "Resolved",
     "Setting",
     "nearest",
+    "parse_toml",
     "read_toml",
     "resolve",
     "run_program",
@@ -42,6 +44,7 @@ SECTIONS = (
     "agent",
     "announce",
     "calibrate",
+    "chaos",
     "codecs",
     "control",
     "demo",
@@ -59,6 +62,8 @@ SECTIONS = (
 REQUIRED: Any = object()
 _METADATA_KEY = "mdi_exit.setting"
 _MAX_SECRET_BYTES = 64 * 1024
+_KEY_PART = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""
+_LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_KEY_PART}(?:\.[ \t]*+{_KEY_PART}){{{MAX_KEY_PARTS}}}")
 
 T = TypeVar("T")
 
@@ -79,6 +84,7 @@ class Setting:
     show: Callable[[Any], str]
     bare: str | None
     also: tuple[str, ...]
+    repeats: bool
 
     @property
     def variable(self) -> str:
@@ -138,19 +144,21 @@ def setting(
     show: Callable[[Any], str] | None = None,
     bare: str | None = None,
     also: tuple[str, ...] = (),
+    repeats: bool = False,
 ) -> Any:
     """Declare a field of a settings dataclass (``kw_only=True``).
 
     ``default`` may be ``REQUIRED``; ``derive`` computes a default from the values of those without one and of
     those declared before (a ``Derived`` says where it comes from). ``parse`` being
     ``values.switch`` makes ``--flag`` and ``--no-flag``; ``bare`` is what a flag means that no value follows;
-    ``also``: other names of the flag, not listed in the help. A ``secret``
+    ``also``: other names of the flag, not listed in the help; ``repeats``: it may be given several times, and be a list in
+    the file: as if with commas between. A ``secret``
     is never a flag nor in the TOML file: it comes from its variable or from the file named by ``--KEY-file``, and is never
     printed.
     """
     declared = {
         "default": default, "help": help, "flag": flag, "parse": parse, "metavar": metavar, "choices": tuple(choices),
-        "secret": secret, "derive": derive, "show": show or _show, "bare": bare, "also": also,
+        "secret": secret, "derive": derive, "show": show or _show, "bare": bare, "also": also, "repeats": repeats,
     }  # fmt: skip
     plain: dict[str, Any] = {} if default is REQUIRED else {"default": default}
     return dataclasses.field(metadata={_METADATA_KEY: declared}, repr=not secret, **plain)
@@ -295,6 +303,15 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError("command line", f"flags of {self.prog} (see --help)", message)
 
 
+class _Join(argparse.Action):
+    """What is given several times, with commas between."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, text: Any, flag: str | None = None) -> None:
+        del parser, flag
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, text if before is None else f"{before},{text}")
+
+
 def _read_flags(
     parser: argparse.ArgumentParser, declared: Sequence[Setting], argv: Sequence[str], words: str | None
 ) -> tuple[dict[str, _Found], tuple[str, ...]]:
@@ -345,6 +362,7 @@ def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> str:
                             help=argparse.SUPPRESS)  # fmt: skip
     else:
         optional: dict[str, Any] = {} if one.bare is None else {"nargs": "?", "const": one.bare}
+        optional |= {"action": _Join} if one.repeats else {}
         parser.add_argument(one.flag, dest=one.key, metavar=one.metavar, help=line, **optional)
         for other in one.also:
             parser.add_argument(other, dest=one.key, help=argparse.SUPPRESS, **optional)
@@ -415,11 +433,27 @@ def read_toml(file: Path, place: str) -> dict[str, Any]:
     """A TOML document. Raises ``UsageError`` naming ``place``."""
     try:
         with file.open("rb") as stream:
-            return tomllib.load(stream)
+            raw = stream.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise UsageError(place, "a readable TOML file", f"{file}: {_reason(error)}") from None
-    except ValueError as error:
-        raise UsageError(place, "valid TOML", f"{file}: {error}") from None
+    return parse_toml(raw, f"{file}: ", place)
+
+
+def parse_toml(raw: bytes, prefix: str, place: str) -> dict[str, Any]:
+    """The document in ``raw``. Raises ``UsageError`` naming ``place``; what it says begins with ``prefix``.
+
+    Tables nested too deep for the reader are refused, and long dotted keys before it sees them: its time for one grows with
+    the square of its length.
+    """
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise UsageError(place, f"at most {MAX_CONFIG_BYTES:,} bytes of TOML", f"{prefix}more")
+    try:
+        text = raw.decode()
+        if _LONG_KEY.search(text):
+            raise UsageError(place, f"keys of at most {MAX_KEY_PARTS} parts", f"{prefix}a longer one")
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(place, "valid TOML", prefix + _reason(error)) from None
 
 
 def _toml_text(content: Any, place: str, one: Setting) -> str:
@@ -429,7 +463,8 @@ def _toml_text(content: Any, place: str, one: Setting) -> str:
         return "yes" if content else "no"
     if isinstance(content, int | float | str):
         return str(content)
-    if isinstance(content, list) and all(isinstance(part, str) for part in content) and one.parse is values.names:
+    takes_list = one.parse is values.names or one.repeats
+    if isinstance(content, list) and all(isinstance(part, str) for part in content) and takes_list:
         return ",".join(content)
     raise UsageError(place, f"one value ({one.metavar})", f"a TOML {type(content).__name__}")
 

@@ -51,7 +51,9 @@ from mdi_exit.events import (
 )
 from mdi_exit.executor import Encoded, Executor, tensor_of
 from mdi_exit.histogram import Histogram
+from mdi_exit.limits import MAX_NAMES_HEARD
 from mdi_exit.logs import Throttle, set_level
+from mdi_exit.membership import GOODBYE
 from mdi_exit.model.manifest import Manifest
 from mdi_exit.reports import Shortener
 from mdi_exit.segments import ModelPlan, SegmentKey
@@ -82,6 +84,7 @@ log = logging.getLogger(__name__)
 
 Sample = tuple[str, tuple[str, ...], float | Histogram]  # of a metric: its name, the values of its labels, its value
 
+_CONFIRM_S: Final = 10.0
 _DRAIN_S: Final = 5.0
 _STATUS_S: Final = 0.25
 _LIFE_S: Final = 2.0
@@ -117,12 +120,13 @@ class NodeDriver:
         self.manifest: Manifest | None = None
         self.plan: ModelPlan | None = None
         self.bad: Counter[str] = Counter()
+        self._names: set[str] = set()
         self.sent_bytes = 0
         self.fatal: asyncio.Future[MdiExitError] = asyncio.get_running_loop().create_future()
         self.drained = asyncio.Event()
         self.connected_once = asyncio.Event()
         self._transport: Transport | None = None
-        self._claimed = False
+        self._claimed = self._leaving = False
         self._own_status: asyncio.Future[None] | None = None
         self._own_life: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -204,11 +208,13 @@ class NodeDriver:
     async def finish(self) -> None:
         """Finish what is here, say goodbye, stop."""
         if self._claimed and self._transport is not None:
+            self._leaving = True
             self.feed(Drain())
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.drained.wait(), _DRAIN_S if self._transport.connected else 0.0)
             topic = self.topics.agents(self.name)
-            await self._transport.publish_confirmed(topic, encode(self._offline()), qos=1, retain=True, timeout_s=2.0)
+            goodbye = msgspec.structs.replace(self._offline(), state=GOODBYE)
+            await self._transport.publish_confirmed(topic, encode(goodbye), qos=1, retain=True, timeout_s=2.0)
         self.close()
 
     def close(self) -> None:
@@ -314,7 +320,7 @@ class NodeDriver:
 
     def announce_again(self) -> None:
         """Publish anew what the broker is to remember of this node."""
-        if self._claimed and self._transport is not None and self._transport.connected:
+        if self._claimed and not self._leaving and self._transport is not None and self._transport.connected:
             self.feed(TransportUp())
 
     def count_bad(self, error: WireError, topic: str) -> None:
@@ -331,22 +337,28 @@ class NodeDriver:
             return
         match message:
             case Features():
+                self._remember(message.sender)
                 self.feed(self._task(route, message, body))
             case Ack():
                 self.feed(AckReceived(route.sender, message))
             case Probe():
+                self._remember(route.sender)
                 self.feed(ProbeReceived(route.sender, message))
             case Telemetry():
                 self._same_node(route, message.node)
+                self._remember(message.node)
                 self.feed(TelemetryReceived(message))
             case SourceReport():
                 self._same_node(route, message.node)
             case Status():
                 self._same_node(route, message.node)
+                self._remember(message.node)
                 if message.node != self.name:
                     self.feed(StatusReceived(message, retained))
                 elif message.incarnation != self.worker.config.incarnation:
                     self._namesake(message, retained=retained)
+                elif not message.online:
+                    self.announce_again()  # a will of a connection that is over, from another broker or a late one
             case Control():
                 self.cuts.deploy(message.codec)
                 self.feed(ControlReceived(message))
@@ -359,6 +371,13 @@ class NodeDriver:
     def other_message(self, route: Route, message: Message, body: memoryview) -> None:
         """Messages that only some nodes understand."""
         raise WireError("type", f"expected a message for {self.name}, got {type(message).__name__}")
+
+    def _remember(self, node: str) -> None:
+        """What is known of a node is kept: only so many names may be made up."""
+        if node not in self._names:
+            if len(self._names) >= MAX_NAMES_HEARD:
+                raise WireError("names", f"expected at most {MAX_NAMES_HEARD:,} nodes, got {node} too")
+            self._names.add(node)
 
     def _same_node(self, route: Route, node: str) -> None:
         if route.node != node:
@@ -498,6 +517,16 @@ class NodeDriver:
         except TransportError as error:
             log.error("%s", error)
             return False
+        self.sent_bytes += len(frame) if taken else 0
+        return taken
+
+    async def publish_confirmed(self, kind: kinds.TopicKind, topic: str, frame: bytes) -> bool:
+        """Publish as the topic table says, and wait for a while until the broker has it; False if that did not happen."""
+        if self._transport is None:
+            return False
+        taken = await self._transport.publish_confirmed(
+            topic, frame, qos=kind.qos, retain=kind.retain, timeout_s=_CONFIRM_S
+        )
         self.sent_bytes += len(frame) if taken else 0
         return taken
 

@@ -45,6 +45,10 @@ __all__ = [
     "InputEnded",
     "InputOffered",
     "InputSkipped",
+    "KeepItem",
+    "KeepReply",
+    "KeepRequest",
+    "LifeTotals",
     "MakePlan",
     "ModelKnown",
     "Notice",
@@ -54,11 +58,15 @@ __all__ = [
     "PrepareRequest",
     "ProbeReceived",
     "Record",
+    "RecordingHeld",
     "ReplyFailed",
     "RequestEvent",
     "RequestPrepared",
     "RequestReceived",
     "RequestUnusable",
+    "Restored",
+    "RestoredItem",
+    "RestoredRequest",
     "ResultsReceived",
     "RoutesSolved",
     "RunSegment",
@@ -237,12 +245,16 @@ class PlanMade:
 
 
 class InputOffered(Struct, frozen=True):
-    """A sample is there: admit or refuse it. ``size_bytes``: of the float32 tensor that enters layer 0."""
+    """A sample is there: admit or refuse it. ``size_bytes``: of the float32 tensor that enters layer 0.
+
+    ``position``: where an input that can be read again has it; -1: it cannot.
+    """
 
     sample: str
     payload: object
     size_bytes: int
     truth: int | None = None
+    position: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +277,13 @@ class ResultsReceived(Struct, frozen=True):
 @dataclass(frozen=True, slots=True)
 class GiveUp:
     """Every pending item ends with this error now."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingHeld:
+    """Nothing can be recorded for now, and why; empty: it can again. Until then nothing new is admitted."""
 
     reason: str
 
@@ -320,6 +339,65 @@ class RequestUnusable(RequestEvent):
 
     ticket: int
     reason: str
+
+
+# --- what earlier lives of the source have left
+
+
+class LifeTotals(Struct, frozen=True):
+    """What the source has counted so far, all its lives together. ``replies``: by outcome; ``tickets``: requests taken."""
+
+    admitted: int = 0
+    completed: int = 0
+    errors: int = 0
+    right: int = 0
+    judged: int = 0
+    exits: dict[int, int] = {}
+    retried: int = 0
+    duplicates: int = 0
+    own_refused: int = 0
+    turned_away: int = 0
+    replies: dict[str, int] = {}
+    tickets: int = 0
+
+
+class RestoredRequest(Struct, frozen=True):
+    """A request without a reply, ``age_s`` after it came; ``deadline_s``: how long its answer was worth having then."""
+
+    client: str
+    id: str
+    payload: object
+    size_bytes: int
+    plain: bool
+    age_s: float
+    deadline_s: float | None = None
+
+
+class RestoredItem(Struct, frozen=True):
+    """An admitted item without a result. ``lost``: why its input can no longer be had; empty: ``payload`` is it."""
+
+    item: int
+    sample: str
+    truth: int | None
+    payload: object
+    size_bytes: int
+    age_s: float
+    deadline_s: float | None = None
+    request: RestoredRequest | None = None
+    lost: str = ""
+
+
+class Restored(Struct, frozen=True):
+    """The first event of a source that goes on where an earlier one stopped. ``replies``: the last ones, oldest first;
+    ``unsent``: those of them that may not have reached the broker.
+    """
+
+    next_item: int
+    totals: LifeTotals
+    items: tuple[RestoredItem, ...] = ()
+    requests: tuple[RestoredRequest, ...] = ()
+    replies: tuple[SendReply, ...] = ()
+    unsent: tuple[SendReply, ...] = ()
 
 
 # --- commands
@@ -425,7 +503,45 @@ class PrepareRequest:
 
 @dataclass(frozen=True, slots=True)
 class SendReply:
-    """The one answer to a request; the names of labels are the driver's to fill in."""
+    """The one answer to a request; the names of labels are the driver's to fill in.
+
+    ``kept``: a ``KeepReply`` came before it, and nothing may be sent before that is done.
+    """
+
+    reply: Reply
+    plain: bool
+    kept: bool = False
+
+
+class KeepItem(Struct, frozen=True):
+    """An item is admitted: write it down. ``client`` and ``request``: the request that it was made of; else empty.
+
+    ``deadline_s``: how long its answer is worth having; ``position``: as in ``InputOffered``.
+    """
+
+    item: int
+    sample: str
+    truth: int | None
+    payload: object
+    size_bytes: int
+    position: int = -1
+    deadline_s: float | None = None
+    client: str = ""
+    request: str = ""
+
+
+class KeepRequest(Struct, frozen=True):
+    """A request is taken and waits for its turn: write it down."""
+
+    client: str
+    id: str
+    payload: object
+    deadline_s: float | None
+    plain: bool
+
+
+class KeepReply(Struct, frozen=True):
+    """A request that was written down has its answer: write that down."""
 
     reply: Reply
     plain: bool
@@ -487,6 +603,9 @@ Command = (
     | DrawInput
     | PrepareRequest
     | SendReply
+    | KeepItem
+    | KeepRequest
+    | KeepReply
     | Record
     | Notice
     | SetLogLevel
@@ -514,6 +633,8 @@ Event = (
     | Inject
     | Drain
     | GiveUp
+    | RecordingHeld
+    | Restored
     | InputOffered
     | InputEnded
     | InputSkipped

@@ -1,7 +1,8 @@
 """How a model reaches the agents: manifest and composed segments, in chunks, retained, from the source.
 
-The source composes what the announced spans make possible; an agent's status is its request. Every file is checked against
-the size and the SHA-256 that the manifest message states, and the manifest against its own digest.
+The source composes what the announced spans make possible; an agent's status is its request. A segment travels as an
+outline and as files of weights that segments share (``mdi_exit.outline``), so that an agent fetches each weight once. Every
+segment is checked against the size and the SHA-256 that the manifest message states, and the manifest against its own digest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Final
 from mdi_exit import topics as kinds
 from mdi_exit.driver import NodeDriver
 from mdi_exit.errors import ArtifactError, EngineError, WireError
+from mdi_exit.fetching import Fetching
 from mdi_exit.model.manifest import Manifest, parse_manifest
+from mdi_exit.outline import CHUNK_BYTES, chunk_count
 from mdi_exit.segments import ModelPlan, SegmentKey, needed_segments, runs_in
 from mdi_exit.span import LayerSpan
 from mdi_exit.topics import Route
@@ -29,8 +32,6 @@ if TYPE_CHECKING:  # composing needs onnx, which an agent does not load
 
 __all__ = ["CHUNK_BYTES", "LocalModel", "ModelClient", "ModelHost"]
 
-CHUNK_BYTES: Final = 256 * 1024
-_MAX_SEGMENT_BYTES: Final = 1 << 30
 _PATIENCE_S: Final = 3.0
 _MOST_PATIENCE_S: Final = 60.0
 
@@ -45,6 +46,7 @@ class ModelHost:
     composer: Composer
     run: int
     _offered: dict[SegmentKey, SegmentFile] = field(default_factory=dict)
+    _files: dict[str, bytes] = field(default_factory=dict)
     _wanted: set[SegmentKey] = field(default_factory=set)
     _busy: bool = False
     _patience_s: float = _PATIENCE_S
@@ -69,19 +71,25 @@ class ModelHost:
         try:
             while new := sorted(self._wanted - self._offered.keys()):
                 for key in new:
-                    graph = await asyncio.to_thread(self.composer.segment, key)
-                    chunks = -(-len(graph) // CHUNK_BYTES)
-                    digest = hashlib.sha256(graph).hexdigest()
-                    self._offered[key] = SegmentFile(key.entry, key.stop, key.head, len(graph), digest, chunks)
-                    self._publish_segment(key)
+                    outline, weights = await asyncio.to_thread(self.composer.outline, key)
+                    self._offer(key, self.composer.segment(key), {**weights, key.file: outline})
                 self._publish_manifest()
         finally:
             self._busy = False
 
+    def _offer(self, key: SegmentKey, graph: bytes, files: Mapping[str, bytes]) -> None:
+        """Publish those of the segment's files that are not published yet."""
+        sha256, chunks = hashlib.sha256(graph).hexdigest(), chunk_count(len(files[key.file]))
+        self._offered[key] = SegmentFile(key.entry, key.stop, key.head, len(graph), sha256, chunks)
+        for name, raw in files.items():
+            if name not in self._files:
+                self._files[name] = raw
+                self._publish_file(name, raw)
+
     def republish(self) -> None:
         """After a reconnect: the broker may have forgotten everything."""
-        for key in self._offered:
-            self._publish_segment(key)
+        for name, raw in self._files.items():
+            self._publish_file(name, raw)
         self._publish_manifest()
 
     def look_after(self, now: float, *, unserved: bool) -> None:
@@ -99,13 +107,12 @@ class ModelHost:
             self.driver.announce_again()
             self.republish()
 
-    def _publish_segment(self, key: SegmentKey) -> None:
-        graph, model = self.composer.segment(key), self.manifest.plan.digest
-        count = self._offered[key].chunks
+    def _publish_file(self, name: str, raw: bytes) -> None:
+        model, count = self.manifest.plan.digest, chunk_count(len(raw))
         for index in range(count):
-            body = graph[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
-            frame = encode(Chunk(model, key.file, index, count, crc32(body)), body)
-            self.driver.publish(kinds.CHUNK, self.driver.topics.chunk(model, key.file, index), frame)
+            body = raw[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+            frame = encode(Chunk(model, name, index, count, crc32(body)), body)
+            self.driver.publish(kinds.CHUNK, self.driver.topics.chunk(model, name, index), frame)
 
     def _publish_manifest(self) -> None:
         raw = self.composer.artifact.manifest_bytes
@@ -153,14 +160,6 @@ class LocalModel:
 
 
 @dataclass(slots=True)
-class _Download:
-    """One segment on its way."""
-
-    file: SegmentFile
-    chunks: dict[int, bytes] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
 class ModelClient:
     """An agent's side: fetches, checks and loads the segments of its span."""
 
@@ -168,9 +167,9 @@ class ModelClient:
     transport: Transport
     spans: tuple[LayerSpan, ...]
     _offer: tuple[str, tuple[SegmentFile, ...]] = ("", ())
-    _loaded: set[SegmentKey] = field(default_factory=set)
-    _downloads: dict[str, _Download] = field(default_factory=dict)
-    _complete: dict[SegmentKey, bytes] = field(default_factory=dict)
+    _asked: set[SegmentKey] = field(default_factory=set)
+    _fetching: Fetching = field(default_factory=Fetching)
+    _subscribed: frozenset[str] = frozenset()
     _busy: bool = False
     _told_outside: bool = False
 
@@ -192,13 +191,15 @@ class ModelClient:
         """From now on the node has these spans: fetch what they need, let go of the rest."""
         self.spans = spans
         if self.driver.plan is not None:
-            self._loaded -= _let_go(self.driver, self.driver.plan, spans, self._loaded)
+            plan = self.driver.plan
+            self._asked -= _let_go(self.driver, plan, spans, self._asked)
+            self._fetching.keep(lambda key: runs_in(plan, key, spans))
             self._fetch(*self._offer)
 
     def _new_model(self, manifest: Manifest) -> None:
-        self._loaded.clear()
-        self._downloads.clear()
-        self._complete.clear()
+        self._asked.clear()
+        self._listen(())
+        self._fetching.clear()
         self._told_outside = False
         log.info("model %s (%d layers, digest %s)", manifest.name, len(manifest.layers), manifest.plan.digest[:12])
         self.driver.use_model(manifest)
@@ -215,42 +216,38 @@ class ModelClient:
         for file in offered:
             key = SegmentKey(file.entry, file.stop, file.head)
             mine = file.entry < file.stop and runs_in(plan, key, self.spans)
-            if mine and key not in self._loaded and key.file not in self._downloads:
-                if file.bytes > _MAX_SEGMENT_BYTES or file.chunks != -(-file.bytes // CHUNK_BYTES):
-                    raise WireError("manifest", f"{key.file}: {file.bytes} bytes in {file.chunks} chunks")
-                self._downloads[key.file] = _Download(file)
-                pattern = self.driver.topics.chunk(model, key.file, "+")
-                self.driver.spawn(f"fetch {key.file}", self.transport.subscribe(pattern, 1))
+            if mine and key not in self._asked:
+                self._fetching.want(file)
+                self._asked.add(key)
+        self._listen(self._fetching.files)
+
+    def _listen(self, files: Iterable[str]) -> None:
+        """Subscribe to the chunks of these files and to no others."""
+        wanted, model = frozenset(files), self._offer[0]
+        for name in sorted(wanted - self._subscribed):
+            pattern = self.driver.topics.chunk(model, name, "+")
+            self.driver.spawn(f"fetch {name}", self.transport.subscribe(pattern, 1))
+        for name in sorted(self._subscribed - wanted):
+            pattern = self.driver.topics.chunk(model, name, "+")
+            self.driver.spawn(f"fetched {name}", self.transport.unsubscribe(pattern))
+        self._subscribed = wanted
 
     def chunk_received(self, route: Route, chunk: Chunk, body: memoryview) -> None:
-        """A piece of a file that was asked for. Raises ``WireError`` if it cannot be that."""
-        download = self._downloads.get(chunk.file)
-        if download is None or route.file != chunk.file:
+        """A part of a file that was asked for. Raises ``WireError`` if it cannot be that."""
+        if route.file != chunk.file or route.digest != self._offer[0]:
             return
-        file = download.file
-        if chunk.count != file.chunks or chunk.index != route.chunk or chunk.index >= chunk.count:
-            raise WireError("chunk", f"{chunk.file}: expected one of {file.chunks}, got {chunk.index} of {chunk.count}")
-        if len(body) > CHUNK_BYTES:
-            raise WireError("chunk", f"{chunk.file}: expected at most {CHUNK_BYTES} bytes, got {len(body)}")
-        download.chunks[chunk.index] = bytes(body)
-        if len(download.chunks) < file.chunks:
-            return
-        graph = b"".join(download.chunks[index] for index in range(file.chunks))
-        download.chunks.clear()
-        if len(graph) != file.bytes or hashlib.sha256(graph).hexdigest() != file.sha256:
-            raise WireError("digest", f"{chunk.file}: expected SHA-256 {file.sha256[:12]}…, got another")
-        del self._downloads[chunk.file]
-        self._complete[SegmentKey(file.entry, file.stop, file.head)] = graph
-        pattern = self.driver.topics.chunk(chunk.model, chunk.file, "+")
-        self.driver.spawn(f"fetched {chunk.file}", self.transport.unsubscribe(pattern))
-        if not self._busy:
-            self._busy = True
-            self.driver.spawn("load segments", self._load())
+        try:
+            self._fetching.take(chunk, route.chunk, body)
+        finally:
+            self._listen(self._fetching.files)
+            if self._fetching.whole and not self._busy:
+                self._busy = True
+                self.driver.spawn("load segments", self._load())
 
     async def _load(self) -> None:
         try:
-            while self._complete and self.driver.manifest is not None:
-                batch, self._complete = self._complete, {}
+            while self._fetching.whole and self.driver.manifest is not None:
+                batch, self._fetching.whole = self._fetching.whole, {}
                 await self._load_batch(self.driver.manifest, batch)
         finally:
             self._busy = False
@@ -261,8 +258,8 @@ class ModelClient:
         except EngineError as error:
             log.error("segments cannot be loaded: %s", error)
             self.driver.bad["segment"] += 1
+            self._asked -= graphs.keys()
             return
-        self._loaded |= graphs.keys()
         self.driver.segments_ready(seconds)
 
 

@@ -16,7 +16,7 @@ from mdi_exit.cuts import CutCodecs
 from mdi_exit.engine import Engine, SegmentOutput
 from mdi_exit.engine.base import Array
 from mdi_exit.engine.profile import DeviceProfile
-from mdi_exit.errors import MdiExitError
+from mdi_exit.errors import EngineError, MdiExitError
 from mdi_exit.events import Outcome, RunSegment, SegmentDone, SegmentFailed
 from mdi_exit.model.manifest import Manifest
 from mdi_exit.padding import stacked, unpadded
@@ -49,6 +49,18 @@ def tensor_of(payload: object) -> Array:
     if isinstance(payload, np.ndarray):
         return payload
     raise TypeError(f"expected a tensor, got {type(payload).__name__}")
+
+
+def _check_output(manifest: Manifest, key: SegmentKey, output: SegmentOutput) -> None:
+    """Whether what came out for one sample is what the manifest says. Raises ``EngineError``."""
+    if output.features is not None and key.stop < len(manifest.layers):
+        expected: tuple[int, ...] = (1, *manifest.stated_shape(key.stop))
+        if output.features.shape != expected:
+            raise EngineError(f"{key.file}: expected features of shape {expected}, got {output.features.shape}")
+    if output.logits_NK is not None:
+        shape, classes = output.logits_NK.shape, len(manifest.labels)
+        if len(shape) != 2 or shape[0] != 1 or (classes and shape[1] != classes):
+            raise EngineError(f"{key.file}: expected logits of {classes or 'some'} classes, got shape {shape}")
 
 
 class Executor:
@@ -84,8 +96,9 @@ class Executor:
             measured = []
             for _ in range(_WARM_RUNS):
                 begin = time.perf_counter()
-                self.engine.run(key, x)
+                output = self.engine.run(key, x)
                 measured.append(time.perf_counter() - begin)
+            _check_output(manifest, key, output)
             stated = self.profile.seconds(manifest, key, 1) if self.profile else 0.0
             seconds[key] = max(min(measured), stated)
         self._warm_s |= seconds

@@ -18,7 +18,11 @@ from mdi_exit.events import (
     Event,
     Inject,
     InputOffered,
+    KeepItem,
+    LifeTotals,
     Record,
+    Restored,
+    RestoredItem,
     SendReport,
     SendResults,
     SendTelemetry,
@@ -70,6 +74,7 @@ class ItemKeeping:
         self._looked_at: tuple[int, tuple[int, ...], str] | None = None
         self._held_by_none: tuple[int, ...] = ()
         self._dead: frozenset[str] = frozenset()
+        self._restarts = 0
         self._astray = False  # whether an item may be held by one of the dead
         self._told_missing: tuple[int, ...] | None = None
         self._told_floor = False
@@ -78,6 +83,8 @@ class ItemKeeping:
         self.pending: dict[int, Pending] = {}
         self.retry_timer = RetryTimer(config.min_retry_s)
         self.stopped = False
+        self.held = ""  # why nothing can be recorded now
+        self._left: deque[int] = deque()  # items of an earlier life that wait to be run again
         self.happened: deque[tuple[float, Happening]] = deque(maxlen=_HAPPENED_KEPT)
         self._happenings = 0
         self._book = OrderBook()
@@ -85,7 +92,7 @@ class ItemKeeping:
         self._rng = rng
         self._ended = False
         self._started = False
-        self.desk = RequestDesk(config.requests)
+        self.desk = RequestDesk(config.requests, journalled=config.journalled)
         self._own_offered = self._own_refused = 0
         self._turns = Admission(config, self.desk)
         self._next_item = 1
@@ -131,6 +138,11 @@ class ItemKeeping:
     def done(self) -> bool:
         """No input will come and every admitted item has its result."""
         return self._ended and not self.pending and not self._turns.draws
+
+    @property
+    def ended(self) -> bool:
+        """Nothing new is taken any more."""
+        return self._ended
 
     @property
     def started(self) -> bool:
@@ -197,7 +209,8 @@ class ItemKeeping:
 
     def _draw(self, now: float) -> None:
         """Ask for the samples that are due and prepare the requests that there is room for, in turn."""
-        if not self._started or self._ended or self.stopped:
+        self._run_again(now)
+        if not self._started or self._ended or self.stopped or self.held or self._left:
             return
         paced = self._paced
         if paced:
@@ -252,7 +265,10 @@ class ItemKeeping:
         if not self._turns.offered() or self._full or self._ended or now + self._expected_s(now) >= deadline_at:
             self._own_refused += 1
             return
-        entry = Pending(event.sample, event.truth, event.payload, event.size_bytes, now, deadline_at=deadline_at)
+        entry = Pending(
+            event.sample, event.truth, event.payload, event.size_bytes, now,
+            deadline_at=deadline_at, position=event.position,
+        )  # fmt: skip
         self._admit(now, entry)
 
     def _expected_s(self, now: float) -> float:
@@ -266,6 +282,8 @@ class ItemKeeping:
         self.admitted += 1
         self._tokens = min(self._tokens + self.config.retry_share, _RETRY_TOKENS)
         self.pending[item] = entry
+        if self.config.journalled:
+            self._out.append(_kept(item, entry))
         if entry.deadline_at < math.inf and entry.request is None:
             heapq.heappush(self._expiring, (entry.expires_at, item))
         self._inject(now, item)
@@ -285,6 +303,51 @@ class ItemKeeping:
             deadline_at=entry.deadline_at if entry.deadline_at < math.inf else None,
         )  # fmt: skip
         self._work(now, Inject(task))
+
+    # --- from one life to the next
+
+    def life_totals(self) -> LifeTotals:
+        """The counts of all lives so far."""
+        return LifeTotals(
+            self.admitted, self.completed, self.errors, self.right, self.judged, dict(self.exits), self.retried,
+            self.duplicates, self._own_refused, self.desk.turned_away, dict(self.desk.replies), self.desk.tickets,
+        )  # fmt: skip
+
+    def _restored(self, now: float, event: Restored) -> None:
+        """Go on where an earlier life stopped; the first event of this one."""
+        if self._next_item > 1 or self.pending:
+            raise IllegalEventError("restored after the first item", self.worker.story)
+        totals = event.totals
+        self.admitted, self.completed, self.errors = totals.admitted, totals.completed, totals.errors
+        self.right, self.judged, self.exits = totals.right, totals.judged, Counter(totals.exits)
+        self.retried, self.duplicates, self._own_refused = totals.retried, totals.duplicates, totals.own_refused
+        self._next_item = event.next_item
+        for left in event.items:
+            self._restore_item(now, left)
+        self.desk.restore(now, event)
+        self._own_offered = self.admitted + self.refused + self.desk.unadmitted - self.desk.received
+        for left in event.items:
+            if left.lost:
+                self._record(now, left.item, ResultRow(left.item, 0, (), error=left.lost[:400]))
+
+    def _restore_item(self, now: float, left: RestoredItem) -> None:
+        request = self.desk.reopen(now, left.request, left.item) if left.request is not None else None
+        begin = now - left.age_s
+        entry = Pending(left.sample, left.truth, left.payload, left.size_bytes, begin, request=request)
+        if request is not None:
+            entry.deadline_at = request.deadline_at
+        elif left.deadline_s is not None:
+            entry.deadline_at = begin + left.deadline_s
+            heapq.heappush(self._expiring, (entry.expires_at, left.item))
+        self.pending[left.item] = entry
+        self._left.append(left.item)
+
+    def _run_again(self, now: float) -> None:
+        """Items of an earlier life come before new ones, as the queue has room."""
+        while self._left and self._started and self.queue < self.config.bands.high:
+            item = self._left.popleft()
+            if item in self.pending:
+                self._inject(now, item)
 
     # --- requests of other programs
 
@@ -331,7 +394,8 @@ class ItemKeeping:
         for moved in results.moved:
             entry = self.pending.get(moved.item)
             if entry is not None and entry.attempt == moved.attempt and sender in (entry.holder, self.worker.name):
-                entry.holder = moved.to
+                peer = self.worker.members.get(moved.to)
+                entry.holder, entry.holder_start = moved.to, peer.status.incarnation if peer else 0
                 self._astray |= moved.to in self._dead
         for row in results.rows:
             entry = self.pending.get(row.item)
@@ -421,5 +485,16 @@ class ItemKeeping:
         if not self._astray:
             return
         self._astray = False
-        for item in [item for item, entry in self.pending.items() if entry.holder in self._dead]:
+        gone = self.worker.members.is_gone
+        for item in [item for item, entry in self.pending.items() if gone(entry.holder, entry.holder_start)]:
             self._again(now, item, "its node died, again and again")
+
+
+def _kept(item: int, entry: Pending) -> KeepItem:
+    """What a later life has to know of an item."""
+    request = entry.request
+    return KeepItem(
+        item, entry.sample, entry.truth, entry.payload, entry.size_bytes, entry.position,
+        entry.deadline_at - entry.admitted_at if entry.deadline_at < math.inf else None,
+        request.client if request is not None else "", request.id if request is not None else "",
+    )  # fmt: skip

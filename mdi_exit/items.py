@@ -21,9 +21,9 @@ _CAUTION_STEP: Final = 0.05
 
 @dataclass(slots=True)
 class Pending:
-    """An admitted item. ``holder``: the node that has the present attempt, as far as the source knows.
+    """An admitted item. ``holder``: the node that has the present attempt, as far as the source knows, and which start of it.
 
-    ``deadline_at``: until when its answer is of use, infinity without.
+    ``deadline_at``: until when its answer is of use, infinity without. ``position``: as in ``InputOffered``.
     """
 
     sample: str
@@ -34,9 +34,11 @@ class Pending:
     attempt: int = 0
     sent_at: float = 0.0
     holder: str = ""
+    holder_start: int = 0
     overdue: bool = False
     request: Request | None = None
     deadline_at: float = math.inf
+    position: int = -1
 
     @property
     def expires_at(self) -> float:

@@ -1,7 +1,10 @@
 """Who is there: statuses, signs of life and links of the other nodes.
 
 A node's name is unique in a deployment; every start has an incarnation number, so that a late will, or a status that the
-broker remembers of a node long gone, is recognised. A remembered status counts only after a live sign.
+broker remembers of a node long gone, is recognised. A remembered status counts only after a live sign, and so does one of an
+earlier start while a later one is alive: a broker that comes back gives out what it remembers as if it were new.
+
+Silence counts from when this node itself could hear: one that was cut off, or stopped, does not judge the others by it.
 """
 
 from __future__ import annotations
@@ -10,13 +13,22 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from mdi_exit.links import Inbound, Outbound
+from mdi_exit.policy.damping import Flaps
+from mdi_exit.policy.silence import Patience, Rhythm
 from mdi_exit.reports import completed
 from mdi_exit.span import LayerSpan
 from mdi_exit.wire import Status, Telemetry
 
-__all__ = ["Change", "Members", "Peer"]
+__all__ = ["GOODBYE", "Change", "Members", "Peer"]
+
+GOODBYE: Final = "left"
+"""State in the status of a node that ended as it should; a last will has none of it."""
+
+_OWN_PAUSE_S: Final = 0.5  # so late, this node was not running itself
+_LAST_WORDS_S: Final = 1.0  # a broker that ends publishes the wills of all
 
 
 class Change(StrEnum):
@@ -30,7 +42,10 @@ class Change(StrEnum):
 
 @dataclass(slots=True)
 class Peer:
-    """One other node, in its present incarnation. ``alive``: it has given a live sign and is not silent since."""
+    """One other node, in its present incarnation. ``alive``: it has given a live sign and is not silent since.
+
+    ``earlier``: a status of an earlier start, put aside.
+    """
 
     status: Status
     heard_at: float
@@ -38,6 +53,8 @@ class Peer:
     alive: bool
     telemetry: Telemetry | None = None
     probed_at: float = float("-inf")
+    rhythm: Rhythm = field(default_factory=Rhythm)
+    earlier: Status | None = None
 
     @property
     def name(self) -> str:
@@ -71,22 +88,31 @@ class Members:
 
     ``changes`` counts whatever alters who is there and what they take, so that others need not look at every node at every
     event; ``owing``: the senders to whom an acknowledgement is due; ``dead``: the nodes that are not alive;
-    ``autos``: those that let the source place their layers.
+    ``restarts``: how often a start took the place of another; ``autos``: those that let the source place their layers.
     ``hears``: those whose telemetry this node listens to, hence whose silence means something; None: all.
+    ``dead_after_s``: the longest silence that is borne of a node that reports as often as it should; ``look_at``: when it is
+    to be looked for silence next.
     """
 
     name: str
     dead_after_s: float
     hears: frozenset[str] | None = None
     changes: int = 0
+    restarts: int = 0
     owing: dict[str, Inbound] = field(default_factory=dict)
     dead: set[str] = field(default_factory=set)
     autos: set[str] = field(default_factory=set)
     peers: dict[str, Peer] = field(default_factory=dict)
     inbounds: dict[str, Inbound] = field(default_factory=dict)
-    _silent_at: float = 0.0
+    flaps: Flaps = field(default_factory=Flaps)
+    look_at: float = float("-inf")
+    _hearing_since: float = float("-inf")
+    _patience: Patience = field(init=False)
     _served: dict[str, list[LayerSpan]] = field(default_factory=dict)
     _spans: Counter[LayerSpan] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._patience = Patience(least_s=0.8 * self.dead_after_s, most_s=self.dead_after_s)
 
     def __iter__(self) -> Iterator[Peer]:
         return iter(self.peers.values())
@@ -97,19 +123,34 @@ class Members:
     def status(self, now: float, status: Status, *, retained: bool) -> Change:
         """Take in a status message; a will of another incarnation than the known one changes nothing."""
         known = self.peers.get(status.node)
-        if known is None or known.status.incarnation != status.incarnation:
-            if not status.online:
-                return Change.NONE
-            link = Outbound(status.incarnation, status.window)
-            known = self.peers[status.node] = Peer(status, now, link, alive=not retained)
+        if known is not None and known.status.incarnation == status.incarnation:
+            change = self._update(now, known, status, retained=retained)
             self._note(known)
-            return Change.NONE if retained else Change.JOINED
-        change = self._update(now, known, status, retained=retained)
-        self._note(known)
+            return change
+        if not status.online:
+            return Change.NONE
+        if known is not None and known.alive and status.incarnation < known.status.incarnation:
+            known.earlier = status
+            return Change.NONE
+        return self._start(now, known, status, alive=not retained)
+
+    def _start(self, now: float, known: Peer | None, status: Status, *, alive: bool) -> Change:
+        """Another start of a node takes the place of the known one."""
+        self.restarts += known is not None
+        if known is not None and known.alive:
+            self.flaps.died(now, known.name)
+        peer = self.peers[status.node] = Peer(status, now, Outbound(status.incarnation, status.window), alive=alive)
+        return self._joined(now, peer) if alive else self._changed(peer, Change.NONE)
+
+    def _joined(self, now: float, peer: Peer) -> Change:
+        self.flaps.back(now, peer.name)
+        return self._changed(peer, Change.JOINED)
+
+    def _changed(self, peer: Peer, change: Change) -> Change:
+        self._note(peer)
         return change
 
-    @staticmethod
-    def _update(now: float, known: Peer, status: Status, *, retained: bool) -> Change:
+    def _update(self, now: float, known: Peer, status: Status, *, retained: bool) -> Change:
         was_alive = known.alive and known.status.online
         known.status = status
         known.out.window = status.window
@@ -117,8 +158,12 @@ class Members:
             known.alive, known.heard_at = status.online, now
         if was_alive and not status.online:
             known.alive = False
+            if not retained and status.state != GOODBYE:
+                self.flaps.died(now, known.name)
             return Change.LEFT
-        return Change.JOINED if known.alive and not was_alive else Change.UPDATED
+        if known.alive and not was_alive:
+            return self._joined(now, known)
+        return Change.UPDATED
 
     def _note(self, peer: Peer) -> None:
         """Something may have changed of it."""
@@ -133,42 +178,76 @@ class Members:
 
     def telemetry(self, now: float, telemetry: Telemetry) -> Change:
         """Take in a load report; one of an unknown incarnation is dropped."""
+        change = self.heard(now, telemetry.node, telemetry.incarnation)
         peer = self.peers.get(telemetry.node)
-        if peer is None or peer.status.incarnation != telemetry.incarnation:
-            return Change.NONE
-        peer.telemetry = completed(peer.telemetry, telemetry)
-        peer.out.reported(now, telemetry.inputs, telemetry.backlog_s, telemetry.received.get(self.name, 0))
-        return self.heard(now, telemetry.node, telemetry.incarnation)
+        if peer is not None and peer.status.incarnation == telemetry.incarnation:
+            peer.rhythm.reported(now, self._patience)
+            peer.telemetry = completed(peer.telemetry, telemetry)
+            peer.out.reported(now, telemetry.inputs, telemetry.backlog_s, telemetry.received.get(self.name, 0))
+        return change
 
     def heard(self, now: float, name: str, incarnation: int) -> Change:
         """Any message of a node is a live sign."""
         peer = self.peers.get(name)
-        if peer is None or peer.status.incarnation != incarnation or not peer.status.online:
+        if peer is None:
+            return Change.NONE
+        if peer.earlier is not None and incarnation == peer.earlier.incarnation:
+            return self._start(now, peer, peer.earlier, alive=True)  # its clock went back
+        if peer.status.incarnation != incarnation or not peer.status.online:
             return Change.NONE
         peer.heard_at = now
         if peer.alive:
             return Change.NONE
         peer.alive = True
-        self._note(peer)
-        return Change.JOINED
+        return self._joined(now, peer)
+
+    def is_gone(self, name: str, incarnation: int) -> bool:
+        """Whether this start (0: any) of a node that was there is dead, as far as known."""
+        peer = self.peers.get(name)
+        return peer is not None and not (peer.alive and incarnation in (0, peer.status.incarnation))
+
+    # --- silence
+
+    def connected(self, now: float) -> None:
+        """This node can hear from now on."""
+        self._listen_from(now)
+
+    def disconnected(self, now: float) -> None:
+        """What was heard last was the broker's end and no death of a node."""
+        self.flaps.forgive(now - _LAST_WORDS_S)
+        self.changes += 1
+
+    def _listen_from(self, now: float) -> None:
+        self._hearing_since = self.look_at = now
 
     def silent(self, now: float) -> list[Peer]:
         """Nodes that have just been silent for too long; they are not alive until heard again."""
-        if now <= self._silent_at:
+        if now <= self.look_at:
             return []  # none can have been silent for so long since the last look at all of them
-        heard_at = now
-        gone = []
+        if now - self.look_at > _OWN_PAUSE_S and self._hearing_since < self.look_at:
+            self._listen_from(now)
+        gone, look_at = [], now + self._patience.least_s
         for peer in self:
-            if self.hears is not None and peer.status.node not in self.hears:
+            if not peer.alive or (self.hears is not None and peer.status.node not in self.hears):
                 continue
-            if peer.alive and now - peer.heard_at > self.dead_after_s:
+            due_at = max(peer.heard_at, self._hearing_since) + peer.rhythm.limit_s(self._patience)
+            if now > due_at:
                 peer.alive = False
+                self.flaps.died(now, peer.name)
                 self._note(peer)
                 gone.append(peer)
-            elif peer.alive and peer.heard_at < heard_at:
-                heard_at = peer.heard_at
-        self._silent_at = heard_at + self.dead_after_s
+            else:
+                look_at = min(look_at, due_at)
+        self.look_at = look_at
         return gone
+
+    def release(self, now: float) -> list[Peer]:
+        """Nodes that may be given work again, after they were held back for coming and going."""
+        over = [self.peers[name] for name in self.flaps.release(now)] if self.flaps.held else []
+        self.changes += len(over)
+        return over
+
+    # --- links
 
     def owe(self, now: float, sender: str, inbound: Inbound, delay_s: float) -> None:
         """An acknowledgement to ``sender`` is due within ``delay_s``."""

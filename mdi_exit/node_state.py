@@ -11,6 +11,7 @@ from mdi_exit.events import Command
 from mdi_exit.holding import Holding
 from mdi_exit.measured import SegmentSeconds
 from mdi_exit.membership import Members, Peer
+from mdi_exit.policy.damping import Flaps
 from mdi_exit.policy.exiting import early_exits_wanted
 from mdi_exit.queues import Running, TaskStore
 from mdi_exit.segments import ModelPlan, SegmentKey, segment_stop
@@ -31,7 +32,7 @@ class NodeState:
     def __init__(self, config: WorkerConfig, rng: Random) -> None:
         self.config = config
         hears = None if config.role == "source" else config.neighbours
-        self.members = Members(config.name, config.dead_after_s, hears)
+        self.members = Members(config.name, config.dead_after_s, hears, flaps=Flaps(config.damping))
         self.store = TaskStore(config.window)
         self.plan: ModelPlan | None = None
         self.control: Control | None = None
@@ -139,7 +140,7 @@ class NodeState:
         return tuple(f"{when:.4f} {what}" for when, what in self._story)
 
     def takers(self, layer: int) -> tuple[Peer, ...]:
-        """Those who take tasks for ``layer`` and may be sent to."""
+        """Those who take tasks for ``layer`` and may be sent to; those held back only where nobody else can run it."""
         if self._taking_of[0] != self.members.changes or self._taking_of[1] is not self.config:
             self._taking_of = self.members.changes, self.config
             self._taking.clear()
@@ -147,7 +148,10 @@ class NodeState:
         if found is None:
             names = self.config.neighbours
             near = self.members if names is None else filter(None, map(self.members.get, sorted(names)))
-            found = tuple(peer for peer in near if peer.takes(layer))
+            able = tuple(peer for peer in near if peer.takes(layer))
+            found = tuple(peer for peer in able if peer.name not in self.members.flaps.held)
+            if not found and not self._mine(layer):
+                found = able
             self._taking[layer] = found
         return found
 
@@ -220,7 +224,9 @@ class NodeState:
         """When ``Tick`` is wanted next, monotonic seconds."""
         due = self._telemetry_at
         if self.connected:
-            for inbound in self.members.owing.values():
+            members = self.members
+            due = min(due, members.look_at if members.peers else due, *members.flaps.held.values())
+            for inbound in members.owing.values():
                 if inbound.due_at is not None and inbound.due_at < due:
                     due = inbound.due_at
             if self._moved_due_at is not None and self._moved_due_at < due:

@@ -301,7 +301,7 @@ def _node_view(now: float, node: _Node) -> NodeView:
 
 
 class Observer:
-    """Watches ``deployment`` on the broker at ``url`` for as long as it is entered.
+    """Watches ``deployment`` on the broker at ``url``, or the first of several that answers, for as long as it is entered.
 
     ``on_change`` is called in the event loop after each message and change of the connection, ``on_frame`` with each frame
     of a source that publishes them. Raises ``UsageError`` for a malformed ``url``.
@@ -309,7 +309,7 @@ class Observer:
 
     def __init__(
         self,
-        url: str | values.BrokerAddress,
+        url: str | values.Brokers,
         deployment: str = "default",
         *,
         username: str | None = None,

@@ -16,7 +16,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from mdi_exit.errors import IllegalEventError
-from mdi_exit.events import PrepareRequest, ReplyFailed, RequestReceived, SendReply
+from mdi_exit.events import (
+    KeepReply,
+    KeepRequest,
+    PrepareRequest,
+    ReplyFailed,
+    RequestReceived,
+    Restored,
+    RestoredRequest,
+    SendReply,
+)
 from mdi_exit.histogram import ITEM_BUCKETS_S, Histogram
 from mdi_exit.wire import Reply, ResultRow
 
@@ -49,7 +58,7 @@ class RequestLimits:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A request without a reply. ``item``: the number of the item that it has become."""
+    """A request without a reply. ``item``: the number of the item that it has become; ``kept``: it is written down."""
 
     ticket: int
     client: str
@@ -61,6 +70,7 @@ class Request:
     deadline_at: float
     answered: bool = False
     item: int | None = None
+    kept: bool = False
 
     @property
     def sample(self) -> str:
@@ -80,10 +90,14 @@ class Request:
 
 
 class RequestDesk:
-    """All requests of a source that have no reply, and the last replies. Replies to send come out of ``outgoing``."""
+    """All requests of a source that have no reply, and the last replies. Replies to send come out of ``outgoing``.
 
-    def __init__(self, limits: RequestLimits) -> None:
-        self.limits = limits
+    With ``journalled``, what is to be written down of them comes out of ``to_keep``.
+    """
+
+    def __init__(self, limits: RequestLimits, *, journalled: bool = False) -> None:
+        self.limits, self.journalled = limits, journalled
+        self.to_keep: list[KeepRequest | KeepReply] = []
         self.received = 0
         self.turned_away = 0
         self.waiting = 0
@@ -102,7 +116,7 @@ class RequestDesk:
         self._outgoing: deque[SendReply] = deque(maxlen=limits.unsent)
         self._untaken: deque[SendReply] = deque(maxlen=limits.unsent)
         self._again_at = math.inf
-        self._tickets = 0
+        self.tickets = 0
 
     # --- arrival
 
@@ -115,20 +129,23 @@ class RequestDesk:
         if key in self._open:
             return
         if (told := self._remembered.get(key)) is not None:
-            self._outgoing.append(SendReply(told.reply, event.plain))
+            self._outgoing.append(SendReply(told.reply, event.plain, told.kept))
             return
         self.received += 1
-        self._tickets += 1
-        identity = event.id or f"#{self._tickets}"  # no client can give such a one itself
+        self.tickets += 1
+        identity = event.id or f"#{self.tickets}"  # no client can give such a one itself
         deadline_at = math.inf if event.deadline_s is None else now + event.deadline_s
         request = Request(
-            self._tickets, event.client, identity, event.payload, event.size_bytes, event.plain, now, deadline_at
+            self.tickets, event.client, identity, event.payload, event.size_bytes, event.plain, now, deadline_at
         )
         self._open[event.client, identity] = request
         refused = refused or self._no_room_for(request)
         if refused:
             self.reply(now, request, error="refused", reason=refused)
             return
+        if self.journalled:
+            request.kept = True
+            self.to_keep.append(KeepRequest(request.client, identity, event.payload, event.deadline_s, event.plain))
         self._enqueue(request)
         while self.waiting > self.limits.waiting or self.waiting_bytes > self.limits.waiting_bytes:
             self._refuse_newest(now)
@@ -157,6 +174,9 @@ class RequestDesk:
         self.waiting += 1
         self.waiting_bytes += request.size_bytes
         self._bytes[request.client] += request.size_bytes
+        self._watch(request)
+
+    def _watch(self, request: Request) -> None:
         if request.deadline_at < math.inf:
             heapq.heappush(self._deadlines, (request.deadline_at, request.ticket, request))
 
@@ -167,6 +187,34 @@ class RequestDesk:
         request = self._queues[client][-1]
         text = f"overloaded: {self.waiting - 1} requests of {len(self._queues)} clients wait already"
         self.reply(now, request, error="refused", reason=text)
+
+    # --- from one life to the next
+
+    def restore(self, now: float, event: Restored) -> None:
+        """Go on where an earlier life stopped, once its items are reopened."""
+        self.tickets = max(self.tickets, event.totals.tickets)
+        self.turned_away, self.replies = event.totals.turned_away, Counter(event.totals.replies)
+        for left in event.requests:
+            self._enqueue(self.reopen(now, left, None))
+        for told in event.replies:
+            self._remember(told)
+        self._outgoing.extend(event.unsent)
+        self.received = len(self._open) + self.replies.total()
+
+    def reopen(self, now: float, left: RestoredRequest, item: int | None) -> Request:
+        """A request of an earlier life, still without a reply; with ``item`` it has had its turn."""
+        self.tickets += 1
+        begin = now - left.age_s
+        deadline_at = math.inf if left.deadline_s is None else begin + left.deadline_s
+        request = Request(
+            self.tickets, left.client, left.id, left.payload, left.size_bytes, left.plain, begin, deadline_at,
+            item=item, kept=True,
+        )  # fmt: skip
+        self._open[left.client, left.id] = request
+        if item is not None:
+            request.payload = None
+            self._watch(request)
+        return request
 
     # --- turns
 
@@ -286,7 +334,9 @@ class RequestDesk:
         self.replies[reply.error or "label"] += 1
         if not reply.error:
             self.labelled_s.add(reply.latency_s)
-        command = SendReply(reply, request.plain)
+        if request.kept:
+            self.to_keep.append(KeepReply(reply, request.plain))
+        command = SendReply(reply, request.plain, request.kept)
         self._outgoing.append(command)
         self._remember(command)
 

@@ -9,7 +9,7 @@ import stat
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,9 +21,19 @@ from rich.table import Table
 
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.events import Record
+from mdi_exit.journal import Counts
 from mdi_exit.run_energy import RunEnergy
 
-__all__ = ["STDOUT", "Latency", "ResultsWriter", "Summary", "SummaryBuilder", "result_line", "write_out"]
+__all__ = [
+    "STDOUT",
+    "Latency",
+    "ResultsWriter",
+    "Summary",
+    "SummaryBuilder",
+    "UnwrittenError",
+    "result_line",
+    "write_out",
+]
 
 STDOUT = Path("-")
 _EXACT_LATENCIES = 200_000
@@ -47,41 +57,68 @@ def result_line(record: Record, label_names: Sequence[str] = ()) -> dict[str, An
     return line
 
 
+class UnwrittenError(MdiExitError):
+    """Results could not be written; the file is as it was before."""
+
+
 class ResultsWriter:
     """Appends one JSON line per item to a new file, or to stdout for ``-``; a line is with the kernel when ``write``
-    returns.
+    returns. ``go_on``: append to what an earlier writer has left.
 
     Raises ``UsageError`` for a file that cannot be had or would be overwritten unasked.
     """
 
-    def __init__(self, path: Path, overwrite: bool = False, *, place: str = "--results") -> None:
+    def __init__(self, path: Path, overwrite: bool = False, *, place: str = "--results", go_on: bool = False) -> None:
         self.path = path
-        self._whole_bytes = 0
+        self.whole_bytes = 0
         self._file: IO[bytes] | None = None
         if path == STDOUT:
             return
         try:
             found = path.stat() if path.exists() else None
-            if found and stat.S_ISREG(found.st_mode) and found.st_size and not overwrite:
+            if go_on:
+                self.whole_bytes = found.st_size if found else 0
+            elif found and stat.S_ISREG(found.st_mode) and found.st_size and not overwrite:
                 taken = f"{path}, which has {found.st_size} bytes"
                 raise UsageError(place, "a new or empty file (or --overwrite)", taken)
-            self._file = path.open("wb", buffering=0)
+            self._file = path.open("ab" if go_on else "wb", buffering=0)
         except OSError as error:
             raise UsageError(place, "a file that can be written", f"{path}: {error.strerror}") from None
 
     def write(self, record: Record, label_names: Sequence[str] = ()) -> None:
         """Raises ``MdiExitError`` if the line cannot be written; the file then ends with the last whole line."""
-        line = self.line(record, label_names)
+        self.write_all((record,), label_names)
+
+    def write_all(self, records: Iterable[Record], label_names: Sequence[str] = ()) -> None:
+        """All of them, or none. Raises ``UnwrittenError``."""
+        lines = b"".join(self.line(record, label_names) for record in records)
+        if not self.whole_bytes:
+            lines = self.header + lines
         try:
             if self._file is None:
-                sys.stdout.write(line.decode())
+                sys.stdout.write(lines.decode())
                 sys.stdout.flush()
             else:
-                _write_all(self._file, line)
+                _write_all(self._file, lines)
         except OSError as error:
             self._cut()
-            raise MdiExitError(f"results: could not write {self.path}: {error.strerror}") from None
-        self._whole_bytes += len(line)
+            raise UnwrittenError(f"results: could not write {self.path}: {error.strerror}") from None
+        self.whole_bytes += len(lines)
+
+    @property
+    def patient(self) -> bool:
+        """It is a file on a disk, on which there may be room later."""
+        return self._file is not None and stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
+
+    def sync(self) -> None:
+        """Wait until all that was written will outlast a loss of power. Raises ``OSError``."""
+        if self._file is not None:
+            os.fdatasync(self._file.fileno())
+
+    @property
+    def header(self) -> bytes:
+        """What the file begins with."""
+        return b""
 
     def line(self, record: Record, label_names: Sequence[str]) -> bytes:
         """How an item is written."""
@@ -100,8 +137,9 @@ class ResultsWriter:
         self.close()
 
     def _cut(self) -> None:
-        if self._file is not None and stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
-            self._file.truncate(self._whole_bytes)
+        if self.patient and self._file is not None:
+            self._file.truncate(self.whole_bytes)
+            self._file.seek(self.whole_bytes)  # else the next line would come behind a hole
 
 
 def _write_all(file: IO[bytes], line: bytes) -> None:
@@ -273,6 +311,14 @@ class SummaryBuilder:
         self._exits: Counter[int] = Counter()
         self._reasons: Counter[str] = Counter()
         self._random = random.Random(0)
+
+    def go_on(self, counts: Counts, latencies_s: Iterable[float]) -> None:
+        """Begin with what an earlier life has counted."""
+        self.completed, self.errors = counts.completed, counts.errors
+        self._right, self._judged = counts.right, counts.judged
+        self._exits.update(counts.exits)
+        self._reasons.update(counts.reasons)
+        self._latencies_s.extend(map(float, latencies_s))
 
     def add(self, record: Record) -> None:
         row = record.row

@@ -11,19 +11,22 @@ from mdi_exit.energy import DEVICES
 from mdi_exit.engine import ENGINES
 from mdi_exit.errors import UsageError
 from mdi_exit.logs import FORMATS, LEVELS
+from mdi_exit.policy.damping import Damping
 from mdi_exit.span import LayerSpan
 from mdi_exit.worker_config import WorkerConfig
 
 __all__ = ["BrokerSettings", "NodeSettings", "ServiceSettings", "new_incarnation"]
+
+_DAMPING = Damping()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerSettings:
     """How to reach the broker, and which deployment on it."""
 
-    broker: values.BrokerAddress = setting(
-        values.BROKER_AUTO, help="mqtt[s]://HOST:PORT; auto: on this machine, else found by mDNS",
-        parse=values.broker_address, metavar="URL",
+    broker: values.Brokers = setting(
+        values.BROKERS_AUTO, repeats=True, parse=values.brokers, metavar="URL",
+        help="mqtt[s]://HOST:PORT, or several to be tried in this order; auto: on this machine, else found by mDNS",
     )  # fmt: skip
     deployment: str = setting("default", help="keeps systems on one broker apart", parse=values.name, metavar="NAME")
     username: str | None = setting(None, help="user at the broker", parse=values.text)
@@ -73,6 +76,25 @@ class NodeSettings(ServiceSettings):
         5.0, help="silence after which the broker declares us dead", parse=values.duration, metavar="TIME",
         show=values.show_seconds,
     )  # fmt: skip
+    dead_after: float = setting(
+        None, help="silence after which a node counts as dead; default: 2.5s, or five load reports", parse=values.duration,
+        metavar="TIME", show=values.show_seconds, derive=lambda resolved: max(2.5, 5 * resolved["telemetry_period"]),
+    )  # fmt: skip
+    hold_down: float = setting(
+        _DAMPING.first_hold_s, help="how long a node gets no work after its second death of late; doubled by each more",
+        parse=values.duration, metavar="TIME", show=values.show_seconds,
+    )  # fmt: skip
+    hold_down_most: float = setting(
+        _DAMPING.most_hold_s,
+        help="the longest such wait",
+        parse=values.duration,
+        metavar="TIME",
+        show=values.show_seconds,
+    )
+    hold_down_half_life: float = setting(
+        _DAMPING.half_life_s, help="time that halves what a node's deaths count", parse=values.duration, metavar="TIME",
+        show=values.show_seconds,
+    )  # fmt: skip
 
     def worker(self, name: str, span: LayerSpan | None, engine: str, emulated: str) -> WorkerConfig:
         """What the core is told at this start. ``engine`` and ``emulated``: in words, for people."""
@@ -83,7 +105,8 @@ class NodeSettings(ServiceSettings):
             neighbours=None if self.neighbours is None else frozenset(self.neighbours),
             window=self.window,
             telemetry_period_s=self.telemetry_period,
-            dead_after_s=max(2.5, 5 * self.telemetry_period),
+            dead_after_s=self.dead_after,
+            damping=Damping(self.hold_down_half_life, self.hold_down, self.hold_down_most),
             engine=engine,
             emulated=emulated,
             version=__version__,

@@ -54,7 +54,8 @@ class SourceConfig:
     outranks throughput. ``promised``: what that accuracy is, if the model says. ``own_input`` False: the only items are
     requests of other programs. ``codec``: as in ``Control``.
     ``channel``: if all nodes are on one, for the optimiser, which cannot see it by the speeds of links.
-    ``placement``: when agents that let the source choose their layers are moved.
+    ``placement``: when agents that let the source choose their layers are moved. ``journalled``: ask that items, requests and
+    replies be written down, for a later life.
     """
 
     run: int
@@ -84,3 +85,4 @@ class SourceConfig:
     channel: Channel | None = None
     offloading: str = ""
     codec: str = ""
+    journalled: bool = False

@@ -22,10 +22,12 @@ from mdi_exit.events import (
     Notice,
     OrderReceived,
     PlanMade,
+    RecordingHeld,
     ReplyFailed,
     RequestPrepared,
     RequestReceived,
     RequestUnusable,
+    Restored,
     ResultsReceived,
     RoutesSolved,
     SendReport,
@@ -62,7 +64,7 @@ class SourceState(Steering):
             case InputSkipped(count):
                 self._skipped(count)
             case RequestReceived():
-                self.desk.receive(now, event, LEAVING if self._ended else _PAUSED if self.stopped else "")
+                self.desk.receive(now, event, self._unwilling)
             case RequestPrepared(ticket, payload, size_bytes):
                 self._prepared(now, ticket, payload, size_bytes)
             case RequestUnusable(ticket, reason):
@@ -85,6 +87,10 @@ class SourceState(Steering):
                     self._record(now, item, ResultRow(item, attempt, (), error=reason))
             case PlanMade(decision):
                 self._planned(now, decision)
+            case RecordingHeld(reason):
+                self._hold(reason)
+            case Restored():
+                self._restored(now, event)
             case Drain():
                 self._end(now)
                 self._out.append(Drained())
@@ -105,6 +111,9 @@ class SourceState(Steering):
             self._retry_due(now)
         self._expire(now)
         self._draw(now)
+        if self.desk.to_keep:
+            self._out += self.desk.to_keep
+            self.desk.to_keep.clear()
         if self.worker.connected:
             self._out += self.desk.outgoing(now)
         self._note(now)
@@ -112,6 +121,17 @@ class SourceState(Steering):
             self._out.append(SendReport(self.report(now, self.plan)))  # whoever gave the order waits for it
         out, self._out = self._out, []
         return out
+
+    @property
+    def _unwilling(self) -> str:
+        """Why no request is taken now."""
+        return LEAVING if self._ended else _PAUSED if self.stopped else self.held[:300]
+
+    def _hold(self, reason: str) -> None:
+        if bool(reason) != bool(self.held):
+            text = f"{reason}: nothing new is admitted" if reason else "results can be recorded again"
+            self._out.append(Notice("held", text[:400]))
+        self.held = reason
 
     def _note(self, now: float) -> None:
         """Keep what people want to know, for the reports to come."""
@@ -129,7 +149,7 @@ class SourceState(Steering):
         for heap in (self._timers, self._expiring):
             if heap and heap[0][0] < due:
                 due = heap[0][0]
-        drawing = self._started and not self._ended and not self.stopped
+        drawing = self._started and not self._ended and not self.stopped and not self.held
         if drawing and self._arrival_at < due and self._paced and self._turns.may_arrive:
             due = self._arrival_at
         return due

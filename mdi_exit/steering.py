@@ -37,7 +37,8 @@ class Steering(Guidance):
         if plan is None:
             return
         missing = self._missing_layers(plan)
-        self._retry_from_dead(now)
+        if not missing:  # what nobody else can run either is left to those who hold it, if they come back
+            self._retry_from_dead(now)
         self._plan_ahead(now, plan)
         if missing != self.missing:
             self.missing, self._missing_since = missing, now
@@ -57,7 +58,8 @@ class Steering(Guidance):
                 spans.append(worker.config.span)
             self._held_by_none = tuple(missing_layers(plan.layer_count, spans))
             self._dead = frozenset(worker.members.dead)
-            self._astray = bool(self._dead)
+            self._astray |= bool(self._dead) or worker.members.restarts != self._restarts
+            self._restarts = worker.members.restarts
         return self._held_by_none
 
     # --- placement

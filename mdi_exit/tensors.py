@@ -32,6 +32,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from mdi_exit.errors import WireError
+from mdi_exit.limits import MAX_ELEMENTS
 
 __all__ = [
     "CODECS",
@@ -46,7 +47,6 @@ __all__ = [
     "without_compression",
 ]
 
-MAX_ELEMENTS: Final = 2**24
 ZSTD: Final = "+zstd"
 _F16_MAX: Final = 65504.0
 _LARGEST: Final = 3.4e38

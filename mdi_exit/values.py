@@ -19,10 +19,13 @@ from mdi_exit.errors import UsageError
 from mdi_exit.topics import checked_name
 
 __all__ = [
+    "BROKERS_AUTO",
     "BROKER_AUTO",
     "BrokerAddress",
+    "Brokers",
     "HostPort",
     "broker_address",
+    "brokers",
     "device",
     "duration",
     "fraction",
@@ -74,6 +77,20 @@ class BrokerAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class Brokers:
+    """Where a broker is, in the order in which they are tried; at least one, each once."""
+
+    addresses: tuple[BrokerAddress, ...]
+
+    @property
+    def is_auto(self) -> bool:
+        return self.addresses[0].is_auto
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.addresses))
+
+
+@dataclass(frozen=True, slots=True)
 class HostPort:
     """An address to listen on; port 0 is any free one."""
 
@@ -85,6 +102,7 @@ class HostPort:
 
 
 BROKER_AUTO = BrokerAddress("", 0)
+BROKERS_AUTO = Brokers((BROKER_AUTO,))
 
 
 def broker_address(value: str) -> BrokerAddress:
@@ -103,6 +121,16 @@ def broker_address(value: str) -> BrokerAddress:
     if url.scheme not in _PORTS or not url.hostname or extra or port == 0 or re.search(r"\s", value.strip()):
         raise UsageError("", expected, repr(value))
     return BrokerAddress(url.hostname, port or _PORTS[url.scheme], tls=url.scheme == "mqtts")
+
+
+def brokers(value: str) -> Brokers:
+    """One or more of what ``broker_address`` reads, with commas between; ``auto`` stands alone."""
+    found = tuple(broker_address(part) for part in value.split(","))
+    if len(set(found)) != len(found):
+        raise UsageError("", "each broker once", repr(value))
+    if len(found) > 1 and BROKER_AUTO in found:
+        raise UsageError("", "auto alone, or brokers by name", repr(value))
+    return Brokers(found)
 
 
 def host_port(value: str) -> HostPort:

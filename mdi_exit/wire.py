@@ -14,6 +14,19 @@ import msgspec
 from msgspec import Meta, Struct
 
 from mdi_exit.errors import WireError
+from mdi_exit.limits import (
+    MAX_AXES,
+    MAX_COUNTERS,
+    MAX_GRAPH_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_LAYERS,
+    MAX_NAMES,
+    MAX_PATH,
+    MAX_PAYLOAD_BYTES,
+    MAX_PIECES,
+    MAX_REAL,
+    MAX_REQUEST_BYTES,
+)
 
 try:  # the same checksum, nine times as fast at 128 KB, where there is a wheel of it
     from isal.isal_zlib import crc32
@@ -38,6 +51,8 @@ __all__ = [
     "Message",
     "Moved",
     "Order",
+    "Outline",
+    "Piece",
     "Probe",
     "Reply",
     "Request",
@@ -49,29 +64,30 @@ __all__ = [
     "SourceReport",
     "Status",
     "Telemetry",
+    "WeightFile",
     "crc32",
     "decode",
     "encode",
 ]
 
 VERSION: Final = 1
-MAX_HEADER_BYTES: Final = 64 * 1024
-MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024
-MAX_REQUEST_BYTES: Final = 8 * 1024 * 1024
 _PREFIX_BYTES: Final = 5
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,40}\Z")]
-Path = Annotated[tuple[Name, ...], Meta(max_length=64)]
+Path = Annotated[tuple[Name, ...], Meta(max_length=MAX_PATH)]
 UInt = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Layer = Annotated[int, Meta(ge=0, le=65535)]
 Dim = Annotated[int, Meta(ge=1, le=2**24)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Score = Annotated[float, Meta(ge=0, le=1)]
+Real = Annotated[float, Meta(ge=-MAX_REAL, le=MAX_REAL)]  # never NaN, never infinite
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{8,64}\Z")]
 Text = Annotated[str, Meta(max_length=400)]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,80}\Z")]
 Span = tuple[Layer, Layer]  # half-open
 RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,64}\Z")]
+Layers = Meta(max_length=MAX_LAYERS)
+Nodes = Meta(max_length=MAX_NAMES)
 Patience = Annotated[float, Meta(gt=0, le=3600)]
 
 
@@ -100,13 +116,13 @@ class Features(Struct, frozen=True, array_like=True, tag="features"):
     model: Digest
     next_layer: Layer
     codec: Annotated[str, Meta(max_length=20)]
-    shape: Annotated[tuple[Dim, ...], Meta(min_length=1, max_length=8)]
+    shape: Annotated[tuple[Dim, ...], Meta(min_length=1, max_length=MAX_AXES)]
     crc: UInt
     path: Path = ()
     dtype: Annotated[str, Meta(max_length=20)] = "float32"
-    deadline_s: float | None = None
+    deadline_s: Real | None = None
     best: Best | None = None
-    exit_state: Annotated[tuple[float, ...], Meta(max_length=16)] = ()
+    exit_state: Annotated[tuple[Real, ...], Meta(max_length=16)] = ()
     times: tuple[Seconds, Seconds] = (0.0, 0.0)
 
 
@@ -153,7 +169,7 @@ class LinkLoad(Struct, frozen=True, array_like=True):
     bytes: UInt
     delay_s: Seconds
     credits: UInt
-    bytes_per_s: Annotated[float, Meta(ge=0)] = 0.0
+    bytes_per_s: Annotated[float, Meta(ge=0, le=MAX_REAL)] = 0.0
 
 
 class Board(Struct, frozen=True, array_like=True):
@@ -163,7 +179,7 @@ class Board(Struct, frozen=True, array_like=True):
     """
 
     memory_bytes: UInt = 0
-    temperature_c: float | None = None
+    temperature_c: Real | None = None
     power_w: Seconds | None = None
     energy_j: Seconds | None = None
     measured: bool = False
@@ -184,18 +200,18 @@ class Telemetry(Struct, frozen=True, array_like=True, tag="telemetry"):
     inputs: UInt
     outputs: UInt
     backlog_s: Seconds
-    backlog_by_layer_s: dict[Layer, Seconds] = {}
-    speed_s: dict[Layer, Seconds] = {}
-    free_slots: dict[Layer, UInt] = {}
-    received: dict[Name, UInt] = {}
-    counters: dict[Annotated[str, Meta(max_length=40)], UInt] = {}
-    exits: dict[Layer, UInt] = {}
-    stranded: dict[Layer, UInt] = {}
+    backlog_by_layer_s: Annotated[dict[Layer, Seconds], Layers] = {}
+    speed_s: Annotated[dict[Layer, Seconds], Layers] = {}
+    free_slots: Annotated[dict[Layer, UInt], Layers] = {}
+    received: Annotated[dict[Name, UInt], Nodes] = {}
+    counters: Annotated[dict[Annotated[str, Meta(max_length=40)], UInt], Meta(max_length=MAX_COUNTERS)] = {}
+    exits: Annotated[dict[Layer, UInt], Layers] = {}
+    stranded: Annotated[dict[Layer, UInt], Layers] = {}
     sent_bytes: UInt = 0
     cpu_percent: Annotated[float, Meta(ge=0, le=1e5)] = 0.0
-    links: dict[Name, LinkLoad] = {}
+    links: Annotated[dict[Name, LinkLoad], Nodes] = {}
     board: Board | None = None
-    scores: dict[Layer, Annotated[tuple[UInt, ...], Meta(max_length=32)]] = {}
+    scores: Annotated[dict[Layer, Annotated[tuple[UInt, ...], Meta(max_length=32)]], Layers] = {}
 
 
 class Happening(Struct, frozen=True, array_like=True):
@@ -229,11 +245,11 @@ class SourceReport(Struct, frozen=True, array_like=True, tag="source"):
     pending: UInt
     right: UInt
     judged: UInt
-    exits: dict[Layer, UInt]
+    exits: Annotated[dict[Layer, UInt], Layers]
     threshold: Score
     floor: Score
     adapt: Annotated[str, Meta(max_length=40)]
-    rate_per_s: float | None
+    rate_per_s: Real | None
     paused: bool
     latency_s: tuple[Seconds, Seconds, Seconds] | None = None
     happened: Annotated[tuple[Happening, ...], Meta(max_length=64)] = ()
@@ -284,16 +300,16 @@ class Status(Struct, frozen=True, array_like=True, tag="status"):
     role: Annotated[str, Meta(pattern=r"^(agent|source)\Z")] = "agent"
     state: Annotated[str, Meta(max_length=40)] = "offline"
     span: Span | None = None
-    entries: Annotated[tuple[Layer, ...], Meta(max_length=4096)] = ()
+    entries: Annotated[tuple[Layer, ...], Layers] = ()
     window: UInt = 0
     engine: Annotated[str, Meta(max_length=60)] = ""
     emulated: Annotated[str, Meta(max_length=60)] = ""
     version: Annotated[str, Meta(max_length=40)] = ""
     auto: bool = False
     memory_bytes: UInt = 0
-    layer_s: Annotated[tuple[Seconds, ...], Meta(max_length=4096)] = ()
+    layer_s: Annotated[tuple[Seconds, ...], Layers] = ()
     leaving: Annotated[tuple[Span, ...], Meta(max_length=16)] = ()
-    neighbours: Annotated[tuple[Name, ...], Meta(max_length=1024)] | None = None
+    neighbours: Annotated[tuple[Name, ...], Nodes] | None = None
 
 
 class Ack(Struct, frozen=True, array_like=True, tag="ack"):
@@ -308,7 +324,7 @@ class Ack(Struct, frozen=True, array_like=True, tag="ack"):
     to_incarnation: UInt
     seq: UInt
     hold_s: Seconds
-    released: dict[Layer, UInt] = {}
+    released: Annotated[dict[Layer, UInt], Layers] = {}
     missing: Annotated[tuple[UInt, ...], Meta(max_length=1024)] = ()
     inputs: UInt = 0
     backlog_s: Seconds = 0.0
@@ -328,7 +344,7 @@ class Share(Struct, frozen=True, array_like=True):
 
     layer: Layer
     node: Name
-    to: dict[Name, Score]
+    to: Annotated[dict[Name, Score], Nodes]
 
 
 class Control(Struct, frozen=True, array_like=True, tag="control"):
@@ -351,19 +367,19 @@ class Control(Struct, frozen=True, array_like=True, tag="control"):
     offloading: Annotated[str, Meta(max_length=40)] = ""
     log_level: Annotated[str, Meta(max_length=40)] = ""
     codec: Annotated[str, Meta(max_length=20)] = ""
-    spans: dict[Name, Span] = {}
+    spans: Annotated[dict[Name, Span], Nodes] = {}
     shares: Annotated[tuple[Share, ...], Meta(max_length=4096)] = ()
     census: bool = False
-    thresholds: Annotated[tuple[Score, ...], Meta(max_length=4096)] = ()
+    thresholds: Annotated[tuple[Score, ...], Layers] = ()
 
 
 class SegmentFile(Struct, frozen=True, array_like=True):
-    """A composed graph that the source offers: layers ``entry`` to ``stop - 1``."""
+    """A composed graph that the source offers: layers ``entry`` to ``stop - 1``. ``chunks``: of its outline."""
 
     entry: Layer
     stop: Layer
     head: bool
-    bytes: Annotated[int, Meta(ge=1, le=2**31)]
+    bytes: Annotated[int, Meta(ge=1, le=MAX_GRAPH_BYTES)]
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     chunks: Annotated[int, Meta(ge=1, le=100_000)]
 
@@ -375,17 +391,44 @@ class Manifest(Struct, frozen=True, array_like=True, tag="manifest"):
     source: Name
     model: Digest
     crc: UInt
-    segments: Annotated[tuple[SegmentFile, ...], Meta(max_length=4096)] = ()
+    segments: Annotated[tuple[SegmentFile, ...], Layers] = ()
 
 
 class Chunk(Struct, frozen=True, array_like=True, tag="chunk"):
-    """A piece (at most 256 KiB) of a model file. Payload: its bytes."""
+    """A part (at most 256 KiB) of a segment's outline, or of a file of weights, named by its digest. Payload: its bytes."""
 
     model: Digest
     file: FileName
     index: UInt
     count: Annotated[int, Meta(ge=1, le=100_000)]
     crc: UInt
+
+
+class WeightFile(Struct, frozen=True, array_like=True):
+    """Weights that segments share: a file that travels once."""
+
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    bytes: Annotated[int, Meta(ge=1, le=MAX_GRAPH_BYTES)]
+
+
+class Piece(Struct, frozen=True, array_like=True):
+    """At byte ``at`` of the segment come ``bytes`` bytes of the file number ``file``, from its byte ``start`` on."""
+
+    at: UInt
+    bytes: Annotated[int, Meta(ge=1, le=MAX_GRAPH_BYTES)]
+    file: Annotated[int, Meta(ge=0, lt=MAX_PIECES)]
+    start: UInt
+
+
+class Outline(Struct, frozen=True, array_like=True, tag="outline"):
+    """A segment without its weights: never a message of its own, but what the chunks of a segment make up.
+
+    Payload: the segment's bytes with the ``pieces`` (in order of ``at``) cut out.
+    """
+
+    crc: UInt
+    weights: Annotated[tuple[WeightFile, ...], Meta(max_length=MAX_PIECES)] = ()
+    pieces: Annotated[tuple[Piece, ...], Meta(max_length=MAX_PIECES)] = ()
 
 
 class Request(Struct, frozen=True, array_like=True, tag="request"):
@@ -399,7 +442,7 @@ class Request(Struct, frozen=True, array_like=True, tag="request"):
     id: RequestId
     kind: Annotated[str, Meta(pattern=r"^(image|text|uint8|float32)\Z")]
     crc: UInt
-    shape: Annotated[tuple[Dim, ...], Meta(max_length=4)] = ()
+    shape: Annotated[tuple[Dim, ...], Meta(max_length=MAX_AXES)] = ()
     deadline_s: Patience | None = None
 
 
@@ -436,6 +479,7 @@ Message = (
     | Reply
     | Manifest
     | Chunk
+    | Outline
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mdi_exit.histogram import RUN_BUCKETS_S, Histogram
+from mdi_exit.policy.damping import Damping
 from mdi_exit.policy.mix import BINS, bin_of
 from mdi_exit.span import LayerSpan
 
@@ -19,6 +20,7 @@ class WorkerConfig:
     ``window``: slots for each (sender, entry layer), and for each layer of the node's own products.
     ``neighbours``: to whom it may send (None: to all). ``output_limit``: T_O of Alg. 1.
     ``gather_s``: how long tasks of a later layer let those of earlier ones go first, to be run in a larger batch.
+    ``dead_after_s``: the longest silence of a node that is not taken for its death; ``damping``: of those that come and go.
     ``unmeasured_s``: Γ until something is measured. ``auto``: the source chooses the span, which is ``span`` to begin with;
     ``memory_bytes``: what the model's layers may take here, 0: no limit.
     """
@@ -33,6 +35,7 @@ class WorkerConfig:
     offloading: str = "paper"
     telemetry_period_s: float = 0.5
     dead_after_s: float = 2.5
+    damping: Damping = Damping()
     ack_delay_s: float = 0.02
     gather_s: float = 0.02
     moved_delay_s: float = 0.1

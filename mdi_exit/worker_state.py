@@ -35,7 +35,9 @@ from mdi_exit.events import (
     Outcome,
     PlanMade,
     ProbeReceived,
+    RecordingHeld,
     RequestEvent,
+    Restored,
     ResultsReceived,
     RoutesSolved,
     RunSegment,
@@ -109,17 +111,17 @@ class WorkerState(Hurrying):
             case SendFailed(command):
                 self._send_failed(command)
             case TelemetryReceived(telemetry):
-                self._notice_change(self.members.telemetry(now, telemetry), telemetry.node)
+                self._notice_change(now, self.members.telemetry(now, telemetry), telemetry.node)
                 return True
             case StatusReceived(status, retained):
                 self._status_received(now, status, retained=retained)
             case AckReceived(sender, ack):
                 if ack.to_incarnation == self.config.incarnation:
-                    self._notice_change(self.members.heard(now, sender, ack.incarnation), sender)
+                    self._notice_change(now, self.members.heard(now, sender, ack.incarnation), sender)
                     if (peer := self.members.get(sender)) and peer.status.incarnation == ack.incarnation:
                         peer.out.acknowledged(now, ack)
             case ProbeReceived(sender, probe):
-                self._notice_change(self.members.heard(now, sender, probe.incarnation), sender)
+                self._notice_change(now, self.members.heard(now, sender, probe.incarnation), sender)
                 if inbound := self.members.inbound(sender, probe.incarnation):
                     inbound.probe = probe.number
                     inbound.due_at = now
@@ -149,6 +151,7 @@ class WorkerState(Hurrying):
                 self._transport_up(now)
             case TransportDown():
                 self.connected = False
+                self.members.disconnected(now)
             case Drain():
                 self.draining = True
             case (
@@ -159,6 +162,8 @@ class WorkerState(Hurrying):
                 | ResultsReceived()
                 | SetAdmission()
                 | GiveUp()
+                | RecordingHeld()
+                | Restored()
                 | RoutesSolved()
                 | RequestEvent()
             ):
@@ -174,7 +179,7 @@ class WorkerState(Hurrying):
         inbound = self.members.inbound(event.sender, event.incarnation)
         if inbound is None:
             return
-        self._notice_change(self.members.heard(now, event.sender, event.incarnation), event.sender)
+        self._notice_change(now, self.members.heard(now, event.sender, event.incarnation), event.sender)
         fresh = inbound.receive(now, event.seq)
         self.members.owe(now, event.sender, inbound, self.config.ack_delay_s)
         if not fresh:
@@ -302,20 +307,26 @@ class WorkerState(Hurrying):
         change = self.members.status(now, status, retained=retained)
         if known is None:
             self._telemetry_at = min(self._telemetry_at, now + _GREETING_DELAY_S)
-        self._notice_change(change, status.node)
+        self._notice_change(now, change, status.node)
         if change is Change.UPDATED and status.state != before:
             self._out.append(Notice("state", f"{status.node} is {status.state}"))
 
-    def _notice_change(self, change: Change, node: str) -> None:
+    def _notice_change(self, now: float, change: Change, node: str) -> None:
         if change is Change.NONE:
             return
         if change is Change.JOINED and (peer := self.members.get(node)):
             span = f" with layers {peer.span}" if peer.span else ""
             self._out.append(Notice("joined", f"{node} joined{span} ({peer.status.state})"))
+            if hold_s := self.members.flaps.hold_left_s(now, node):
+                why = f"{node} comes and goes: no work for {hold_s:.3g} s, unless nobody else can do it"
+                self._out.append(Notice("held", why))
         elif change is Change.LEFT:
             self._out.append(Notice("left", f"{node} left"))
 
     def _control_received(self, now: float, control: Control) -> None:
+        peer = self.members.get(control.source)
+        if peer is not None and peer.alive and control.incarnation < peer.status.incarnation:
+            return  # of a start of the source that is over: a broker remembers it
         before, self.control = self.control, control
         self._entries = self._find_entries()
         if self.holding.auto and (span := control.spans.get(self.name)) is not None and span[0] < span[1]:
@@ -352,6 +363,7 @@ class WorkerState(Hurrying):
             self._spans_changed()
 
     def _spans_changed(self) -> None:
+        self._taking.clear()
         self._entries = self._find_entries()
         self._status = None
 
@@ -367,6 +379,8 @@ class WorkerState(Hurrying):
             self._out.append(Notice("flushed", f"dropped {len(dropped)} tasks of an earlier run"))
 
     def _transport_up(self, now: float) -> None:
+        if not self.connected:
+            self.members.connected(now)
         self.connected = True
         self._status = None
         self._telemetry_at = now
@@ -376,7 +390,10 @@ class WorkerState(Hurrying):
     def _tick(self, now: float) -> None:
         if self.connected:
             for peer in self.members.silent(now):
-                self._out.append(Notice("silent", f"{peer.name} has been silent for {self.config.dead_after_s:g} s"))
+                silence_s = now - peer.heard_at
+                self._out.append(Notice("silent", f"{peer.name} has been silent for {silence_s:.2g} s"))
+            for peer in self.members.release(now):
+                self._out.append(Notice("state", f"{peer.name} gets work again"))
 
     # --- running
 

@@ -31,6 +31,7 @@ from mdi_exit.optimum.exits import ExitTable
 from mdi_exit.optimum.routes import RouteSolver
 from mdi_exit.program import joined, stop_requested
 from mdi_exit.requests import RequestLimits
+from mdi_exit.results import ResultsWriter
 from mdi_exit.source_config import Promised
 from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.topics import Topics
@@ -43,6 +44,8 @@ from source.driver import SourceDriver
 from source.input_kinds import REQUESTS
 from source.inputs import Input, LiveInput, open_any
 from source.pictures import Pictures
+from source.recorder import DirectRecorder, JournalRecorder
+from source.restart import Kept, opened_journal
 from source.sinks import results_file
 
 __all__ = ["serve"]
@@ -51,6 +54,7 @@ log = logging.getLogger(__name__)
 
 _SNAPSHOT_S: Final = 0.25
 _FINISH_S: Final = 30.0
+_STOP_S: Final = 5.0
 
 
 async def serve(settings: SourceSettings) -> int:
@@ -63,6 +67,9 @@ async def serve(settings: SourceSettings) -> int:
         raise UsageError("--layers", f"layers in 0-{len(artifact.manifest.layers) - 1}", settings.layers)
     profile = parse_profile(settings.profile) if settings.profile else None
     engine = make_engine(settings.engine, threads=settings.threads, model=settings.model)
+    kept = opened_journal(settings, settings.journal, artifact.manifest, samples) if settings.journal else None
+    if kept is not None and kept.left.complete:
+        return _nothing_to_do(settings, kept)
     state = _state(settings, engine.description, profile.name if profile else "", artifact.manifest.calibration)
     executor = Executor(engine, profile)
     vitals = Vitals(power=power_of(settings.device, settings.profile), emulated=profile is not None)
@@ -73,15 +80,28 @@ async def serve(settings: SourceSettings) -> int:
     if settings.frames is not None:
         driver.pictures = Pictures(settings.frames)
     with contextlib.ExitStack() as files:
-        if settings.results is not None:
-            driver.sinks.append(files.enter_context(results_file(settings.results, settings.overwrite)))
+        writer = _results(settings, kept)
+        if writer is not None:
+            files.enter_context(writer)
+        labels = artifact.manifest.labels
+        if kept is None:
+            driver.recorder = DirectRecorder(driver, writer, labels)
+        else:
+            driver.recorder = JournalRecorder(driver, kept.journal, driver.life, writer, labels)
+            await driver.revive(kept.left)
         timeline = files.enter_context(_opened(settings.timeline)) if settings.timeline is not None else None
         log.info("source %s: %s, model %s", settings.name, settings.input, artifact.manifest.name)
         async with (
             joined(driver, settings) as transport,
             beside(driver, transport, settings, samples, artifact.manifest),
         ):
-            await _run(driver, transport, settings, stop, timeline)
+            try:
+                await _run(driver, transport, settings, stop, timeline)
+            except BaseException:
+                with contextlib.suppress(MdiExitError):
+                    await driver.recorder.close()
+                raise
+            await driver.recorder.close()
     summary = driver.finished(_emulated(driver))
     if settings.summary is not None:
         summary.write(settings.summary)
@@ -103,6 +123,23 @@ def _samples(settings: SourceSettings, artifact: Artifact, modality: Modality) -
         realtime=settings.realtime,
         read=modality.read,
     )
+
+
+def _results(settings: SourceSettings, kept: Kept | None) -> ResultsWriter | None:
+    if kept is not None:
+        return kept.writer
+    return results_file(settings.results, settings.overwrite) if settings.results is not None else None
+
+
+def _nothing_to_do(settings: SourceSettings, kept: Kept) -> int:
+    """Everything was done in earlier lives: only the summary is given again."""
+    log.info("journal %s: every item has its result; nothing is left to do", settings.journal)
+    kept.close()
+    summary = kept.summary()
+    if settings.summary is not None:
+        summary.write(settings.summary)
+    summary.render(Console(file=sys.stdout))
+    return 0
 
 
 def _solver(settings: SourceSettings, artifact: Artifact) -> RouteSolver:
@@ -155,6 +192,7 @@ def _state(settings: SourceSettings, engine: str, emulated: str, calibration: Ca
         offloading=settings.offloading or "",
         target_p99_s=settings.target_p99,
         codec=settings.codec,
+        journalled=settings.journal is not None,
     )
     return SourceState(config, worker, Random(settings.seed))
 
@@ -182,7 +220,8 @@ async def _run(
             await helpers[0]
             await asyncio.wait([*waits, driver.fatal], return_when=asyncio.FIRST_COMPLETED)
         if not driver.fatal.done():
-            await _finish(driver, stopped=stop.is_set())
+            await _finish(driver, stop)
+            driver.complete = not stop.is_set() and not driver.source.pending
     finally:
         for task in (*helpers, *waits):
             task.cancel()
@@ -193,19 +232,37 @@ async def _run(
         raise driver.fatal.result()
 
 
-async def _finish(driver: SourceDriver, *, stopped: bool) -> None:
+async def _finish(driver: SourceDriver, stop: asyncio.Event) -> None:
     """Stop admitting; wait for what is under way, though not for ever."""
     driver.feed(InputEnded())
     if driver.source.pending:
         log.info("waiting for %d items", len(driver.source.pending))
-        patience_s = 5.0 if stopped else _FINISH_S
+        patience_s = _STOP_S if stop.is_set() else _FINISH_S
         driver.answered.clear()
         answered = asyncio.create_task(driver.answered.wait(), name="answered")
         waits: list[asyncio.Future[Any]] = [answered, driver.fatal]
         await asyncio.wait(waits, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
         answered.cancel()
-        driver.feed(GiveUp("interrupted before an answer came"))
+        if not driver.source.config.journalled:
+            driver.feed(GiveUp("interrupted before an answer came"))
+        elif driver.source.pending:
+            log.info("%d items are left to a later start, in the journal", len(driver.source.pending))
+    await _settle(driver, stop)
     await driver.finish()
+
+
+async def _settle(driver: SourceDriver, stop: asyncio.Event) -> None:
+    """Wait until all results are recorded, if need be for room on the disk; told to stop, for a while only."""
+    if driver.recorder.idle:
+        return
+    driver.recorded.clear()
+    waits = [asyncio.ensure_future(event.wait()) for event in (driver.recorded, stop)]
+    both: list[asyncio.Future[Any]] = [*waits, driver.fatal]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    if not waits[0].done() and not driver.fatal.done():
+        await asyncio.wait([waits[0]], timeout=_STOP_S)
+    for wait in waits:
+        wait.cancel()
 
 
 async def _phases(driver: SourceDriver, settings: SourceSettings) -> None:

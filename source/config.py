@@ -10,6 +10,7 @@ from typing import Any, Literal
 from mdi_exit import values
 from mdi_exit.config import REQUIRED, Derived, Resolved, resolve, setting
 from mdi_exit.errors import UsageError
+from mdi_exit.journal import SYNCS
 from mdi_exit.model.artifact import calibration_of
 from mdi_exit.orders import ADAPTATIONS
 from mdi_exit.policy.offloading import OFFLOADING
@@ -123,6 +124,14 @@ class SourceSettings(NodeSettings):
         None, help="one line per admitted item: JSON, or CSV by the suffix .csv; - is stdout", parse=values.path,
         metavar="FILE.jsonl",
     )  # fmt: skip
+    journal: Path | None = setting(
+        None, help="write down what is admitted and finished; started again after a crash, the source goes on where it was",
+        parse=values.path, metavar="FILE",
+    )  # fmt: skip
+    journal_sync: str = setting(
+        "full", help="what the journal outlasts; full: a loss of power too; normal: the end of the process only",
+        choices=SYNCS,
+    )  # fmt: skip
     overwrite: bool = setting(False, help="replace existing files of results", parse=values.switch)
     publish: str | None = setting(
         None, help="publish each result as JSON on this topic", parse=user_topic, metavar="TOPIC"
@@ -183,9 +192,11 @@ class SourceSettings(NodeSettings):
             raise UsageError("--target-p99", "--adapt latency, or none", self.adapt)
         if self.policy not in ("none", "rate") and self.min_threshold > self.exit_threshold:
             raise UsageError("--min-threshold", f"at most --exit-threshold {self.exit_threshold:g}", self.min_threshold)
-        files = [file for file in (self.results, self.summary, self.timeline) if file is not None]
+        if self.journal is not None and self.results is not None and self.results == Path("-"):
+            raise UsageError("--results", "a file, which can be gone on with, beside --journal", "-")
+        files = [file for file in (self.results, self.summary, self.timeline, self.journal) if file is not None]
         if len(set(files)) != len(files):
-            raise UsageError("--results, --summary, --timeline", "different files", files[0])
+            raise UsageError("--results, --summary, --timeline, --journal", "different files", files[0])
 
     @property
     def policy(self) -> str:

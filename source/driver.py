@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from mdi_exit import topics as kinds
@@ -17,12 +20,17 @@ from mdi_exit.events import (
     InputEnded,
     InputOffered,
     InputSkipped,
+    KeepItem,
+    KeepReply,
+    KeepRequest,
     MakePlan,
     ModelKnown,
     Notice,
     PlanMade,
     PrepareRequest,
     Record,
+    RecordingHeld,
+    ReplyFailed,
     ResultsReceived,
     RoutesSolved,
     SendControl,
@@ -34,6 +42,7 @@ from mdi_exit.events import (
 )
 from mdi_exit.exchange import LocalModel, ModelHost
 from mdi_exit.executor import Executor
+from mdi_exit.journal import Left, Life
 from mdi_exit.modality import modality_of
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
@@ -51,9 +60,14 @@ from mdi_exit.wire import Message, Results, encode
 from source.inputs import Input, LiveInput, Sample
 from source.pictures import Pictures
 from source.reception import Reception
+from source.recorder import DirectRecorder, Recorder
+from source.retained import Retained
+from source.revival import restored
 from source.sinks import Sink
 
 __all__ = ["SourceDriver"]
+
+log = logging.getLogger(__name__)
 
 _PREFETCH: Final = 64
 _PREFETCH_AT_ONCE: Final = 8
@@ -83,6 +97,8 @@ class SourceDriver(NodeDriver):
         self.summary = SummaryBuilder()
         self.timeline = Timeline(state)
         self.sinks: list[Sink] = []
+        self.recorder: Recorder = DirectRecorder(self)
+        self.more_samples.append(lambda: self.recorder.samples())
         self.pictures: Pictures | None = None
         self.solver = RouteSolver()
         self.energy = EnergyLedger()
@@ -97,17 +113,26 @@ class SourceDriver(NodeDriver):
         self._local = LocalModel(self, composer, (span,)) if span is not None else None
         self._modality = modality_of(artifact)
         self._reception = Reception(self, artifact.manifest, self._modality)
+        self._retained = Retained()
         self._own_input = samples is not None
         self._live = samples if isinstance(samples, LiveInput) else None
         self._samples = samples if isinstance(samples, Input) else None
         self._wanted = asyncio.Semaphore(0)
         self._ready: asyncio.Queue[InputOffered | InputEnded] = asyncio.Queue(_PREFETCH)
+        self.recorded = asyncio.Event()
+        self.complete = False
+        self._life = 1
+        self._earlier_s = 0.0
+        self._position = self._drawn = 0
+        self._had: frozenset[str] = frozenset()
 
     def subscriptions(self) -> list[tuple[str, int]]:
         return [
             *super().subscriptions(),
             (self.topics.results("+"), kinds.RESULTS.qos),
             (self.topics.requests("+"), kinds.REQUESTS.qos),
+            (self.topics.control, kinds.CONTROL.qos),
+            (self.topics.manifest, kinds.MANIFEST.qos),
         ]
 
     async def start(self, transport: Transport) -> None:
@@ -134,8 +159,29 @@ class SourceDriver(NodeDriver):
     def on_message(self, topic: str, payload: bytes, retained: bool) -> None:
         if topic.startswith(kinds.SYS_PREFIX):
             self.broker_stats.received(topic, payload)
+        elif topic in (self.topics.control, self.topics.manifest):
+            self._retained.given(topic, payload)
         else:
             super().on_message(topic, payload, retained)
+
+    # --- from one life to the next
+
+    async def revive(self, left: Left) -> None:
+        """Go on where an earlier life stopped."""
+        life = left.life
+        self._life, self._earlier_s, self._had = left.lives, life.elapsed_s, left.had
+        self._position, self._drawn = life.position, life.drawn
+        event = await asyncio.to_thread(restored, left, self._samples, self._modality, self.cuts)
+        if self._samples is not None:
+            self._samples.go_on(life.position, life.drawn)
+        elif self._live is not None:
+            self._live.taken = life.drawn
+        self.summary.go_on(left.counts, left.latencies_s)
+        self.feed(event)
+
+    def life(self) -> Life:
+        """What a later life has to know beside the items."""
+        return Life(self.source.life_totals(), self._position, self._drawn, self.elapsed_s, self.complete)
 
     # --- input
 
@@ -161,12 +207,18 @@ class SourceDriver(NodeDriver):
         x = self._modality.prepared(sample.raw)
         if self.pictures is not None:
             self.pictures.offer(sample.id, sample.raw)
-        return InputOffered(sample.id, x, self.cuts.size_bytes(0, x.shape), sample.truth)
+        return InputOffered(sample.id, x, self.cuts.size_bytes(0, x.shape), sample.truth, sample.position)
 
     async def _draw(self) -> None:
         while True:
             await self._wanted.acquire()
             event = await self._ready.get()
+            if isinstance(event, InputOffered):
+                if not self._draws(event.position + 1):
+                    return
+                if event.sample in self._had:
+                    self._wanted.release()
+                    continue
             self.feed(event)
             if isinstance(event, InputEnded):
                 return
@@ -184,7 +236,20 @@ class SourceDriver(NodeDriver):
             if sample is None:
                 self.feed(InputEnded())
                 return
-            self.feed(await asyncio.to_thread(self._offer_of, sample))
+            if self._life > 1:
+                sample = replace(sample, id=f"{sample.id}@{self._life}")
+            offer = await asyncio.to_thread(self._offer_of, sample)
+            if not self._draws(0):
+                return
+            self.feed(offer)
+
+    def _draws(self, position: int) -> bool:
+        """Whether a sample that has come is offered: what comes after the end is left to a later life, if there is one."""
+        if self.source.ended and self.source.config.journalled:
+            return False
+        self._position = position
+        self._drawn += 1
+        return True
 
     def _tell_skipped(self, samples: LiveInput) -> None:
         if (count := samples.newly_skipped()) > 0:
@@ -194,6 +259,7 @@ class SourceDriver(NodeDriver):
 
     def feed(self, event: Event) -> None:
         super().feed(event)
+        self.recorder.flush()
         if isinstance(event, StatusReceived | ModelKnown | PlanMade):
             spans = [*self.worker.members.announced_spans(), *self.source.planning.spans.values()]
             own = self._local.spans if self._local is not None else ()
@@ -204,14 +270,35 @@ class SourceDriver(NodeDriver):
             self.energy.seen(self._loop.time(), event.telemetry.node, event.telemetry.incarnation, board)
         elif isinstance(event, Tick):
             self._host.look_after(self._loop.time(), unserved=self._unserved())
+            if self._claimed:
+                self._repeat_astray()
             if self._live is not None:
                 self._tell_skipped(self._live)
-        if not self._own_input and self.source.started:
+        if (not self._own_input or self._life > 1) and self.source.started:
             self._begin()
-        if not self.source.pending:
+        self.settled()
+
+    def settled(self) -> None:
+        """What has come is recorded."""
+        if self.recorder.idle:
+            self.recorded.set()
+        if not self.source.pending and self.recorder.idle:
             self.answered.set()
-        if self.source.done:
+        if self.source.done and self.recorder.idle:
             self.done.set()
+
+    def publish(self, kind: kinds.TopicKind, topic: str, frame: bytes) -> bool:
+        taken = super().publish(kind, topic, frame)
+        if taken and kind in (kinds.CONTROL, kinds.MANIFEST):
+            self._retained.said(self._loop.time(), topic, frame)
+        return taken
+
+    def _repeat_astray(self) -> None:
+        """What others have put in the place of the source's words, or the broker has from long ago, is overwritten."""
+        for topic in self._retained.astray(self._loop.time()):
+            log.warning("the broker gives out another %s than the source's: publishing it again", topic)
+            again = self.announce_again if topic == self.topics.control else self._host.republish
+            self._loop.call_soon(again)
 
     def _begin(self) -> None:
         """The first item is asked for, or could be."""
@@ -270,9 +357,14 @@ class SourceDriver(NodeDriver):
                 self._begin()
                 self._reception.prepare(command)
             case SendReply():
-                self._reception.send(command)
+                if command.kept:
+                    self.recorder.then(partial(self._send_kept, command))
+                else:
+                    self._reception.send(command)
+            case KeepItem() | KeepRequest() | KeepReply():
+                self.recorder.keep(command)
             case Record():
-                self._record(command)
+                self.recorder.record(command)
             case MakePlan():
                 self.spawn("plan", self._plan(command))
             case SolveRoutes(problem):
@@ -296,7 +388,21 @@ class SourceDriver(NodeDriver):
             event = RoutesSolved(None, str(error))
         self.feed(event)
 
-    def _record(self, record: Record) -> None:
+    def _send_kept(self, command: SendReply) -> None:
+        self.spawn(f"reply {command.reply.client}/{command.reply.id}", self._confirm(command))
+
+    async def _confirm(self, command: SendReply) -> None:
+        """Publish a reply that is written down, until the broker says that it has it."""
+        reply, frame = command.reply, self._reception.frame(command)
+        if await self.publish_confirmed(kinds.REPLIES, self.topics.replies(reply.client), frame):
+            self.recorder.reply_sent(reply.client, reply.id)
+        else:
+            self.feed(ReplyFailed(command))
+
+    def held(self, reason: str) -> None:
+        self.feed(RecordingHeld(reason))
+
+    def released(self, record: Record) -> None:
         self.last_result_at = self._loop.time()
         self.summary.add(record)
         self.timeline.add(record)
@@ -321,7 +427,8 @@ class SourceDriver(NodeDriver):
 
     @property
     def elapsed_s(self) -> float:
-        return self._loop.time() - self.started_at if self.started_at is not None else 0.0
+        """Of all lives, from the first admission of each on."""
+        return self._earlier_s + (self._loop.time() - self.started_at if self.started_at is not None else 0.0)
 
     def finished(self, emulated: str | None) -> Summary:
         """The run's totals."""
@@ -341,7 +448,7 @@ class SourceDriver(NodeDriver):
             refused=state.refused,
             duplicates=state.duplicates,
             retried=state.retried,
-            elapsed_s=busy_s,
+            elapsed_s=self._earlier_s + busy_s,
             bytes_sent=sent,
             threshold=state.threshold,
             emulated=emulated,

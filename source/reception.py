@@ -10,8 +10,7 @@ import asyncio
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
@@ -29,31 +28,28 @@ from mdi_exit.events import (
     RequestUnusable,
     SendReply,
 )
+from mdi_exit.limits import MAX_REQUEST_BYTES
 from mdi_exit.modality import Modality
 from mdi_exit.model.manifest import Manifest
-from mdi_exit.wire import MAX_REQUEST_BYTES, VERSION, Patience, Reply, Request, RequestId, decode, encode
+from mdi_exit.wire import VERSION, Patience, Reply, Request, RequestId, decode, encode
+from source.recorder import Sent
 
 __all__ = ["Reception", "read_request", "reply_json", "to_tensor"]
+
+_MAX_PLAIN_BYTES: Final = MAX_REQUEST_BYTES * 4 // 3 + 4096  # of an image in base64, and the JSON around it
 
 
 class _PlainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image: bytes | None = None  # base64 in JSON
     text: str | None = None
-    id: RequestId | Annotated[int, Meta(ge=0)] | None = None
+    id: RequestId | Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     deadline_s: Patience | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A request's payload. ``kind``: image, text, uint8 or float32, as in ``wire.Request``; empty: a file of any kind."""
-
-    kind: str
-    shape: tuple[int, ...]
-    data: bytes | memoryview
 
 
 def read_request(client: str, payload: bytes) -> RequestReceived:
     """The request in a message of ``client``. Raises ``WireError``."""
+    if len(payload) > _MAX_PLAIN_BYTES:
+        raise WireError("payload-size", f"expected at most {_MAX_PLAIN_BYTES} bytes, got {len(payload)}")
     opening = payload[:64].lstrip()[:1]
     if payload[:1] == bytes((VERSION,)):
         message, body = decode(payload)
@@ -148,12 +144,16 @@ class Reception:
         else:
             self._driver.feed(RequestPrepared(command.ticket, x, self._driver.cuts.size_bytes(0, x.shape)))
 
-    def send(self, command: SendReply) -> None:
-        """Publish a reply; the core hears of one that the transport does not take."""
+    def frame(self, command: SendReply) -> bytes:
+        """A reply as it is published."""
         reply, labels = command.reply, self._manifest.labels
         if reply.label is not None and reply.label < len(labels):
             reply = msgspec.structs.replace(reply, label_name=labels[reply.label][:200])
-        frame = reply_json(reply) if command.plain else encode(reply)
+        return reply_json(reply) if command.plain else encode(reply)
+
+    def send(self, command: SendReply) -> None:
+        """Publish a reply; the core hears of one that the transport does not take."""
+        reply, frame = command.reply, self.frame(command)
         topic = self._driver.topics.replies(reply.client)
         if not self._driver.publish(kinds.REPLIES, topic, frame) and reply.id:
             asyncio.get_running_loop().call_soon(self._driver.feed, ReplyFailed(command))

@@ -17,7 +17,7 @@ from mdi_exit.errors import TransportError
 from mdi_exit.events import Record
 from mdi_exit.results import ResultsWriter, result_line
 
-__all__ = ["CSV_FIELDS", "CsvWriter", "Publisher", "Sink", "TopicSink", "results_file"]
+__all__ = ["CSV_FIELDS", "CsvWriter", "Publisher", "Sink", "TopicSink", "is_csv", "results_file"]
 
 CSV_FIELDS: Final = ("id", "label", "label_name", "error", "confidence", "exit", "path", "latency_s", "truth")
 
@@ -39,24 +39,31 @@ class Publisher(Protocol):
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool: ...
 
 
-def results_file(path: Path, overwrite: bool = False) -> ResultsWriter:
-    """A new file of results: CSV by its suffix, else a JSON line each. Raises ``UsageError``."""
-    return CsvWriter(path, overwrite) if path.suffix.lower() == ".csv" else ResultsWriter(path, overwrite)
+def results_file(path: Path, overwrite: bool = False, *, go_on: bool = False) -> ResultsWriter:
+    """A new file of results, or (``go_on``) one of an earlier life: CSV by its suffix, else a JSON line each.
+
+    Raises ``UsageError``.
+    """
+    kind = CsvWriter if is_csv(path) else ResultsWriter
+    return kind(path, overwrite, go_on=go_on)
+
+
+def is_csv(path: Path) -> bool:
+    return path.suffix.lower() == ".csv"
 
 
 class CsvWriter(ResultsWriter):
     """One CSV line per item after a header, the fields of the JSON line; the nodes of a path with spaces between."""
 
-    _headed = False
+    @property
+    def header(self) -> bytes:
+        return (",".join(CSV_FIELDS) + "\n").encode()
 
     def line(self, record: Record, label_names: Sequence[str]) -> bytes:
         row = result_line(record, label_names)
         row["path"] = " ".join(row["path"])
         text = io.StringIO()
         writer = csv.DictWriter(text, CSV_FIELDS, extrasaction="ignore", lineterminator="\n")
-        if not self._headed:
-            writer.writeheader()
-            self._headed = True
         writer.writerow(row)
         return text.getvalue().encode()
 

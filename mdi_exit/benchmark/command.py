@@ -21,7 +21,7 @@ from mdi_exit.config import nearest
 from mdi_exit.errors import UsageError
 from mdi_exit.tensors import CODECS
 
-__all__ = ["Tool", "main"]
+__all__ = ["Tool", "main", "write_rows"]
 
 Rows = list[dict[str, Any]]
 Tool = tuple[str, Callable[[Sequence[str]], int]]
@@ -70,11 +70,12 @@ def main(argv: Sequence[str], others: Mapping[str, Tool]) -> int:
             raise UsageError(f"benchmark {what}", f"the extra {extra!r} (pip install 'mdi-exit[{extra}]')", "none")
     rows = benchmark.measure(args)
     if args.out is not None:
-        _write(args.out, what, argv, rows)
+        write_rows(args.out, what, argv, rows)
     return 0
 
 
-def _write(folder: Path, what: str, argv: Sequence[str], rows: Rows) -> None:
+def write_rows(folder: Path, what: str, argv: Sequence[str], rows: Rows) -> None:
+    """The raw rows of one run, named by what and when. ``argv``: what the command was told."""
     folder.mkdir(parents=True, exist_ok=True)
     now = datetime.now(UTC)
     path = folder / f"{what}-{now:%Y-%m-%dT%H%M%SZ}.json"
@@ -197,6 +198,31 @@ def _split(args: argparse.Namespace) -> Rows:
     return measure_split(args.model, args.thresholds, args.nodes, args.codec, args.data_dir)
 
 
+def _journal_flags(parser: argparse.ArgumentParser) -> None:
+    from mdi_exit.benchmark.journal import JournalLoad
+
+    usual = JournalLoad()
+    parser.add_argument(
+        "--folder", type=Path, default=usual.folder, metavar="DIR", help="on the disk to measure (%(default)s)"
+    )
+    parser.add_argument(
+        "--engine", default=usual.engine, choices=("noop", "onnxruntime"), help="of the agent (%(default)s)"
+    )
+    parser.add_argument("--rounds", type=_count, default=usual.rounds, metavar="N", help="whole rounds (%(default)s)")
+    _scale_flag(parser, "many items")
+
+
+def _journal(args: argparse.Namespace) -> Rows:
+    from mdi_exit.benchmark.journal import JournalLoad, measure_journal, show_journal
+
+    usual = JournalLoad()
+    items, seconds = max(int(usual.items * args.scale), 100), max(usual.seconds * args.scale, 1.0)
+    load = JournalLoad(args.folder, args.engine, items, seconds=seconds, rounds=args.rounds)
+    rows = asyncio.run(measure_journal(load))
+    show_journal(rows)
+    return rows
+
+
 def _placement(args: argparse.Namespace) -> Rows:
     from mdi_exit.benchmark.placement import placement_rows, show_placement
 
@@ -249,6 +275,7 @@ _BENCHMARKS: Final[dict[str, _Benchmark]] = {
     "metrics": _Benchmark("what it costs to watch: scrapes, telemetry, throughput", _message_flags, _metrics),
     "clients": _Benchmark("many clients at once, at more than the capacity", _clients_flags, _clients),
     "split": _Benchmark("a model over agents against itself in one process, on its test items", _split_flags, _split),
+    "journal": _Benchmark("what the source's journal costs in throughput and latency", _journal_flags, _journal),
     "placement": _Benchmark(
         "plans against the best of all", lambda parser: _scale_flag(parser, "many cases"), _placement
     ),

@@ -14,11 +14,11 @@ from mdi_exit.arrays import read_arrays
 from mdi_exit.data.pixels import Pixels, fitted, pixels_of
 from mdi_exit.data.sets import Dataset, Parts
 from mdi_exit.errors import UsageError
+from mdi_exit.limits import MAX_IMAGE_FILE_PIXELS
 
 __all__ = ["IMAGE_SUFFIXES", "from_folder", "from_npz"]
 
 IMAGE_SUFFIXES: Final = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-_LARGEST_PIXELS: Final = 64_000_000
 
 Shape = tuple[int, ...]
 
@@ -63,7 +63,7 @@ def _images_in(folder: Path) -> list[Path]:
 def _read_image(path: Path) -> Pixels:
     try:
         with Image.open(path) as image:
-            return pixels_of(image, _LARGEST_PIXELS)
+            return pixels_of(image, MAX_IMAGE_FILE_PIXELS)
     except Exception as error:  # noqa: BLE001 - decoders of broken files raise anything, even SyntaxError
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"data file {path}", "a readable image", reason) from None

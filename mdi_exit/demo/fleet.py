@@ -32,10 +32,21 @@ class Fleet:
     folder: Path
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
 
-    async def start(self, name: str, module: str, flags: Sequence[str]) -> None:
-        """Start ``python -m module`` with ``flags``."""
-        with (self.folder / f"{name}.log").open("wb") as log:
+    async def start(
+        self,
+        name: str,
+        module: str,
+        flags: Sequence[str],
+        *,
+        inside: Sequence[str] = (),
+        more: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start ``python -m module`` with ``flags``, and ``more`` in its environment; one that is started again goes on with
+        its log. ``inside``: a command that becomes the one after it.
+        """
+        with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = await asyncio.create_subprocess_exec(
+                *inside,
                 sys.executable,
                 "-m",
                 module,
@@ -43,7 +54,7 @@ class Fleet:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_environment(),
+                env={**_environment(), **(more or {})},
                 start_new_session=True,
                 preexec_fn=dies_with_parent(),
             )

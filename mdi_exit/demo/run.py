@@ -191,7 +191,7 @@ async def _page(settings: DemoSettings, url: str, console: Console) -> AsyncIter
     need_web("mdi-exit demo --web")
     from mdi_exit.gateway.app import serving
 
-    gateway = GatewaySettings(broker=values.broker_address(url), deployment=_DEPLOYMENT, http=settings.web)
+    gateway = GatewaySettings(broker=values.brokers(url), deployment=_DEPLOYMENT, http=settings.web)
     async with serving(gateway, "--web") as address:
         console.print(f"live page: {address}")
         yield

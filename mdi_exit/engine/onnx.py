@@ -11,6 +11,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # what boards do is told to
 import onnxruntime
 
 from mdi_exit.engine.base import Array, SegmentOutput
+from mdi_exit.engine.graph_check import Signature, check_graph
 from mdi_exit.errors import EngineError
 from mdi_exit.segments import SegmentKey
 
@@ -33,14 +34,15 @@ class OnnxEngine:
 
     def load(self, key: SegmentKey, graph: bytes) -> None:
         try:
+            _check_ends(key, check_graph(graph))
+        except EngineError as error:
+            raise EngineError(f"{key.file}: {error}") from None
+        try:
             session = open_session(graph, self._threads)
+            (source,) = session.get_inputs()
+            names = [output.name for output in session.get_outputs()]
         except Exception as error:  # noqa: BLE001 - the runtime's errors share no base; this is their boundary
             raise EngineError(f"{key.file}: {_first_line(error)}") from None
-        (source,) = session.get_inputs()
-        names = [output.name for output in session.get_outputs()]
-        expected = {"logits"} if key.head and "features" not in names else {"features", *(["logits"] * key.head)}
-        if source.name != "x" or (set(names) - {"gate"} if key.head else set(names)) != expected:
-            raise EngineError(f"{key.file}: expected outputs {sorted(expected)} of x, got {names} of {source.name}")
         self._sessions[key] = session, names, tuple(source.shape[1:])
 
     def unload(self, key: SegmentKey) -> None:
@@ -79,7 +81,37 @@ def open_session(graph: bytes, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False  # many small sessions: an arena each would cost more than it saves
     options.log_severity_level = _ERRORS_ONLY
-    return onnxruntime.InferenceSession(graph, options, providers=_providers())
+    options.add_session_config_entry(
+        "session.load_model_format", "ONNX"
+    )  # never ONNX Runtime's own, which is not checked
+    options.add_session_config_entry(
+        "session.strict_shape_type_inference", "1"
+    )  # a declared shape that is wrong: refused
+    providers = _providers()
+    return onnxruntime.InferenceSession(
+        graph,
+        options,
+        providers=providers,
+        enable_fallback=int(
+            len(providers) > 1
+        ),  # to the CPU; from it there is none, and trying prints lines of its own
+        read_config_from_model=0,
+    )
+
+
+def _check_ends(key: SegmentKey, signature: Signature) -> None:
+    """Whether a graph takes and gives what a segment does, by name, the batch free and perhaps the axis after it.
+
+    Raises ``EngineError``.
+    """
+    names = set(signature.outputs)
+    expected = {"logits"} if key.head and "features" not in names else {"features", *(["logits"] * key.head)}
+    if set(signature.inputs) != {"x"} or (names - {"gate"} if key.head else names) != expected:
+        got = f"{sorted(name[:40] for name in names)[:5]} of {sorted(name[:40] for name in signature.inputs)[:5]}"
+        raise EngineError(f"expected outputs {sorted(expected)} of x, got {got}")
+    for name, shape in (*signature.inputs.items(), *signature.outputs.items()):
+        if len(shape) < 2 or shape[0] is not None or (name == "x" and None in shape[2:]):
+            raise EngineError(f"expected {name} of shape (N, …), got {shape}")
 
 
 def _first_line(error: Exception) -> str:

@@ -9,11 +9,12 @@ from typing import Final
 from msgspec import Struct
 from PIL import Image, ImageOps
 
+from mdi_exit.limits import MAX_IMAGE_FILE_PIXELS
+
 __all__ = ["Frame", "Gallery", "thumbnail"]
 
 _SIDE: Final = 160
 _QUALITY: Final = 82
-_LARGEST_PIXELS: Final = 64_000_000
 
 
 class Frame(Struct, frozen=True):
@@ -65,7 +66,7 @@ def thumbnail(raw: bytes) -> bytes | None:
     """
     try:
         with Image.open(io.BytesIO(raw)) as image:
-            if image.width * image.height > _LARGEST_PIXELS:
+            if image.width * image.height > MAX_IMAGE_FILE_PIXELS:
                 return None
             image.draft("RGB", (_SIDE, _SIDE))
             upright = ImageOps.exif_transpose(image)

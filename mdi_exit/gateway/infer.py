@@ -12,10 +12,11 @@ from msgspec import Struct
 from mdi_exit import values
 from mdi_exit.client import Text
 from mdi_exit.errors import UsageError
+from mdi_exit.limits import MAX_REQUEST_BYTES
 
 __all__ = ["MAX_IMAGE_BYTES", "Answer", "Fault", "RejectedError", "deadline_of", "item_of"]
 
-MAX_IMAGE_BYTES: Final = 8 * 1024 * 1024
+MAX_IMAGE_BYTES: Final = MAX_REQUEST_BYTES
 _LONGEST_DEADLINE_S: Final = 60.0
 _EXPECTED: Final = "expected a form with a part 'image' or 'text'"
 

@@ -87,6 +87,12 @@ _OF_NODES: Final[dict[str, Row]] = {
     "mdi_exit_compute_seconds": _node("counter", "Seconds spent in segments.", "seconds"),
     "mdi_exit_threshold": _node("gauge", "Exit threshold in force; absent until a source has said it.", "ratio"),
     "mdi_exit_neighbour_alive": _node("gauge", "1 while the other node gives signs of life.", "", "node"),
+    "mdi_exit_neighbour_penalty": _node(
+        "gauge", "Recent deaths of the other node, decaying; absent when there are none.", "deaths", "node"
+    ),
+    "mdi_exit_neighbour_hold_seconds": _node(
+        "gauge", "Seconds until a node that came and went gets work again; absent when it does.", "seconds", "node"
+    ),
     "mdi_exit_neighbour_delay_seconds": _node("gauge", "Measured delay of an empty message.", "seconds", "to"),
     "mdi_exit_link_tasks": _node("counter", "Tasks sent over the link, from the start of the neighbour.", "tasks", "to"),
     "mdi_exit_link_bytes": _node(
@@ -104,6 +110,7 @@ _OF_NODES: Final[dict[str, Row]] = {
     "mdi_exit_transport_refused": _node("counter", "Messages not taken: not connected, or the buffer full.", "messages"),
     "mdi_exit_process_cpu_ratio": _node("gauge", "Cores kept busy by this process over the last moments.", "cores"),
     "mdi_exit_process_memory_bytes": _node("gauge", "Resident memory of this process.", "bytes"),
+    "mdi_exit_process_tasks": _node("gauge", "Coroutines under way in this process; steady unless something leaks.", "tasks"),
     "mdi_exit_board_temperature_celsius": _node("gauge", "The hottest sensor of the board's processors.", "°C"),
     "mdi_exit_board_power_watts": _node("gauge", "Power by the board's sensor; absent without one.", "watts"),
     "mdi_exit_energy_joules": _node(
@@ -151,6 +158,13 @@ _OF_SOURCE: Final[dict[str, Row]] = {
         "gauge", "What the placement promises at most; absent without one.", "items/second"
     ),
     "mdi_exit_missing_layers": _source("gauge", "Layers that no live node holds.", "layers"),
+    "mdi_exit_held": _source("gauge", "1 while nothing is admitted because nothing can be recorded: a full disk.", ""),
+    "mdi_exit_results_unwritten": _source("gauge", "Results that wait to be recorded.", "results"),
+    "mdi_exit_journal_bytes": _source("gauge", "Size of the journal and its log.", "bytes"),
+    "mdi_exit_journal_backlog": _source("gauge", "Rows that wait to be written to the journal.", "rows"),
+    "mdi_exit_journal_commit_seconds": _source(
+        "histogram", "Seconds of the journal's transactions.", "seconds", buckets=RUN_BUCKETS_S
+    ),
     "mdi_exit_events": _source("counter", "Joins, deaths, gaps, orders and the like, by kind.", "events", "kind"),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ allow only the liveliest are shown.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from heapq import nlargest
@@ -41,6 +42,8 @@ def readiness(driver: NodeDriver, transport: Transport) -> str:
         return "not connected to the broker"
     if worker.state != "ready":
         return worker.state
+    if isinstance(state, SourceState) and state.held:
+        return state.held
     if isinstance(state, SourceState) and state.missing != ():
         layers = "some layers" if state.missing is None else f"layers {', '.join(map(str, state.missing))}"
         return f"no live node holds {layers}"
@@ -55,6 +58,7 @@ def node_samples(driver: NodeDriver, transport: Transport, now: float) -> Iterat
     yield from _transport(driver, transport)
     yield from _board(driver.vitals.board)
     yield "mdi_exit_process_cpu_ratio", (), driver.cpu_percent() / 100
+    yield "mdi_exit_process_tasks", (), len(asyncio.all_tasks())
 
 
 def _identity(driver: NodeDriver, transport: Transport) -> Iterator[Sample]:
@@ -92,9 +96,13 @@ def _tasks(driver: NodeDriver, now: float) -> Iterator[Sample]:
 
 
 def _neighbours(driver: NodeDriver, now: float) -> Iterator[Sample]:
-    totals = driver.worker.totals
+    totals, flaps = driver.worker.totals, driver.worker.members.flaps
     for peer in _shown(driver.worker.members, now):
         yield "mdi_exit_neighbour_alive", (peer.name,), float(peer.alive)
+        if penalty := flaps.penalty(now, peer.name):
+            yield "mdi_exit_neighbour_penalty", (peer.name,), penalty
+        if hold_s := flaps.hold_left_s(now, peer.name):
+            yield "mdi_exit_neighbour_hold_seconds", (peer.name,), hold_s
         if peer.alive:
             yield "mdi_exit_neighbour_delay_seconds", (peer.name,), peer.out.delay.delay_s(0)
         if handed := totals.sent[peer.name] + totals.unsent[peer.name]:
@@ -156,6 +164,7 @@ def source_samples(state: SourceState, now: float) -> Iterator[Sample]:
         yield "mdi_exit_plan_expected_per_second", (), planning.rate_per_s
     if state.missing is not None:
         yield "mdi_exit_missing_layers", (), len(state.missing)
+    yield "mdi_exit_held", (), float(bool(state.held))
     for kind, count in _bounded(state.noticed):
         yield "mdi_exit_events", (kind,), count
 

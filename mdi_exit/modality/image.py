@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -12,14 +13,18 @@ from PIL import Image
 from mdi_exit.data.pixels import Pixels, inputs_of, pixels_of, preprocess
 from mdi_exit.data.sets import Items
 from mdi_exit.errors import UsageError
+from mdi_exit.limits import MAX_SENT_PIXELS
 from mdi_exit.modality.base import Array, Raw
 from mdi_exit.model.manifest import InputSpec
 
 __all__ = ["ImageInput", "decode_image"]
 
-_SENT_PIXELS: Final = 25_000_000
 _LARGEST_VALUE: Final = 1000.0
 _SENT_FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+# Of a broken file the decoder warns, a line for each entry of the file: whoever sends them would fill the log.
+warnings.filterwarnings("ignore", category=Warning, module=r"PIL\.")
 
 
 class ImageInput:
@@ -52,7 +57,7 @@ class ImageInput:
         return inputs_of(items, self._spec)
 
 
-def decode_image(data: bytes | memoryview, *, largest: int = _SENT_PIXELS) -> Pixels:
+def decode_image(data: bytes | memoryview, *, largest: int = MAX_SENT_PIXELS) -> Pixels:
     """The pixels of an image file that somebody sent: of a few formats only, and not more than ``largest`` of them.
 
     Raises ``ValueError`` for anything else, whatever the decoder makes of it.

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from mdi_exit.errors import ArtifactError, UsageError
+from mdi_exit.limits import MAX_MANIFEST_BYTES
 from mdi_exit.model.manifest import Calibration, GraphFile, Manifest, parse_manifest
 
 __all__ = [
@@ -75,7 +76,8 @@ class Artifact:
             expected = f"a folder with {MANIFEST_FILE}, or one of {', '.join(shipped_models()) or 'none shipped'}"
             raise ArtifactError("model", expected, repr(str(name_or_path)))
         try:
-            raw = path.read_bytes()
+            with path.open("rb") as stream:
+                raw = stream.read(MAX_MANIFEST_BYTES + 1)
         except OSError as error:
             raise ArtifactError(f"model file {path}", "a readable file", error.strerror or error) from None
         artifact = cls(folder, parse_manifest(raw, str(path)), raw)
@@ -96,11 +98,11 @@ class Artifact:
         """The bytes of one file, checked against the manifest. Raises ``ArtifactError``."""
         path = self.folder / graph.file
         try:
+            if (size := path.stat().st_size) != graph.bytes:
+                raise ArtifactError(f"model file {path}: size", f"{graph.bytes} bytes", size)
             raw = path.read_bytes()
         except OSError as error:
             raise ArtifactError(f"model file {path}", "a readable file", error.strerror or error) from None
-        if len(raw) != graph.bytes:
-            raise ArtifactError(f"model file {path}: size", f"{graph.bytes} bytes", len(raw))
         if (digest := hashlib.sha256(raw).hexdigest()) != graph.sha256:
             raise ArtifactError(f"model file {path}: SHA-256", graph.sha256, digest)
         return raw

@@ -5,15 +5,19 @@ ONNX Runtime computes every output of a graph whatever is fetched, so a segment 
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, numpy_helper
 
 from mdi_exit.errors import ArtifactError
 from mdi_exit.model.artifact import Artifact
-from mdi_exit.model.manifest import ExitSpec
+from mdi_exit.model.manifest import ExitSpec, GraphFile
+from mdi_exit.outline import LEAST_PIECE_BYTES, outlined
 from mdi_exit.segments import SegmentKey
 
 __all__ = ["FEATURES", "GATE", "INPUT", "LOGITS", "Composer", "checked_graph"]
@@ -23,6 +27,7 @@ FEATURES = "features"
 LOGITS = "logits"
 GATE = "gate"
 _OPERATOR_SETS = frozenset({"", "ai.onnx"})
+_PLAIN = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64})
 
 
 def checked_graph(
@@ -69,10 +74,7 @@ def _free(shape: tuple[int, ...], length: int | None) -> tuple[int, ...]:
 
 
 def _tensors(graph: GraphProto) -> Iterable[TensorProto]:
-    """All of them, also those in the branches of an ``If`` and the bodies of a ``Loop``."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
+    """All of them in the order of the file, also those in the branches of an ``If`` and the bodies of a ``Loop``."""
     for node in graph.node:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
@@ -80,6 +82,37 @@ def _tensors(graph: GraphProto) -> Iterable[TensorProto]:
                 yield from (sparse.values, sparse.indices)
             for inner in (attribute.g, *attribute.graphs):
                 yield from _tensors(inner)
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+
+
+def _made_raw(model: ModelProto) -> ModelProto:
+    """Numbers as bytes, as most files have them: then the weights of a layer are the same bytes in each of its segments."""
+    for tensor in _tensors(model.graph):
+        if tensor.data_type in _PLAIN and not tensor.HasField("raw_data") and math.prod(tensor.dims) > 1:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """The larger tensors of one graph in a row: a file; ``places``: where in it each is."""
+
+    raw: bytes
+    sha256: str
+    places: dict[bytes, int]
+
+
+def _weights(model: ModelProto) -> _Weights:
+    places: dict[bytes, int] = {}
+    size = 0
+    for tensor in _tensors(model.graph):
+        if len(tensor.raw_data) >= LEAST_PIECE_BYTES and tensor.raw_data not in places:
+            places[tensor.raw_data] = size
+            size += len(tensor.raw_data)
+    raw = b"".join(places)
+    return _Weights(raw, hashlib.sha256(raw).hexdigest(), places)
 
 
 class Composer:
@@ -88,12 +121,40 @@ class Composer:
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         self._made: dict[SegmentKey, bytes] = {}
+        self._weights: dict[str, _Weights] = {}
 
     def segment(self, key: SegmentKey) -> bytes:
         """The ONNX graph of a segment: input ``x``; outputs ``features`` (unless the network ends), ``logits``, ``gate``."""
         if key not in self._made:
-            self._made[key] = self._compose(key).SerializeToString(deterministic=True)
+            self._made[key] = _made_raw(self._compose(key)).SerializeToString(deterministic=True)
         return self._made[key]
+
+    def outline(self, key: SegmentKey) -> tuple[bytes, dict[str, bytes]]:
+        """The segment for sending: its outline as a frame, and the files of weights that this names, by digest."""
+        graph, found = self.segment(key), [self._weights_of(file) for file in self._files(key)]
+        places = {raw: (one.sha256, start) for one in found for raw, start in one.places.items()}
+        files = {one.sha256: one.raw for one in found if one.raw}
+        tensors = (tensor.raw_data for tensor in _tensors(onnx.load_from_string(graph).graph))
+        frame = outlined(graph, tensors, places, {digest: len(raw) for digest, raw in files.items()})
+        return frame, files
+
+    def _files(self, key: SegmentKey) -> list[GraphFile]:
+        """The artifact's files that are in the segment."""
+        manifest = self.artifact.manifest
+        found = [spec.graph for spec in manifest.layers[key.entry : key.stop]]
+        for layer, spec in enumerate(manifest.layers[key.entry : key.stop + 1], key.entry):
+            if (code := spec.bottleneck) is not None:
+                found += [code.decoder] if layer < key.stop else []
+                found += [code.encoder] if layer > key.entry else []
+        if key.head:
+            exit_ = next(spec for spec in manifest.exits if spec.layer == key.stop - 1)
+            found += [exit_.graph, *([exit_.gate] if exit_.gate is not None else [])]
+        return found
+
+    def _weights_of(self, file: GraphFile) -> _Weights:
+        if file.sha256 not in self._weights:
+            self._weights[file.sha256] = _weights(_made_raw(onnx.load_from_string(self.artifact.read(file))))
+        return self._weights[file.sha256]
 
     def check(self) -> None:
         """Look at every graph now rather than when a segment is asked for. Raises ``ArtifactError``."""

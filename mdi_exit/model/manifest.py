@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from mdi_exit.errors import ArtifactError, UsageError
+from mdi_exit.limits import (
+    MAX_AXES,
+    MAX_COUNT,
+    MAX_ELEMENTS,
+    MAX_GRAPH_BYTES,
+    MAX_LABELS,
+    MAX_LAYERS,
+    MAX_MANIFEST_BYTES,
+)
 from mdi_exit.segments import ModelPlan
 from mdi_exit.tensors import CODECS
 
@@ -32,12 +42,13 @@ __all__ = [
 FORMAT_VERSION: Final = 2
 TOKENIZER_FILE: Final = "tokenizer.json"
 
-Shape = tuple[Annotated[int, Meta(ge=1, le=2**24)], ...]
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,80}$")]
+Dim = Annotated[int, Meta(ge=1, le=MAX_ELEMENTS)]
+Shape = Annotated[tuple[Dim, ...], Meta(min_length=1, max_length=MAX_AXES)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}\Z")]
 Measure = Literal["max-probability", "margin", "entropy", "patience", "gate"]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 
 # Defaults are left out of the file, so that a field added later changes no older artifact's digest.
 
@@ -46,7 +57,7 @@ class GraphFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One file of the artifact: its name, size and SHA-256."""
 
     file: FileName
-    bytes: Annotated[int, Meta(ge=1, le=2**31)]
+    bytes: Annotated[int, Meta(ge=1, le=MAX_GRAPH_BYTES)]
     sha256: Sha256
 
 
@@ -117,13 +128,9 @@ class TextSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class InputSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What enters layer 0, always float32, and how it is made of what people have; declared, so that nobody runs code.
 
-    ======  =============  =================================================================================
-    kind    shape          made of
-    ======  =============  =================================================================================
-    image   C, H, W        pixels, fitted to the shape, as (value/255 - ``mean``) / ``std``, per channel
-    text    most tokens    a text, see ``TextSpec``
-    tensor  any            nothing: whoever asks sends what enters layer 0
-    ======  =============  =================================================================================
+    * image: ``shape`` is C, H, W; of pixels, fitted to it, as (value/255 - ``mean``) / ``std``, per channel.
+    * text: ``shape`` is the most tokens; of a text, see ``TextSpec``.
+    * tensor: of any shape; of nothing: whoever asks sends what enters layer 0.
     """
 
     kind: Literal["image", "text", "tensor"]
@@ -147,8 +154,8 @@ class DataRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``sha256``: of the samples and the split, so that other data under the same name is noticed.
     """
 
-    spec: str
-    seed: int
+    spec: Annotated[str, Meta(max_length=4096)]
+    seed: Annotated[int, Meta(ge=-MAX_COUNT, le=MAX_COUNT)]
     train: Count
     calibration: Count
     test: Count
@@ -197,18 +204,18 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     format: int
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,80}$")]
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,80}\Z")]
     input: InputSpec
-    labels: tuple[str, ...]
-    layers: Annotated[tuple[LayerSpec, ...], Meta(min_length=1, max_length=4096)]
-    exits: Annotated[tuple[ExitSpec, ...], Meta(min_length=1)]
+    labels: Annotated[tuple[Annotated[str, Meta(max_length=200)], ...], Meta(max_length=MAX_LABELS)]
+    layers: Annotated[tuple[LayerSpec, ...], Meta(min_length=1, max_length=MAX_LAYERS)]
+    exits: Annotated[tuple[ExitSpec, ...], Meta(min_length=1, max_length=MAX_LAYERS)]
     calibration: Calibration = Calibration()
     data: DataRecord | None = None
     network: dict[str, Any] = {}
     weights: GraphFile | None = None
-    files: tuple[GraphFile, ...] = ()
+    files: Annotated[tuple[GraphFile, ...], Meta(max_length=MAX_LAYERS)] = ()
     training: dict[str, Any] = {}
-    digest: str = ""
+    digest: Annotated[str, Meta(max_length=64)] = ""
 
     @property
     def plan(self) -> ModelPlan:
@@ -218,7 +225,7 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
             digest=self.digest[:32],
             layer_count=len(self.layers),
             exit_layers=tuple(spec.layer for spec in self.exits),
-            feature_bytes=tuple(4 * _size(self.stated_shape(layer)) for layer in range(len(self.layers))),
+            feature_bytes=tuple(4 * math.prod(self.stated_shape(layer)) for layer in range(len(self.layers))),
             exit_thresholds=tuple(spec.threshold for spec in self.exits),
             calibrated_at=self.calibration.threshold,
             inclusive=self.calibration.measure == "gate",
@@ -256,23 +263,24 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return hashlib.sha256(msgspec.json.encode(bare, order="deterministic")).hexdigest()
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for dim in shape:
-        size *= dim
-    return size
+class _Opening(Struct):
+    """What is looked at first; everything else is passed over, unread."""
+
+    format: msgspec.Raw = msgspec.Raw()
 
 
 def parse_manifest(raw: bytes | memoryview, where: str) -> Manifest:
     """The manifest in ``raw``, checked in itself. Raises ``ArtifactError``."""
+    if len(raw) > MAX_MANIFEST_BYTES:
+        raise ArtifactError(where, f"a model manifest of at most {MAX_MANIFEST_BYTES:,} bytes", f"{len(raw):,}")
     try:
-        version = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("format")
-        if version is None or bytes(version) != str(FORMAT_VERSION).encode():
-            got = bytes(version).decode()[:20] if version is not None else "none"
+        version = bytes(msgspec.json.decode(raw, type=_Opening).format)
+        if version != str(FORMAT_VERSION).encode():
+            got = version[:20].decode(errors="replace") or "none"
             raise ArtifactError(f"{where}: format", f"version {FORMAT_VERSION}", got)
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ArtifactError(where, "a model manifest", str(error)) from None
+        raise ArtifactError(where, "a model manifest", str(error)[:400]) from None
     _check(manifest, where)
     return manifest
 
@@ -282,8 +290,35 @@ def _check(manifest: Manifest, where: str) -> None:
         raise ArtifactError(f"{where}: digest", computed, manifest.digest or "none")
     exits = [spec.layer for spec in manifest.exits]
     if exits != sorted(set(exits)) or exits[-1] != len(manifest.layers) - 1:
-        raise ArtifactError(f"{where}: exits", f"rising layers that end at {len(manifest.layers) - 1}", exits)
+        raise ArtifactError(f"{where}: exits", f"rising layers that end at {len(manifest.layers) - 1}", _few(exits))
     _check_input(manifest, where)
+    _check_shapes(manifest, where)
+    if manifest.layers[0].bottleneck is not None:
+        raise ArtifactError(f"{where}: bottleneck", "one on a cut between two layers", "one before layer 0")
+    if (thresholds := {spec.threshold is None for spec in manifest.exits[:-1]}) - {
+        manifest.calibration.threshold is None
+    }:
+        raise ArtifactError(f"{where}: thresholds", "one for each early exit and one for the knob, or none", thresholds)
+    if manifest.calibration.measure == "gate" and any(spec.gate is None for spec in manifest.exits[:-1]):
+        raise ArtifactError(f"{where}: gates", "one for each early exit", "none for some")
+
+
+def _check_input(manifest: Manifest, where: str) -> None:
+    spec = manifest.input
+    if spec.kind == "image":
+        if len(spec.shape) != 3:
+            raise ArtifactError(f"{where}: input shape of images", "C, H, W", spec.shape)
+        if not len(spec.mean) == len(spec.std) == spec.shape[0]:
+            raise ArtifactError(f"{where}: input mean and std", f"{spec.shape[0]} values each", "others")
+    if spec.kind == "text":
+        if len(spec.shape) != 1:
+            raise ArtifactError(f"{where}: input shape of texts", "the most tokens", spec.shape)
+        if spec.text is None or spec.text.tokenizer not in {extra.file for extra in manifest.files}:
+            raise ArtifactError(f"{where}: tokenizer", "one of the artifact's files", spec.text)
+
+
+def _check_shapes(manifest: Manifest, where: str) -> None:
+    """Each layer takes what the one before it gives, and no tensor is too large to be sent."""
     shape: tuple[int, ...] = manifest.input.shape
     length = manifest.layers[0].in_length
     for index, layer in enumerate(manifest.layers):
@@ -301,27 +336,12 @@ def _check(manifest: Manifest, where: str) -> None:
         shape, length = layer.out_shape, layer.out_length
     if length is not None and length > shape[0]:
         raise ArtifactError(f"{where}: length leaving the last layer", f"at most {shape[0]}", length)
-    if manifest.layers[0].bottleneck is not None:
-        raise ArtifactError(f"{where}: bottleneck", "one on a cut between two layers", "one before layer 0")
-    if (thresholds := {spec.threshold is None for spec in manifest.exits[:-1]}) - {
-        manifest.calibration.threshold is None
-    }:
-        raise ArtifactError(f"{where}: thresholds", "one for each early exit and one for the knob, or none", thresholds)
-    if manifest.calibration.measure == "gate" and any(spec.gate is None for spec in manifest.exits[:-1]):
-        raise ArtifactError(f"{where}: gates", "one for each early exit", "none for some")
+    crossing = (*(spec.in_shape for spec in manifest.layers), shape)
+    codes = [spec.bottleneck.shape for spec in manifest.layers if spec.bottleneck is not None]
+    if (largest := max(map(math.prod, (*crossing, *codes)))) > MAX_ELEMENTS:
+        raise ArtifactError(f"{where}: shapes", f"at most {MAX_ELEMENTS:,} values in each tensor", f"{largest:,}")
 
 
-def _check_input(manifest: Manifest, where: str) -> None:
-    spec = manifest.input
-    if not spec.shape:
-        raise ArtifactError(f"{where}: input shape", "at least one axis", "none")
-    if spec.kind == "image":
-        if len(spec.shape) != 3:
-            raise ArtifactError(f"{where}: input shape of images", "C, H, W", spec.shape)
-        if not len(spec.mean) == len(spec.std) == spec.shape[0]:
-            raise ArtifactError(f"{where}: input mean and std", f"{spec.shape[0]} values each", "others")
-    if spec.kind == "text":
-        if len(spec.shape) != 1:
-            raise ArtifactError(f"{where}: input shape of texts", "the most tokens", spec.shape)
-        if spec.text is None or spec.text.tokenizer not in {extra.file for extra in manifest.files}:
-            raise ArtifactError(f"{where}: tokenizer", "one of the artifact's files", spec.text)
+def _few(numbers: list[int]) -> str:
+    """A list as far as it fits into a line."""
+    return f"{numbers[:10]}" if len(numbers) <= 10 else f"{len(numbers)} others"

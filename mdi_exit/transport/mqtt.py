@@ -22,8 +22,7 @@ from typing import Any, Final, Self, TypeVar
 import aiomqtt
 
 from mdi_exit import values
-from mdi_exit.discovery import look_for_broker
-from mdi_exit.errors import StartError, TransportError, UsageError
+from mdi_exit.errors import StartError, TransportError
 from mdi_exit.transport.base import (
     MAX_PACKET_BYTES,
     Handler,
@@ -33,6 +32,7 @@ from mdi_exit.transport.base import (
     delivered,
     told,
 )
+from mdi_exit.transport.choice import Choice
 from mdi_exit.transport.frames import Acknowledged, Arrived, TooLarge, puback, publish_head
 from mdi_exit.transport.stream import Stream
 
@@ -40,8 +40,8 @@ __all__ = ["MAX_PENDING_BYTES", "MqttTransport"]
 
 _BACKOFF_FIRST_S: Final = 0.1
 _BACKOFF_MOST_S: Final = 5.0
-_TRIES_IN_PLACE: Final = 5  # of a broker that was found, before another is looked for
 _LASTING_S: Final = 1.0  # a broker that soon hangs up again is not asked ten times a second
+_NEXT_S: Final = 0.1  # at most, until the next broker of a list is tried
 _ANSWER_S: Final = 5.0
 _GOODBYE_S: Final = 2.0
 MAX_PENDING_BYTES: Final = 32 * 1024 * 1024
@@ -62,6 +62,7 @@ log = logging.getLogger(__name__)
 class MqttTransport:
     """A client of the broker at ``url`` (``mqtt[s]://HOST[:PORT]``, or ``auto``); QoS 0 and 1, clean session.
 
+    Of several, with commas between, the first that answers (``Choice``).
     ``client_id`` must be new at every start: a client that takes over its own session fires its old will.
     ``max_pending_bytes``: how much may wait for a slow connection before ``publish`` says False.
     Another transport as ``url`` means its broker, once it is connected there.
@@ -70,7 +71,7 @@ class MqttTransport:
 
     def __init__(
         self,
-        url: str | values.BrokerAddress | MqttTransport,
+        url: str | values.Brokers | MqttTransport,
         *,
         client_id: str,
         handler: Handler,
@@ -83,11 +84,16 @@ class MqttTransport:
         max_pending_bytes: int = MAX_PENDING_BYTES,
     ) -> None:
         self._beside = url if isinstance(url, MqttTransport) else None
-        address: values.BrokerAddress = url._address if isinstance(url, MqttTransport) else _address(url)
+        brokers: str | values.Brokers = url._choice.wanted if isinstance(url, MqttTransport) else url
+        self._choice: Choice = Choice(brokers, has_password=password is not None)
+        address = self._choice.address
         self.counters = TransportCounters()
-        self._handler, self._wanted = handler, address
-        self._address: values.BrokerAddress = address
-        self._tls, self._tries = tls, 0
+        self._handler = handler
+        self._leave = asyncio.Event()
+        self._followers: list[MqttTransport] = []
+        if self._beside is not None:
+            self._beside._followers.append(self)
+        self._tls = tls
         self._max_packet_bytes, self._max_pending_bytes = max_packet_bytes, max_pending_bytes
         self._subscriptions: dict[str, int] = {}
         self._client: aiomqtt.Client | None = None
@@ -144,20 +150,26 @@ class MqttTransport:
         await task
 
     async def _keep_connected(self) -> None:
-        attempt, said = 0, ""
+        attempt, said = 0, set[str]()
         while not self._stopping.is_set():
             connects, begin = self.counters.connects, time.monotonic()
-            reason = f"broker {self._address}: {await self._one_connection()}"
+            why = await self._one_connection()
+            reason = f"broker {self._choice.address}: {why}"
             if self._stopping.is_set():
                 return
             was_connected = self.counters.connects > connects
             if was_connected and time.monotonic() - begin > _LASTING_S:
                 attempt = 0
-            if was_connected or reason != said:
+            if was_connected:
+                said.clear()
+            if reason not in said:
                 told(self.counters, partial(self._handler.on_disconnected, reason))
-            said = reason
+            said.add(reason)
             most_s = min(_BACKOFF_FIRST_S * 2.0**attempt, _BACKOFF_MOST_S)
-            attempt = min(attempt + 1, 10)
+            if self._choice.ended(was_connected=was_connected):
+                attempt = min(attempt + 1, 10)
+            else:
+                most_s = _NEXT_S
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), random.uniform(0.01, most_s))
 
@@ -180,31 +192,25 @@ class MqttTransport:
                 self._client, self._is_connected = client, True
                 self._up.set()
                 self.counters.connects += 1
-                self._tries = 0
+                self._choice.connected()
+                self._lead_followers()
                 told(self.counters, self._handler.on_connected)
                 await self._until_ended()
-            reason = _lost_because(stream)
+            reason = "left for an earlier one that is back" if self._leave.is_set() else _lost_because(stream)
         finally:
             self._client, self._is_connected = None, False
             self._up.clear()
+            self._leave.clear()
             await self._let_go(client, stream, self._ended)
         return reason
 
     async def _find(self) -> None:
-        """Where the broker is to be found, find it; stay with it for as long as it is only away for a moment."""
         if self._beside is not None:
             await self._beside._seen_up(self._stopping)
-            address = self._beside._address
-        elif self._wanted.is_auto:
-            self._tries += 1
-            if not self._address.is_auto and self._tries <= _TRIES_IN_PLACE:
-                return
-            self._tries, self._address = 1, self._wanted
-            address, how = await look_for_broker(has_password=self._options["password"] is not None)
-            log.info("broker %s: %s", address, how)
+            self._choice.address = self._beside._choice.address
         else:
-            return
-        self._address = address
+            await self._choice.find()
+        address = self._choice.address
         self._options |= {"hostname": address.host, "port": address.port, "tls_context": self._context(address)}
 
     async def _seen_up(self, stopping: asyncio.Event) -> None:
@@ -266,13 +272,30 @@ class MqttTransport:
             restored.update(missing)
         return True
 
+    def _lead_followers(self) -> None:
+        """Whoever is to be on the same broker comes along."""
+        for follower in self._followers:
+            if follower.connected and follower._choice.address != self._choice.address:
+                follower._leave.set()
+
     async def _until_ended(self) -> None:
-        stopping = asyncio.create_task(self._stopping.wait(), name="mqtt stopping")
+        """Until the connection is lost, or there is a reason to leave it."""
+        waits: set[asyncio.Task[Any]] = {
+            asyncio.create_task(self._stopping.wait(), name="mqtt stopping"),
+            asyncio.create_task(self._leave.wait(), name="mqtt leaving"),
+        }
+        if self._beside is None:
+            waits.add(asyncio.create_task(self._leave_for_earlier(), name="mqtt looking back"))
         try:
             if self._ended is not None:
-                await asyncio.wait({self._ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({self._ended, *waits}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stopping.cancel()
+            for wait in waits:
+                wait.cancel()
+
+    async def _leave_for_earlier(self) -> None:
+        await self._choice.earlier_is_back()
+        self._leave.set()
 
     async def _unless_ended(self, call: Coroutine[Any, Any, T]) -> T | None:
         """The result of ``call``, or None if the broker did not answer or the connection ended first."""
@@ -311,7 +334,7 @@ class MqttTransport:
             refused = await self._unless_ended(client.subscribe(pattern, qos))
             codes = [code if isinstance(code, int) else code.value for code in refused or ()]
             if any(code >= _SUBSCRIBE_FAILED for code in codes):
-                log.warning("broker %s: expected a subscription to %s, got a refusal", self._address, pattern)
+                log.warning("broker %s: expected a subscription to %s, got a refusal", self._choice.address, pattern)
 
     async def unsubscribe(self, pattern: str) -> None:
         self._subscriptions.pop(pattern, None)
@@ -379,15 +402,6 @@ async def _until_lost(client: aiomqtt.Client) -> None:
     with contextlib.suppress(aiomqtt.MqttError):
         async for _ in client.messages:  # none comes this way; it ends with the connection
             pass
-
-
-def _address(url: str | values.BrokerAddress) -> values.BrokerAddress:
-    if isinstance(url, values.BrokerAddress):
-        return url
-    try:
-        return values.broker_address(url)
-    except UsageError as error:
-        raise UsageError("broker", error.expected, error.got) from None
 
 
 def _paho_of(client: aiomqtt.Client) -> Any:

@@ -1,13 +1,15 @@
 """Links of an emulated testbed in user space: each node reaches the broker through a relay that paces what passes.
 
 The pace is that of the simulator's resources (``mdi_exit.simulation.star``): the node's rate up and down, the shared medium,
-the broker's bytes, then the delay. No privileges are needed. What a TCP relay cannot do: lose packets.
+the broker's bytes, then the delay. No privileges are needed. What a TCP relay cannot do: lose packets. Beside links that the
+kernel shapes (``mdi_exit.trial.kernel``), relays do the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
@@ -22,14 +24,17 @@ Way = Callable[[], tuple[tuple[Pipe, ...], float]]
 
 
 @contextlib.asynccontextmanager
-async def relays(wires: Wires, names: list[str], broker_port: int) -> AsyncIterator[dict[str, int]]:
-    """A loopback port for each node, as long as the context lasts."""
+async def relays(
+    wires: Wires, names: list[str], broker_port: int, listener: Callable[[str], socket.socket] | None = None
+) -> AsyncIterator[dict[str, int]]:
+    """A port for each node, as long as the context lasts: on loopback, or of the socket that ``listener`` makes for it."""
+    listener = listener or (lambda name: socket.create_server(("127.0.0.1", 0)))
     tasks: set[asyncio.Task[None]] = set()
     async with contextlib.AsyncExitStack() as stack:
         ports = {}
         for name in names:
             relay = _Relay(wires, name, broker_port, tasks)
-            server = await asyncio.start_server(relay.accept, "127.0.0.1", 0)
+            server = await asyncio.start_server(relay.accept, sock=listener(name))
             stack.push_async_callback(_closed, server)
             ports[name] = int(server.sockets[0].getsockname()[1])
         try:

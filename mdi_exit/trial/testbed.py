@@ -1,6 +1,6 @@
 """``mdi-exit testbed SCENARIO.toml``: the scenario live, one process for each node, on an emulated testbed.
 
-Compute is stretched to each node's device, links are paced by relays in user space, the broker is a real one.
+Compute is stretched to each node's device, links are shaped by the kernel or paced in user space, the broker is a real one.
 """
 
 from __future__ import annotations
@@ -34,13 +34,12 @@ from mdi_exit.plot.files import read_run
 from mdi_exit.simulation.record import trace_of
 from mdi_exit.simulation.run import simulate
 from mdi_exit.simulation.scenario import Change, Node, Scenario
-from mdi_exit.simulation.star import Wires
 from mdi_exit.snapshot import Snapshot, read_timeline
 from mdi_exit.trial.busy import BusyMeter
 from mdi_exit.trial.compare import Comparison, compared, ready_at_s, stretch_of
 from mdi_exit.trial.config import TrialSettings
 from mdi_exit.trial.files import item_of
-from mdi_exit.trial.relay import relays
+from mdi_exit.trial.shaping import SHAPINGS, Shaped, shaped
 
 __all__ = ["TestbedSettings", "main", "run_live", "shuffled"]
 
@@ -68,6 +67,10 @@ class TestbedSettings(TrialSettings):
         None, help="what is compared begins so long after all nodes are ready (default: until queues have filled)",
         parse=values.duration, metavar="TIME", show=_until_filled,
     )  # fmt: skip
+    shaping: str = setting(
+        "auto", help="what shapes the links: the kernel (needs root) or relays in user space; auto: whichever can",
+        choices=SHAPINGS,
+    )  # fmt: skip
     out: Path | None = setting(None, help="folder for the raw comparison (JSON)", parse=values.path, metavar="DIR")
 
 
@@ -79,9 +82,9 @@ def main(argv: Sequence[str]) -> int:
         os.environ,
         prog="mdi-exit testbed",
         section="testbed",
-        description="Runs a scenario live: one process for each node, stretched to its device, links paced, a real broker.",
+        description="Runs a scenario live: one process for each node, stretched to its device, links shaped, a real broker.",
         words="SCENARIO.toml",
-        epilog="Emulated: compute is stretched by waiting, links are paced in user space; packets are not lost.",
+        epilog="Emulated: compute is stretched by waiting; the summary says what shapes the links: docs/simulator.md.",
     )
     settings = resolved.settings
     scenario = settings.scenario(resolved.only_word("mdi-exit testbed", "SCENARIO.toml"))
@@ -89,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
     _taken(settings)
     console = Console()
     with tempfile.TemporaryDirectory(prefix="mdi-exit-testbed-") as folder:
-        summary = asyncio.run(run_live(scenario, Path(folder)))
+        summary = asyncio.run(run_live(scenario, Path(folder), settings.shaping))
         comparison = _comparison(scenario, summary, Path(folder), settings.warm_up) if settings.compare else None
         if comparison is not None and settings.out is not None:
             _write_record(settings.out, argv, scenario, summary)
@@ -124,26 +127,27 @@ def _taken(settings: TestbedSettings) -> None:
 # --- the run
 
 
-async def run_live(scenario: Scenario, folder: Path) -> dict[str, Any]:
+async def run_live(scenario: Scenario, folder: Path, shaping: str = "auto") -> dict[str, Any]:
     """Run it, with the files of the run in ``folder``; returns the summary. Raises ``MdiExitError``."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    wires = Wires({node.name: node.link for node in scenario.nodes}, scenario.media, Wires.broker_pipe(scenario.broker))
-    names = [node.name for node in scenario.nodes]
-    async with embedded_broker() as broker, relays(wires, names, values.broker_address(broker.url).port) as ports:
-        run = _Run(scenario, Fleet(folder), wires, {name: f"mqtt://127.0.0.1:{port}" for name, port in ports.items()})
+    async with embedded_broker() as broker, shaped(scenario, shaping, broker.url) as links:
+        run = _Run(scenario, Fleet(folder), links)
         try:
             await run.go(stop)
         finally:
-            await run.fleet.stop()
+            with contextlib.suppress(*((MdiExitError,) if stop.is_set() else ())):  # told to end while it began
+                await run.fleet.stop()
         if stop.is_set():
             raise MdiExitError("stopped before the end")
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return summary | {
         "scenario": scenario.name,
         "seed": scenario.seed,
-        "links": f"paced in user space ({broker.kind}): rates, delays, shared media; no packet is lost",
+        "links": links.text,
+        "shaping": links.by,
+        "broker": broker.kind,
         "machine_busy": run.busy.machine,
         "own_busy": run.busy.own,
         "load_average": os.getloadavg(),
@@ -153,16 +157,14 @@ async def run_live(scenario: Scenario, folder: Path) -> dict[str, Any]:
 class _Run:
     """The processes of one run, and what is to happen to them when."""
 
-    def __init__(self, scenario: Scenario, fleet: Fleet, wires: Wires, urls: dict[str, str]) -> None:
-        self.scenario, self.fleet, self.wires, self.urls = scenario, fleet, wires, urls
+    def __init__(self, scenario: Scenario, fleet: Fleet, links: Shaped) -> None:
+        self.scenario, self.fleet, self.links = scenario, fleet, links
         self.busy = BusyMeter()
         self._killed: set[str] = set()
 
     async def go(self, stop: asyncio.Event) -> None:
         scenario = self.scenario
-        await self.fleet.start(
-            scenario.source.name, "source.cli", [*self._flags(scenario.source), *self._source_flags()]
-        )
+        await self._start(scenario.source, "source.cli", self._source_flags())
         begin = time.monotonic()
         joining = sorted(scenario.agents, key=lambda node: node.join_at_s)
         changes = list(scenario.changes)
@@ -172,7 +174,7 @@ class _Run:
             now = time.monotonic()
             while joining and now - begin >= joining[0].join_at_s:
                 node = joining.pop(0)
-                await self.fleet.start(node.name, "edge_agent.cli", self._flags(node))
+                await self._start(node, "edge_agent.cli")
             if started_at is None and (elapsed_s := self._elapsed_s()) is not None:
                 started_at = now - elapsed_s
                 await self._order_policy()
@@ -185,6 +187,9 @@ class _Run:
                 await asyncio.wait_for(stop.wait(), _POLL_S)
         if not stop.is_set() and source.returncode != 0:
             raise MdiExitError(f"the source ended early: {self.fleet.complaint(scenario.source.name)}")
+
+    async def _start(self, node: Node, module: str, flags: Sequence[str] = ()) -> None:
+        await self.fleet.start(node.name, module, [*self._flags(node), *flags], inside=self.links.inside(node.name))
 
     def _look(self, now: float, begin: float, started_at: float | None) -> None:
         """Raises ``MdiExitError`` if it cannot end well."""
@@ -218,17 +223,16 @@ class _Run:
         policy = self.scenario.policy.offloading
         if policy == _USUAL_POLICY:
             return
-        flags = ("--broker", self.urls[self.scenario.source.name], "--deployment", _DEPLOYMENT)
-        words = ("policy", "offloading", policy)
-        order = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "mdi_exit.cli", "control", *flags, *words, stdout=asyncio.subprocess.DEVNULL
-        )
+        source = self.scenario.source.name
+        command = [*self.links.inside(source), sys.executable, "-m", "mdi_exit.cli", "control"]
+        command += ["--broker", self.links.urls[source], "--deployment", _DEPLOYMENT, "policy", "offloading", policy]
+        order = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
         if await order.wait():
             raise MdiExitError(f"the order of the policy {policy} was not obeyed")
 
     async def _change(self, change: Change) -> None:
         if change.link is not None:
-            self.wires.change(change.node, change.link)
+            self.links.change(change.node, change.link)
         if change.alive is False:
             process = self.fleet.processes[change.node]
             self._killed.add(change.node)
@@ -238,10 +242,19 @@ class _Run:
         elif change.alive:
             node = next(node for node in self.scenario.nodes if node.name == change.node)
             self._killed.discard(change.node)
-            await self.fleet.start(node.name, "edge_agent.cli", self._flags(node))
+            await self._start(node, "edge_agent.cli")
 
     def _flags(self, node: Node) -> list[str]:
-        flags = ["--broker", self.urls[node.name], "--name", node.name, "--deployment", _DEPLOYMENT, "--metrics", "off"]
+        flags = [
+            "--broker",
+            self.links.urls[node.name],
+            "--name",
+            node.name,
+            "--deployment",
+            _DEPLOYMENT,
+            "--metrics",
+            "off",
+        ]
         layers = "auto" if node.auto else str(node.span or "")
         flags += ["--layers", layers] if layers else []
         flags += [f"--neighbours={','.join(node.neighbours)}"] if node.neighbours is not None else []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -19,6 +20,7 @@ from mdi_exit.data.pixels import Pixels, pixels_of, preprocess
 from mdi_exit.data.sets import Items
 from mdi_exit.data.texts import TEXT_SETS, from_text, read_text_set
 from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.limits import MAX_IMAGE_FILE_PIXELS
 from mdi_exit.modality import Raw
 from mdi_exit.model.manifest import Manifest
 from source.input_kinds import FOLDER, KINDS, TEST, TEXT, ParsedInput
@@ -37,7 +39,6 @@ __all__ = [
     "truth_of",
 ]
 
-_LARGEST_PIXELS: Final = 64_000_000
 _NAMED_FAILURES: Final = 3
 
 log = logging.getLogger(__name__)
@@ -45,11 +46,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """``truth``: the right class of the model in force, if it is known."""
+    """``truth``: the right class of the model in force, if it is known.
+
+    ``position``: where its input has it, all rounds counted; -1 of an input that cannot be read again.
+    """
 
     id: str
     raw: Raw
     truth: int | None = None
+    position: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +79,46 @@ class Input:
         self._entries = entries
         self._cycle = cycle
         self._limit = limit
+        self._begin = self._drawn = 0
 
     def __len__(self) -> int:
         """Samples of one round."""
         return len(self._entries)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of what it gives, in order; the same in every life of a source that goes on with it."""
+        ids = "\0".join(entry.id for entry in self._entries)
+        return hashlib.sha256(ids.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def go_on(self, position: int, drawn: int) -> None:
+        """Begin there, ``drawn`` samples having been given before."""
+        self._begin, self._drawn = position, drawn
+
+    def again(self, positions: Collection[int]) -> Iterator[Sample]:
+        """The samples at these positions, as far as they can be read."""
+        for position in sorted(positions):
+            number, place = divmod(position, len(self._entries))
+            entry = self._entries[place]
+            if (raw := self._read(entry, set())) is not None:
+                yield _sample(entry, raw, number + 1, position)
+
     def __iter__(self) -> Iterator[Sample]:
-        return islice(self._rounds(), self._limit)
+        return islice(self._rounds(), None if self._limit is None else max(self._limit - self._drawn, 0))
 
     def _rounds(self) -> Iterator[Sample]:
-        number = 1
+        number, first = divmod(self._begin, len(self._entries))
+        number += 1
         unreadable: set[str] = set()
-        while True:
-            for entry in self._entries:
+        while number == 1 or self._cycle:
+            for place, entry in enumerate(self._entries[first:], first):
                 if entry.id not in unreadable and (raw := self._read(entry, unreadable)) is not None:
-                    yield Sample(entry.id if number == 1 else f"{entry.id}#{number}", raw, entry.truth)
+                    yield _sample(entry, raw, number, (number - 1) * len(self._entries) + place)
+            first = 0
             if len(unreadable) == len(self._entries):
                 raise MdiExitError(f"input {self.name}: none of its {len(unreadable)} files can be read")
             if number == 1 and len(unreadable) > _NAMED_FAILURES:
                 log.warning("input %s: %d files could not be read", self.name, len(unreadable))
-            if not self._cycle:
-                return
             number += 1
 
     def _read(self, entry: Entry, unreadable: set[str]) -> Raw | None:
@@ -106,6 +130,10 @@ class Input:
             if self.skipped <= _NAMED_FAILURES:
                 log.warning("input %s: %s passed over: %s", self.name, entry.id, str(error) or type(error).__name__)
             return None
+
+
+def _sample(entry: Entry, raw: Raw, number: int, position: int) -> Sample:
+    return Sample(entry.id if number == 1 else f"{entry.id}#{number}", raw, entry.truth, position)
 
 
 def checked_kind(parsed: ParsedInput, manifest: Manifest) -> None:
@@ -222,4 +250,4 @@ def truth_of(name: Path, known: dict[str, int]) -> int | None:
 def read_image(file: Path) -> Pixels:
     """H×W of a grey file, H×W×3 of any other: turned upright, the first frame, transparent parts on white."""
     with Image.open(file) as image:
-        return pixels_of(image, _LARGEST_PIXELS)
+        return pixels_of(image, MAX_IMAGE_FILE_PIXELS)

@@ -7,7 +7,9 @@ import logging
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,15 +90,33 @@ class VideoInput(Input):
         """Frames of one round, found by counting them."""
         return sum(1 for _ in self._round(""))
 
+    @property
+    def fingerprint(self) -> str:
+        return f"{self._path.name}, {self._path.stat().st_size} bytes, {self._fps or 'all'} fps"
+
+    def again(self, positions: Collection[int]) -> Iterator[Sample]:
+        last = max(positions, default=-1)
+        for sample in self._frames(positions.__contains__):
+            yield sample
+            if sample.position >= last:
+                return
+
     def _rounds(self) -> Iterator[Sample]:
-        number = 1
+        return self._frames(lambda position: position >= self._begin)
+
+    def _frames(self, wanted: Callable[[int], bool]) -> Iterator[Sample]:
+        """The frames at the positions that are wanted; the others are passed by without being converted."""
+        number, position = 1, 0
         while True:
-            yield from self._round("" if number == 1 else f"#{number}")
+            for give in self._round("" if number == 1 else f"#{number}"):
+                if wanted(position) and (sample := give()) is not None:
+                    yield replace(sample, position=position)
+                position += 1
             if not self._cycle:
                 return
             number += 1
 
-    def _round(self, suffix: str) -> Iterator[Sample]:
+    def _round(self, suffix: str) -> Iterator[Callable[[], Sample | None]]:
         video = _opened(str(self._path), self.name)
         try:
             thinning, index = _Thinning(self._fps), 0
@@ -104,12 +124,15 @@ class VideoInput(Input):
                 index += 1
                 if not thinning.wants((index - 1) / video.fps):
                     continue
-                if (pixels := video.frame()) is not None:
-                    yield Sample(f"{self.name}/{index}{suffix}", pixels)
-                else:
-                    self.skipped += 1
+                yield partial(self._sample, video, f"{self.name}/{index}{suffix}")
         finally:
             video.close()
+
+    def _sample(self, video: Capture, name: str) -> Sample | None:
+        if (pixels := video.frame()) is not None:
+            return Sample(name, pixels)
+        self.skipped += 1
+        return None
 
 
 def played(path: str, *, limit: int | None, cycle: bool, fps: float | None) -> LiveInput:

@@ -7,7 +7,9 @@ import random
 import struct
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -15,6 +17,8 @@ import pytest
 import zstandard
 from live import Listener, Program, Source, System, until
 
+from mdi_exit.errors import WireError
+from mdi_exit.fuzzing.targets import changed_frame
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact
 from mdi_exit.span import LayerSpan
 from mdi_exit.topics import Topics
@@ -231,6 +235,49 @@ def test_each_bad_message_is_counted_by_reason_and_none_does_harm(
         _counted(program, Counter(message.reason for message in bad if program.name in message.heard_by))
         # One line a sender, reason and minute, not one a message.
         assert len(program.log.splitlines()) < 200
+    _ends_well(source, agents)
+
+
+CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus" / "wire"
+FLOOD = 6000
+
+
+def _broken_frames(count: int) -> Iterator[bytes]:
+    """The fuzzers' corpus, and mutations of it: those that are no message."""
+    rng = random.Random(4)
+    found = [file.read_bytes() for file in sorted(CORPUS.iterdir())]
+    made = 0
+    while made < count:
+        frame = found[made] if made < len(found) else rng.choice(found)
+        for _ in range(rng.randrange(1, 3)):
+            frame = changed_frame(rng, frame)
+        try:
+            decode(frame)
+        except WireError:
+            made += bool(frame)  # an empty one is no message: it deletes what the broker keeps
+            if frame:
+                yield frame
+
+
+def test_a_flood_of_the_fuzzers_messages_loses_nothing(
+    system: System, running: tuple[Source, dict[str, Program]]
+) -> None:
+    source, agents = running
+    heard = _listeners()
+    topics = sorted(heard)
+    sent: Counter[str] = Counter()
+    with Listener(system.url) as listener:
+        _control(listener)
+        for number, frame in enumerate(_broken_frames(FLOOD)):
+            topic = topics[number % len(topics)]
+            listener.publish(topic, frame)
+            sent.update(heard[topic])
+    for program in (source, *agents.values()):
+        until(
+            lambda program=program: sum(program.bad_messages().values()) == sent[program.name],  # type: ignore[misc]
+            lambda program=program: f"{program.name}: {sent}, got {program.bad_messages()}",  # type: ignore[misc]
+        )
+        assert len(program.log.splitlines()) < 400  # a line for each sender and reason, not for each message
     _ends_well(source, agents)
 
 

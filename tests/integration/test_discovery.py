@@ -109,7 +109,7 @@ async def test_a_found_broker_is_stayed_with_and_shared(
             raise TransportError("expected one, got none")
         return values.broker_address(mosquitto.url), "a friend told"
 
-    monkeypatch.setattr("mdi_exit.transport.mqtt.look_for_broker", look)
+    monkeypatch.setattr("mdi_exit.transport.choice.look_for_broker", look)
     first, second = recorder(), recorder()
     with caplog.at_level(logging.INFO):
         one = MqttTransport("auto", client_id="one", handler=first)

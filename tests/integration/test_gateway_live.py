@@ -47,7 +47,7 @@ async def test_a_system_comes_up_is_seen_answers_and_is_missed(mosquitto: Any, s
     """The gateway is there first, before the source and even before its broker."""
     mosquitto.stop()
     settings = GatewaySettings(
-        broker=values.broker_address(mosquitto.url), deployment="test", http=values.HostPort("127.0.0.1", 0)
+        broker=values.brokers(mosquitto.url), deployment="test", http=values.HostPort("127.0.0.1", 0)
     )
     image, what = shoe()
     async with asyncio.timeout(60), serving(settings) as address, ClientSession() as http:

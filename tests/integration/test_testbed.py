@@ -78,12 +78,12 @@ def test_a_mesh_live_is_near_the_simulated_one(tmp_path: Path) -> None:
         "--results",
         out / "results.jsonl",
     ]
-    assert main([str(file), "--compare", *map(str, flags)]) == 0
+    assert main([str(file), "--compare", "--shaping", "relay", *map(str, flags)]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["errors"] == summary["pending"] == 0
     assert summary["admitted"] == summary["completed"] == len(read_run(out).items)
     assert summary["emulated"] == "jetson-nano"
-    assert "paced in user space" in summary["links"]
+    assert "paced by relays in user space" in summary["links"]
     both = summary["simulated"]
     assert abs(both["rate_error"]) < 0.4
     assert both["accuracy"][1] == pytest.approx(both["accuracy"][0], abs=0.05)

@@ -88,7 +88,7 @@ def _set(*path: Any) -> Callable[[dict[str, Any]], object]:
         (_set("layers", 1, "out_shape", [2, 4, 4]), "shape entering layer 2"),
         (_set("layers", 0, "graph", "file", "../../etc/passwd"), "file"),
         (_set("layers", 0, "graph", "file", "/etc/passwd"), "file"),
-        (_set("layers", 0, "graph", "file", ".."), "readable"),
+        (_set("layers", 0, "graph", "file", ".."), "regex"),
         (_set("layers", 0, "graph", "bytes", 0), "bytes"),
         (_set("layers", 0, "graph", "sha256", "0" * 63), "sha256"),
         (_set("layers", 0, "macs", -1), "macs"),

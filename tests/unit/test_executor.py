@@ -12,11 +12,13 @@ import pytest
 
 from mdi_exit.benchmark.synthetic import write_identity_artifact
 from mdi_exit.engine.base import Array, SegmentOutput
+from mdi_exit.engine.onnx import OnnxEngine
 from mdi_exit.engine.profile import PROFILES, DeviceProfile, parse_profile
 from mdi_exit.errors import EngineError, UsageError
 from mdi_exit.events import RunSegment, SegmentDone, SegmentFailed, Task
 from mdi_exit.executor import Encoded, Executor
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact
+from mdi_exit.model.compose import Composer
 from mdi_exit.segments import SegmentKey
 from mdi_exit.tensors import CODECS, check_payload, encode_tensor
 
@@ -146,11 +148,12 @@ async def test_loading_measures_each_segment_and_a_bad_one_is_said(
 
 
 async def test_a_run_is_stretched_to_what_the_profile_states() -> None:
-    manifest, key = Artifact.open(DEFAULT_MODEL).manifest, SegmentKey(0, 2, True)
+    artifact, key = Artifact.open(DEFAULT_MODEL), SegmentKey(0, 2, True)
+    manifest = artifact.manifest
     profile = parse_profile("jetson-nanox4")
-    executor = Executor(Fake(), profile)
+    executor = Executor(OnnxEngine(), profile)
     try:
-        seconds = await executor.load(manifest, {key: b"good"})
+        seconds = await executor.load(manifest, {key: Composer(artifact).segment(key)})
         assert seconds[key] >= profile.seconds(manifest, key, 1)
         x = np.zeros((1, 28, 28), np.float32)
         done = await executor.run(RunSegment(1, key, (task(x), task(x, 1))))

@@ -63,7 +63,7 @@ def test_the_catalogue_has_what_dashboards_are_made_of() -> None:
     wanted: dict[str, set[str]] = of_links | {
         "mdi_exit_segment_run_seconds_bucket": {"entry"},
         "mdi_exit_info": {"name", "role", "span", "engine", "version", "emulated"},
-        "mdi_exit_process_cpu_ratio": set(), "mdi_exit_process_memory_bytes": set(),
+        "mdi_exit_process_cpu_ratio": set(), "mdi_exit_process_memory_bytes": set(), "mdi_exit_process_tasks": set(),
         "mdi_exit_board_temperature_celsius": set(), "mdi_exit_board_power_watts": set(),
         "mdi_exit_energy_joules_total": {"method"}, "mdi_exit_broker_reconnects_total": set(),
         **{f"mdi_exit_items_{what}_total": set()

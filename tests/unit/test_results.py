@@ -88,10 +88,13 @@ def test_a_disk_that_fills_within_a_line_leaves_whole_lines(tmp_path: Path, monk
             file.write(line[:20])
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(mdi_exit.results, "_write_all", half)
-        with pytest.raises(MdiExitError, match="No space left"):
-            writer.write(record(2))
-    assert [line["id"] for line in lines(path)] == ["img-1"]
+        with monkeypatch.context() as patch:
+            patch.setattr(mdi_exit.results, "_write_all", half)
+            with pytest.raises(MdiExitError, match="No space left"):
+                writer.write(record(2))
+        assert [line["id"] for line in lines(path)] == ["img-1"]
+        writer.write(record(3))
+    assert [line["id"] for line in lines(path)] == ["img-1", "img-3"], "no hole where the half line was"
 
 
 def test_dash_is_stdout(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,6 +108,10 @@ MESSAGES: dict[str, tuple[wire.Message, bytes]] = {
         BODY,
     ),
     "chunk": (wire.Chunk("ab" * 16, "segment-4-5-head", 0, 1, zlib.crc32(BODY)), BODY),
+    "outline": (
+        wire.Outline(zlib.crc32(BODY), (wire.WeightFile("cd" * 32, 4096),), (wire.Piece(2, 1024, 0, 512),)),
+        BODY,
+    ),
 }
 
 
