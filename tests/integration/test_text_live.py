@@ -120,7 +120,7 @@ async def test_over_http_a_text_is_posted_as_it_is_or_in_json(system: System, fo
     system.agent("all", f"0-{LAYERS - 1}")
     system.source("--model", str(folder / "made"), "--input", "requests").until_says("all layers are held")
     settings = GatewaySettings(
-        broker=values.broker_address(system.url), deployment="test", http=values.HostPort("127.0.0.1", 0)
+        broker=values.brokers(system.url), deployment="test", http=values.HostPort("127.0.0.1", 0)
     )
     answers: list[dict[str, Any]] = []
     async with asyncio.timeout(60), serving(settings) as address, ClientSession() as http:
