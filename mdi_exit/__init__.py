@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mdi_exit.client import Answer, Client
+    from mdi_exit.client import Answer, Client, Text
     from mdi_exit.errors import BadRequest, DeadlineExceeded, Failed, Refused, RequestError
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Failed",
     "Refused",
     "RequestError",
+    "Text",
     "__version__",
 ]
 
@@ -29,4 +30,6 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("mdi_exit.client" if name in ("Answer", "Client") else "mdi_exit.errors"), name)
+    return getattr(
+        import_module("mdi_exit.client" if name in ("Answer", "Client", "Text") else "mdi_exit.errors"), name
+    )

@@ -1,7 +1,8 @@
-"""``Client``: labels for other programs' images, from a running deployment.
+"""``Client``: labels for other programs' items, from a running deployment.
 
     async with Client("mqtt://host") as client:
         answer = await client.infer("shoe.jpg", deadline_s=2.0)
+        answer = await client.infer(Text("You have won a prize"))  # where the model takes texts
 
 A request is known by its id, so it may be sent twice and is answered once: the client sends again what has no answer after
 a reconnect, when another run of the source begins, and now and then.
@@ -40,10 +41,10 @@ from mdi_exit.topics import CONTROL, REPLIES, REQUESTS, Topics, checked_name
 from mdi_exit.transport.mqtt import MqttTransport
 from mdi_exit.wire import Control, Reply, Request, crc32, decode, encode
 
-__all__ = ["Answer", "Client"]
+__all__ = ["Answer", "Client", "Text"]
 
-Image = Any
-"""Bytes of an image file, its path, a PIL image, pixels (uint8, H×W or H×W×C), or what enters layer 0 (float32, C×H×W)."""
+Item = Any
+"""A ``Text``; bytes of an image file, its path, a PIL image, pixels (uint8, H×W or H×W×C); or just what enters layer 0."""
 
 _ERRORS: Final[dict[str, type[RequestError]]] = {
     "refused": Refused,
@@ -57,6 +58,12 @@ _AGAIN_MOST_S: Final = 60.0
 _LONGEST_DEADLINE_S: Final = 3600.0
 
 log = logging.getLogger(__name__)
+
+
+class Text(str):
+    """A text to be labelled itself: a plain ``str`` is the path of a file."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +166,8 @@ class Client:
 
     # --- what it is for
 
-    async def infer(self, image: Image, *, deadline_s: float | None = None) -> Answer:
-        """The label of one image. Without a deadline it waits for as long as it takes, even for a source to come up.
+    async def infer(self, item: Item, *, deadline_s: float | None = None) -> Answer:
+        """The label of one item. Without a deadline it waits for as long as it takes, even for a source to come up.
 
         Raises ``Refused``, ``DeadlineExceeded``, ``BadRequest`` or ``Failed``; ``OSError`` for a path that cannot be read.
         """
@@ -171,7 +178,7 @@ class Client:
         loop = asyncio.get_running_loop()
         deadline_at = None if deadline_s is None else loop.time() + deadline_s
         identity = next(self._ids)
-        kind, shape, payload = await _payload(identity, image)
+        kind, shape, payload = await _payload(identity, item)
         request = Request(self.name, identity, kind, crc32(payload), shape, deadline_s)
         waiting = _Waiting(request, payload, deadline_at, loop.create_future())
         timer = None
@@ -190,7 +197,7 @@ class Client:
     @overload
     def stream(
         self,
-        images: Iterable[Image] | AsyncIterable[Image],
+        items: Iterable[Item] | AsyncIterable[Item],
         *,
         in_flight: int = ...,
         deadline_s: float | None = ...,
@@ -200,7 +207,7 @@ class Client:
     @overload
     def stream(
         self,
-        images: Iterable[Image] | AsyncIterable[Image],
+        items: Iterable[Item] | AsyncIterable[Item],
         *,
         in_flight: int = ...,
         deadline_s: float | None = ...,
@@ -209,13 +216,13 @@ class Client:
 
     async def stream(
         self,
-        images: Iterable[Image] | AsyncIterable[Image],
+        items: Iterable[Item] | AsyncIterable[Item],
         *,
         in_flight: int = 8,
         deadline_s: float | None = None,
         errors: str = "raise",
     ) -> AsyncIterator[Answer | RequestError]:
-        """Answers in the order of ``images``, of which no more than ``in_flight`` are taken ahead of those given out.
+        """Answers in the order of ``items``, of which no more than ``in_flight`` are taken ahead of those given out.
 
         ``errors="yield"`` gives the exception in the place of its answer instead of ending the stream with it.
         """
@@ -227,14 +234,14 @@ class Client:
 
         async def ask() -> None:
             try:
-                source = _each(images)
+                source = _each(items)
                 while True:
                     await room.acquire()
                     try:
-                        image = await anext(source)
+                        item = await anext(source)
                     except StopAsyncIteration:
                         return
-                    task = asyncio.create_task(self.infer(image, deadline_s=deadline_s), name=f"{self.name} asks")
+                    task = asyncio.create_task(self.infer(item, deadline_s=deadline_s), name=f"{self.name} asks")
                     tasks.add(task)
                     asked.put_nowait(task)
             finally:
@@ -247,7 +254,7 @@ class Client:
                 tasks.discard(task)
                 room.release()
                 yield outcome
-            await asking  # for the exception of ``images``
+            await asking  # for the exception of ``items``
         finally:
             tasks.add(asking)
             for task in tasks:
@@ -348,32 +355,34 @@ async def _outcome(task: asyncio.Task[Answer], *, raises: bool) -> Answer | Requ
         return error
 
 
-async def _each(images: Iterable[Image] | AsyncIterable[Image]) -> AsyncIterator[Image]:
-    if isinstance(images, AsyncIterable):
-        async for image in images:
-            yield image
+async def _each(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
     else:
-        for image in images:
-            yield image
+        for item in items:
+            yield item
 
 
-async def _payload(identity: str, image: Image) -> tuple[str, tuple[int, ...], bytes]:
-    """Kind, shape and bytes of the request for ``image``. Raises ``BadRequest``."""
+async def _payload(identity: str, item: Item) -> tuple[str, tuple[int, ...], bytes]:
+    """Kind, shape and bytes of the request for ``item``. Raises ``BadRequest``."""
     shape: tuple[int, ...] = ()
     kind = "image"
-    if isinstance(image, bytes | bytearray | memoryview):
-        payload = bytes(image)
-    elif isinstance(image, str | PathLike):
-        payload = await asyncio.to_thread(_of_file, Path(image))
-    elif isinstance(image, np.ndarray):
-        kind, shape, payload = _of_array(identity, image)
-    elif hasattr(image, "save") and hasattr(image, "getbands"):
-        payload = await asyncio.to_thread(_png, image)
+    if isinstance(item, Text):
+        kind, payload = "text", item.encode("utf-8", "replace")
+    elif isinstance(item, bytes | bytearray | memoryview):
+        payload = bytes(item)
+    elif isinstance(item, str | PathLike):
+        payload = await asyncio.to_thread(_of_file, Path(item))
+    elif isinstance(item, np.ndarray):
+        kind, shape, payload = _of_array(identity, item)
+    elif hasattr(item, "save") and hasattr(item, "getbands"):
+        payload = await asyncio.to_thread(_png, item)
     else:
-        expected = "bytes, a path, a PIL image, or a uint8 or float32 array"
-        raise BadRequest(identity, f"image: expected {expected}, got {type(image).__name__}")
+        expected = "bytes, a path, a Text, a PIL image, or a uint8 or float32 array"
+        raise BadRequest(identity, f"item: expected {expected}, got {type(item).__name__}")
     if not 0 < len(payload) <= MAX_REQUEST_BYTES:
-        raise BadRequest(identity, f"image: expected 1 to {MAX_REQUEST_BYTES:,} bytes, got {len(payload):,}")
+        raise BadRequest(identity, f"item: expected 1 to {MAX_REQUEST_BYTES:,} bytes, got {len(payload):,}")
     return kind, shape, payload
 
 
@@ -385,8 +394,8 @@ def _of_file(path: Path) -> bytes:
 
 def _of_array(identity: str, array: np.ndarray[Any, Any]) -> tuple[str, tuple[int, ...], bytes]:
     kind = array.dtype.name
-    if kind not in ("uint8", "float32") or array.ndim not in (2, 3):
-        expected = "uint8 pixels (H×W or H×W×C) or float32 (C×H×W)"
+    if array.ndim not in {"uint8": (2, 3), "float32": (1, 2, 3, 4)}.get(kind, ()):
+        expected = "uint8 pixels (H×W or H×W×C) or float32 as layer 0 takes it"
         raise BadRequest(identity, f"array: expected {expected}, got {kind} of shape {array.shape}")
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return kind, array.shape, little.tobytes()

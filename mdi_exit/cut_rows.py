@@ -167,7 +167,7 @@ PICTURES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 def input_rows(artifact: Artifact, dataset: Dataset) -> Iterator[Row]:
     """The images, fitted to the input, as raw bytes and in each form of ``PICTURES``; the network runs on what is decoded."""
     spec = artifact.manifest.input
-    images = [fitted(image_HWC, spec.shape) for image_HWC in dataset.images_NHWC]
+    images = [fitted(image_HWC, spec.image_shape) for image_HWC in dataset.images_NHWC]
     shape, plain_bytes = images[0].shape, 4 * images[0].size
     untouched = with_codec(artifact, 1, _LOSSLESS)
     timed = {"raw": _timed(images, np.ndarray.tobytes, partial(_of_bytes, shape))}

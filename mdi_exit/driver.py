@@ -405,7 +405,7 @@ class NodeDriver:
         manifest, plan = self.manifest, self.plan
         if manifest is None or plan is None or message.model != plan.digest:
             raise WireError("model", f"expected features of the model in force, got {message.model[:12]}")
-        if message.next_layer >= len(manifest.layers) or message.shape != manifest.in_shape(message.next_layer):
+        if message.next_layer >= len(manifest.layers) or not manifest.fits(message.next_layer, message.shape):
             raise WireError("shape", f"got {message.shape} for layer {message.next_layer}")
         if message.dtype != "float32":
             raise WireError("dtype", f"expected float32, got {message.dtype[:20]!r}")

@@ -19,6 +19,7 @@ from mdi_exit.engine.profile import DeviceProfile
 from mdi_exit.errors import EngineError, MdiExitError
 from mdi_exit.events import Outcome, RunSegment, SegmentDone, SegmentFailed
 from mdi_exit.model.manifest import Manifest
+from mdi_exit.padding import stacked, unpadded
 from mdi_exit.segments import SegmentKey
 from mdi_exit.tensors import decode_tensor, without_compression
 
@@ -53,7 +54,7 @@ def tensor_of(payload: object) -> Array:
 def _check_output(manifest: Manifest, key: SegmentKey, output: SegmentOutput) -> None:
     """Whether what came out for one sample is what the manifest says. Raises ``EngineError``."""
     if output.features is not None and key.stop < len(manifest.layers):
-        expected: tuple[int, ...] = (1, *manifest.in_shape(key.stop))
+        expected: tuple[int, ...] = (1, *manifest.stated_shape(key.stop))
         if output.features.shape != expected:
             raise EngineError(f"{key.file}: expected features of shape {expected}, got {output.features.shape}")
     if output.logits_NK is not None:
@@ -91,7 +92,7 @@ class Executor:
         seconds = {}
         for key, graph in graphs.items():
             self.engine.load(key, graph)
-            x = np.zeros((1, *manifest.in_shape(key.entry)), np.float32)
+            x = np.zeros((1, *manifest.stated_shape(key.entry)), np.float32)
             measured = []
             for _ in range(_WARM_RUNS):
                 begin = time.perf_counter()
@@ -128,7 +129,7 @@ class Executor:
         begin = time.perf_counter()
         try:
             tensors = [tensor_of(task.payload) for task in command.tasks]
-            x = np.stack(tensors) if len(tensors) > 1 else tensors[0][None]
+            x = self._together(command.key, tensors)
             output = self.engine.run(command.key, x)
             outcomes = self._outcomes(command, output)
         except (MdiExitError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
@@ -147,11 +148,24 @@ class Executor:
         if output.logits_NK is not None:
             judged = self._judged(command.key, output.logits_NK, states, output.gate_N1)
             labels, scores, states = [*judged.labels], judged.scores, judged.states
-        features = [None] * len(states) if output.features is None else [*output.features]
+        features = [None] * len(states) if output.features is None else self._separate(command.key, output.features)
         return tuple(
             Outcome(label, score, x, 0 if x is None else self.cuts.size_bytes(command.key.stop, x.shape), state)
             for label, score, x, state in zip(labels, scores, features, states, strict=True)
         )
+
+    def _together(self, key: SegmentKey, tensors: list[Array]) -> Array:
+        """One batch; padded where lengths may differ. Raises ``ValueError``."""
+        if len(tensors) > 1 and self._varies(key.entry):
+            return stacked(tensors)
+        return np.stack(tensors) if len(tensors) > 1 else tensors[0][None]
+
+    def _varies(self, cut: int) -> bool:
+        return self._manifest is not None and self._manifest.length(cut) is not None
+
+    def _separate(self, key: SegmentKey, features: Array) -> list[Array]:
+        """Each sample's own, without what it was padded with."""
+        return [unpadded(x) for x in features] if self._varies(key.stop) else [*features]
 
     def _judged(self, key: SegmentKey, logits_NK: Array, states: list[State], gate_N1: Array | None) -> Judgement:
         exits = self._manifest.exits if self._manifest else ()

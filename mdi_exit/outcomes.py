@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from mdi_exit.arrays import read_record, write_record
 from mdi_exit.confidence import State, judge
 from mdi_exit.data.classes import class_map
-from mdi_exit.data.pixels import inputs_of
 from mdi_exit.data.sets import Dataset
 from mdi_exit.engine.base import SegmentOutput
 from mdi_exit.engine.onnx import OnnxEngine
 from mdi_exit.errors import UsageError
+from mdi_exit.modality import modality_of
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.model.manifest import Manifest, Measure
+from mdi_exit.padding import stacked, unpadded
 from mdi_exit.segments import SegmentKey
 from mdi_exit.tensors import decode_tensor, encode_tensor, without_compression
 from mdi_exit.trace import Trace
@@ -174,12 +175,13 @@ def outcomes(
         for layer in range(1, len(manifest.layers))
         if (chosen := without_compression(manifest.layers[layer].codec or codec)) != _LOSSLESS
     }
+    modality = modality_of(artifact)
     engine, keys = _loaded(artifact, set(codecs), threads)
     logits: list[list[Array]] = [[] for _ in manifest.exits]
     gates: list[list[Array]] = [[] for _ in manifest.exits]
     for begin in range(0, len(dataset), batch):
-        x = inputs_of(dataset.images_NHWC[begin : begin + batch], manifest.input)
-        for number, output in enumerate(_passed(engine, keys, codecs, x)):
+        x = modality.batch(dataset.items[begin : begin + batch])
+        for number, output in enumerate(_passed(engine, keys, codecs, x, manifest)):
             logits[number].append(output.logits_NK)  # type: ignore[arg-type]
             gate_N1 = output.gate_N1 if output.gate_N1 is not None else np.full((len(x), 1), np.nan, np.float32)
             gates[number].append(gate_N1[:, 0])
@@ -213,7 +215,9 @@ def _loaded(artifact: Artifact, cuts: set[int], threads: int) -> tuple[OnnxEngin
     return engine, keys
 
 
-def _passed(engine: OnnxEngine, keys: Sequence[SegmentKey], codecs: dict[int, str], x: Array) -> list[SegmentOutput]:
+def _passed(
+    engine: OnnxEngine, keys: Sequence[SegmentKey], codecs: dict[int, str], x: Array, manifest: Manifest
+) -> list[SegmentOutput]:
     """The outputs of the segments with a head, for one batch."""
     found = []
     for key in keys:
@@ -223,5 +227,6 @@ def _passed(engine: OnnxEngine, keys: Sequence[SegmentKey], codecs: dict[int, st
         if output.features is not None:
             x = output.features
             if codec := codecs.get(key.stop):
-                x = np.stack([decode_tensor(codec, row.shape, encode_tensor(codec, row)) for row in x])
+                rows = [unpadded(row) for row in x] if manifest.length(key.stop) is not None else [*x]
+                x = stacked([decode_tensor(codec, row.shape, encode_tensor(codec, row)) for row in rows])
     return found

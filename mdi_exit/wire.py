@@ -440,7 +440,7 @@ class Outline(Struct, frozen=True, array_like=True, tag="outline"):
 
 
 class Request(Struct, frozen=True, array_like=True, tag="request"):
-    """An item of another program. Payload: an image file, or the values of a tensor in C order, little-endian.
+    """An item of another program. Payload: an image file, a text (UTF-8), or values in C order, little-endian.
 
     ``kind`` uint8: pixels, H×W or H×W×C; float32: just what enters layer 0, C×H×W. ``deadline_s``: how long the answer is
     worth having, from when the source gets the request.
@@ -448,7 +448,7 @@ class Request(Struct, frozen=True, array_like=True, tag="request"):
 
     client: Name
     id: RequestId
-    kind: Annotated[str, Meta(pattern=r"^(image|uint8|float32)\Z")]
+    kind: Annotated[str, Meta(pattern=r"^(image|text|uint8|float32)\Z")]
     crc: UInt
     shape: Annotated[tuple[Dim, ...], Meta(max_length=MAX_AXES)] = ()
     deadline_s: Patience | None = None

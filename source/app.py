@@ -26,6 +26,7 @@ from mdi_exit.events import (
 )
 from mdi_exit.executor import Executor
 from mdi_exit.logs import Throttle
+from mdi_exit.modality import Modality, modality_of
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.model.manifest import Calibration
@@ -67,7 +68,7 @@ async def serve(settings: SourceSettings) -> int:
     if (verifier := settings.verifier()) is not None:
         verifier.check_artifact(artifact.folder, artifact.manifest.digest)
     Composer(artifact).check()
-    samples = _samples(settings, artifact)
+    samples = _samples(settings, artifact, modality_of(artifact))
     if settings.layers is not None and settings.layers.stop > len(artifact.manifest.layers):
         raise UsageError("--layers", f"layers in 0-{len(artifact.manifest.layers) - 1}", settings.layers)
     profile = parse_profile(settings.profile) if settings.profile else None
@@ -114,7 +115,7 @@ async def serve(settings: SourceSettings) -> int:
     return 0
 
 
-def _samples(settings: SourceSettings, artifact: Artifact) -> Input | LiveInput | None:
+def _samples(settings: SourceSettings, artifact: Artifact, modality: Modality) -> Input | LiveInput | None:
     if settings.input.kind is REQUESTS:
         return None
     return open_any(
@@ -126,6 +127,7 @@ def _samples(settings: SourceSettings, artifact: Artifact) -> Input | LiveInput 
         data_dir=settings.data_dir,
         fps=settings.fps,
         realtime=settings.realtime,
+        read=modality.read,
     )
 
 

@@ -43,6 +43,7 @@ from mdi_exit.events import (
 from mdi_exit.exchange import FETCHED, LocalModel, ModelHost
 from mdi_exit.executor import Executor
 from mdi_exit.journal import Left, Life
+from mdi_exit.modality import modality_of
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.optimum.routes import RouteSolver
@@ -57,7 +58,7 @@ from mdi_exit.topics import Route, Topics
 from mdi_exit.transport import Transport
 from mdi_exit.vitals import Vitals
 from mdi_exit.wire import Message, Results, encode
-from source.inputs import Input, LiveInput, Sample, preprocess
+from source.inputs import Input, LiveInput, Sample
 from source.pictures import Pictures
 from source.reception import Reception
 from source.recorder import DirectRecorder, Recorder
@@ -113,7 +114,8 @@ class SourceDriver(NodeDriver):
             self, composer, state.config.run, read_signature(artifact.folder, artifact.manifest.digest)
         )
         self._local = LocalModel(self, composer, (span,)) if span is not None else None
-        self._reception = Reception(self, artifact.manifest)
+        self._modality = modality_of(artifact)
+        self._reception = Reception(self, artifact.manifest, self._modality)
         self._retained = Retained()
         self._own_input = samples is not None
         self._live = samples if isinstance(samples, LiveInput) else None
@@ -172,7 +174,7 @@ class SourceDriver(NodeDriver):
         life = left.life
         self._life, self._earlier_s, self._had = left.lives, life.elapsed_s, left.had
         self._position, self._drawn = life.position, life.drawn
-        event = await asyncio.to_thread(restored, left, self._samples, self._artifact.manifest, self.cuts)
+        event = await asyncio.to_thread(restored, left, self._samples, self._modality, self.cuts)
         if self._samples is not None:
             self._samples.go_on(life.position, life.drawn)
         elif self._live is not None:
@@ -205,9 +207,9 @@ class SourceDriver(NodeDriver):
 
     def _offer_of(self, sample: Sample) -> InputOffered:
         """A sample of whichever input, made ready in a thread."""
-        x = preprocess(sample.pixels, self._artifact.manifest.input)
+        x = self._modality.prepared(sample.raw)
         if self.pictures is not None:
-            self.pictures.offer(sample.id, sample.pixels)
+            self.pictures.offer(sample.id, sample.raw)
         return InputOffered(sample.id, x, self.cuts.size_bytes(0, x.shape), sample.truth, sample.position)
 
     async def _draw(self) -> None:

@@ -8,6 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from mdi_exit.data import DATASETS
+from mdi_exit.data.texts import FORMS, TEXT_SETS
 from mdi_exit.errors import UsageError
 from mdi_exit.topics import user_pattern
 
@@ -18,6 +19,8 @@ __all__ = [
     "REQUESTS",
     "SET",
     "STREAM",
+    "TEST",
+    "TEXT",
     "TOPIC",
     "VIDEO",
     "WATCH",
@@ -29,25 +32,30 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class InputKind:
-    """One row of the table. ``live``: it has no end, and does not wait for a slow system."""
+    """One row of the table. ``live``: it has no end, and does not wait for a slow system. ``gives``: which kind of items, as
+    in a model's ``InputSpec``; empty: whichever the model takes.
+    """
 
     form: str
     meaning: str
     live: bool
+    gives: str = ""
 
 
 # fmt: off
-SET    = InputKind(f"shipped|{'|'.join(DATASETS)}[:N]", "a data set, or its first N images",          live=False)
-FOLDER = InputKind("DIR",                               "a folder of images",                         live=False)
-VIDEO  = InputKind("FILE.mp4",                          "a video file",                               live=False)
-CAMERA = InputKind("camera[:N|:DEVICE]",                "a webcam",                                   live=True)
-STREAM = InputKind("rtsp://...",                        "a network camera (also rtsps, http, https)", live=True)
-WATCH  = InputKind("watch:DIR",                         "images that appear in a folder",             live=True)
-TOPIC  = InputKind("mqtt:TOPIC",                        "images published on the broker",             live=True)
-REQUESTS = InputKind("requests",                        "only what other programs ask for",           live=False)
+SET    = InputKind(f"shipped|{'|'.join((*DATASETS, *TEXT_SETS))}[:N]", "a data set, or its first N items", live=False)
+TEST   = InputKind("test[:N]",      "what the artifact was tested on",                live=False)
+TEXT   = InputKind("text:FILE",     "texts: .csv, .tsv, .jsonl, .txt, or a folder",   live=False, gives="text")
+FOLDER = InputKind("DIR",           "a folder of images",                             live=False, gives="image")
+VIDEO  = InputKind("FILE.mp4",      "a video file",                                   live=False, gives="image")
+CAMERA = InputKind("camera[:N|:DEVICE]", "a webcam",                                  live=True,  gives="image")
+STREAM = InputKind("rtsp://...",    "a network camera (also rtsps, http, https)",     live=True,  gives="image")
+WATCH  = InputKind("watch:DIR",     "images that appear in a folder",                 live=True,  gives="image")
+TOPIC  = InputKind("mqtt:TOPIC",    "images or texts published on the broker",        live=True)
+REQUESTS = InputKind("requests",    "only what other programs ask for",               live=False)
 # fmt: on
 
-KINDS: Final = (SET, FOLDER, VIDEO, CAMERA, STREAM, WATCH, TOPIC, REQUESTS)
+KINDS: Final = (SET, TEST, TEXT, FOLDER, VIDEO, CAMERA, STREAM, WATCH, TOPIC, REQUESTS)
 
 _STREAM_SCHEMES: Final = frozenset({"rtsp", "rtsps", "http", "https"})
 _VIDEO_SUFFIXES: Final = frozenset(
@@ -63,6 +71,13 @@ class ParsedInput:
     kind: InputKind
     target: str = field(repr=False)
     text: str = field(repr=False)
+
+    @property
+    def gives(self) -> str:
+        """Which kind of items; empty: whichever the model takes."""
+        if self.kind is SET:
+            return "text" if self.target.partition(":")[0] in TEXT_SETS else "image"
+        return self.kind.gives
 
     def __str__(self) -> str:
         """As it may be shown: a camera's user and password are left out."""
@@ -83,8 +98,14 @@ def parse_input(text: str) -> ParsedInput:
     head, colon, rest = stripped.partition(":")
     if not stripped:
         raise UsageError("", ", ".join(kind.form for kind in KINDS), repr(text))
-    if head == "shipped" or head in DATASETS:
+    if head == "shipped" or head in DATASETS or head in TEXT_SETS:
         return ParsedInput(SET, stripped, stripped)
+    if head == "test":
+        return ParsedInput(TEST, stripped, stripped)
+    if head == "text" and colon:
+        if not rest:
+            raise UsageError("", f"text:FILE ({FORMS})", repr(text))
+        return ParsedInput(TEXT, rest, stripped)
     if stripped == "requests":
         return ParsedInput(REQUESTS, "", stripped)
     if head == "camera":

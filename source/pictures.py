@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mdi_exit.events import Record
+from mdi_exit.modality import Raw
 from mdi_exit.wire import Frame, crc32
 
 __all__ = ["Pictures"]
@@ -34,8 +35,13 @@ class Pictures:
         self._kept: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def offer(self, sample: str, pixels: NDArray[np.uint8]) -> None:
-        """Remember an item's pixels (uint8, H×W, H×W×1 or H×W×3), thinned out; the oldest are forgotten."""
+    def offer(self, sample: str, raw: Raw) -> None:
+        """Remember an item's pixels (uint8, H×W, H×W×1 or H×W×3), thinned out; the oldest are forgotten. Of a text there
+        is no picture.
+        """
+        if isinstance(raw, str) or raw.dtype != np.uint8:
+            return
+        pixels = np.asarray(raw, np.uint8)
         step = max(-(-max(pixels.shape[:2]) // _SIDE), 1)
         small = pixels[::step, ::step].copy()
         with self._lock:

@@ -1,7 +1,7 @@
 """Requests of other programs as they come over the broker, and the replies to them.
 
-A request is a frame of ``mdi_exit.Client``, or in plain: an image file as it is, or JSON with the image in base64. A
-plain one is answered in JSON. Nothing here decides anything: ``SourceState`` does.
+A request is a frame of ``mdi_exit.Client``, or in plain: a file as it is (an image, a text), or JSON with the image in base64
+or the text. A plain one is answered in JSON. Nothing here decides anything: ``SourceState`` does.
 """
 
 from __future__ import annotations
@@ -29,20 +29,19 @@ from mdi_exit.events import (
     SendReply,
 )
 from mdi_exit.limits import MAX_REQUEST_BYTES
-from mdi_exit.model.manifest import InputSpec, Manifest
+from mdi_exit.modality import Modality
+from mdi_exit.model.manifest import Manifest
 from mdi_exit.wire import VERSION, Patience, Reply, Request, RequestId, decode, encode
-from source.images import decode_image
-from source.inputs import preprocess
 from source.recorder import Sent
 
 __all__ = ["Reception", "read_request", "reply_json", "to_tensor"]
 
-_LARGEST_VALUE: Final = 1000.0
 _MAX_PLAIN_BYTES: Final = MAX_REQUEST_BYTES * 4 // 3 + 4096  # of an image in base64, and the JSON around it
 
 
 class _PlainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    image: bytes  # base64 in JSON
+    image: bytes | None = None  # base64 in JSON
+    text: str | None = None
     id: RequestId | Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     deadline_s: Patience | None = None
 
@@ -63,33 +62,33 @@ def read_request(client: str, payload: bytes) -> RequestReceived:
         try:
             plain = msgspec.json.decode(payload, type=_PlainRequest)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise WireError("request", f"expected JSON with image (base64), id, deadline_s: {error}") from None
+            raise WireError("request", f"expected JSON with image (base64) or text, id, deadline_s: {error}") from None
         identity = "" if plain.id is None else str(plain.id)
-        sent, deadline_s = Sent("image", (), plain.image), plain.deadline_s
+        if (plain.image is None) == (plain.text is None):
+            raise WireError("request", "expected JSON with image (base64) or text, got both or neither")
+        given = plain.text.encode("utf-8", "replace") if plain.image is None and plain.text is not None else plain.image
+        sent = Sent("text" if plain.image is None else "image", (), given or b"")
+        deadline_s = plain.deadline_s
     else:
-        sent, identity, deadline_s = Sent("image", (), payload), "", None
+        sent, identity, deadline_s = Sent("", (), payload), "", None
     if not 0 < len(sent.data) <= MAX_REQUEST_BYTES:
-        raise WireError("payload-size", f"expected an image of 1 to {MAX_REQUEST_BYTES} bytes, got {len(sent.data)}")
+        raise WireError("payload-size", f"expected an item of 1 to {MAX_REQUEST_BYTES} bytes, got {len(sent.data)}")
     plainly = payload[:1] != bytes((VERSION,))
     return RequestReceived(client, identity, sent, len(sent.data), deadline_s, plainly)
 
 
-def to_tensor(sent: Sent, spec: InputSpec) -> NDArray[np.float32]:
-    """What enters layer 0, float32 C×H×W. Raises ``ValueError`` or ``MdiExitError``."""
-    if sent.kind == "image":
-        return preprocess(decode_image(sent.data), spec)
+def to_tensor(sent: Sent, modality: Modality) -> NDArray[np.float32]:
+    """What enters layer 0. Raises ``ValueError`` or ``MdiExitError``."""
+    if sent.kind in ("", modality.kind):
+        return modality.prepared(modality.read(sent.data))
+    if sent.kind in ("image", "text"):
+        raise ValueError(f"item: expected {modality.kind}, as the model takes, got {sent.kind}")
     dtype = np.dtype(sent.kind).newbyteorder("<")
     wanted = math.prod(sent.shape) * dtype.itemsize
     if len(sent.data) != wanted:
         raise ValueError(f"array: expected {wanted} bytes for {sent.kind} of shape {sent.shape}, got {len(sent.data)}")
     x = np.frombuffer(sent.data, dtype).reshape(sent.shape)
-    if sent.kind == "uint8":
-        return preprocess(x, spec)
-    if sent.shape != spec.shape:
-        raise ValueError(f"array: expected float32 of shape {spec.shape}, got {sent.shape}")
-    if not (np.abs(x) <= _LARGEST_VALUE).all():  # also of NaN
-        raise ValueError("array: expected values as (pixel/255 - mean) / std gives them, got others")
-    return np.ascontiguousarray(x, np.float32)
+    return modality.prepared(x) if sent.kind == "uint8" else modality.ready(x)
 
 
 def reply_json(reply: Reply) -> bytes:
@@ -109,8 +108,8 @@ def reply_json(reply: Reply) -> bytes:
 class Reception:
     """Gives ``driver`` the requests that come, makes tensors of them in a thread, and publishes its replies."""
 
-    def __init__(self, driver: NodeDriver, manifest: Manifest) -> None:
-        self._driver, self._manifest = driver, manifest
+    def __init__(self, driver: NodeDriver, manifest: Manifest, modality: Modality) -> None:
+        self._driver, self._manifest, self._modality = driver, manifest, modality
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="requests")
 
     def close(self) -> None:
@@ -139,7 +138,7 @@ class Reception:
             sent = command.payload
             if not isinstance(sent, Sent):
                 raise TypeError(f"expected what came in a request, got {type(sent).__name__}")
-            x = await loop.run_in_executor(self._thread, to_tensor, sent, self._manifest.input)
+            x = await loop.run_in_executor(self._thread, to_tensor, sent, self._modality)
         except (ValueError, MdiExitError, MemoryError) as error:
             self._driver.feed(RequestUnusable(command.ticket, str(error) or type(error).__name__))
         else:

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request's payload. ``kind``: image, uint8 or float32, as in ``wire.Request``."""
+    """A request's payload. ``kind``: image, text, uint8 or float32, as in ``wire.Request``; empty: a file of any kind."""
 
     kind: str
     shape: tuple[int, ...]

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdi_exit.cuts import CutCodecs
-from mdi_exit.data.pixels import preprocess
 from mdi_exit.errors import MdiExitError
 from mdi_exit.events import LifeTotals, Restored, RestoredItem, RestoredRequest, SendReply
 from mdi_exit.journal import AdmittedRow, Left, RequestRow
-from mdi_exit.model.manifest import InputSpec, Manifest
+from mdi_exit.modality import Modality
 from source.inputs import Input
 from source.reception import to_tensor
 from source.recorder import Sent
@@ -22,14 +21,14 @@ from source.recorder import Sent
 __all__ = ["restored", "totals_of"]
 
 
-def restored(left: Left, samples: Input | None, manifest: Manifest, cuts: CutCodecs) -> Restored:
+def restored(left: Left, samples: Input | None, modality: Modality, cuts: CutCodecs) -> Restored:
     """Reads again what ``samples`` has at the places of unfinished items, so call it in a thread."""
     asked = {(row.client, row.id): row for row in left.requests}
-    tensors = _read_again(left, samples, manifest.input)
+    tensors = _read_again(left, samples, modality)
     items = []
     for row in left.items:
         request = asked.pop((row.client, row.request), None) if row.client else None
-        x, lost = _tensor(row, request, tensors, manifest.input)
+        x, lost = _tensor(row, request, tensors, modality)
         size_bytes = cuts.size_bytes(0, x.shape) if x is not None else row.size_bytes
         kept = None if request is None else _request(request)
         items.append(
@@ -55,20 +54,20 @@ def totals_of(left: Left) -> LifeTotals:
     )  # fmt: skip
 
 
-def _read_again(left: Left, samples: Input | None, spec: InputSpec) -> Mapping[int, NDArray[np.float32]]:
+def _read_again(left: Left, samples: Input | None, modality: Modality) -> Mapping[int, NDArray[np.float32]]:
     places = {row.position for row in left.items if row.position >= 0}
     if samples is None or not places:
         return {}
-    return {sample.position: preprocess(sample.pixels, spec) for sample in samples.again(places)}
+    return {sample.position: modality.prepared(sample.raw) for sample in samples.again(places)}
 
 
 def _tensor(
-    row: AdmittedRow, request: RequestRow | None, again: Mapping[int, NDArray[np.float32]], spec: InputSpec
+    row: AdmittedRow, request: RequestRow | None, again: Mapping[int, NDArray[np.float32]], modality: Modality
 ) -> tuple[Any, str]:
     """What enters layer 0, or why it can no longer be had."""
     if request is not None:
         try:
-            return to_tensor(Sent(request.kind, request.shape, request.data), spec), ""
+            return to_tensor(Sent(request.kind, request.shape, request.data), modality), ""
         except (ValueError, MdiExitError) as error:
             return None, f"the request cannot be read: {error}"
     if row.payload is not None:

@@ -26,7 +26,7 @@ from mdi_exit.data import shipped
 from mdi_exit.errors import MdiExitError, RequestError
 from mdi_exit.items import percentile
 
-__all__ = ["ClientLoad", "ClientRow", "measure_clients"]
+__all__ = ["ClientLoad", "ClientRow", "measure_clients", "started"]
 
 Pixels = NDArray[np.uint8]
 
@@ -155,18 +155,19 @@ async def _deployment(url: str, load: ClientLoad) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mdi-exit-clients-")))
         for number, (module, *flags) in enumerate(programs):
-            await stack.enter_async_context(_program(module, [*flags, *shared], folder / f"{number}.log"))
+            await stack.enter_async_context(started(module, [*flags, *shared], folder / f"{number}.log"))
         yield
 
 
 @asynccontextmanager
-async def _program(module: str, flags: list[str], log: Path) -> AsyncIterator[None]:
+async def started(module: str, flags: list[str], log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A program, until the end; what it says goes to ``log``."""
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", module, *flags, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
         )
     try:
-        yield
+        yield process
     finally:
         if process.returncode is None:
             process.terminate()

@@ -19,6 +19,7 @@ from typing import Any, Final
 from mdi_exit import __version__
 from mdi_exit.config import nearest
 from mdi_exit.errors import UsageError
+from mdi_exit.tensors import CODECS
 
 __all__ = ["Tool", "main", "write_rows"]
 
@@ -178,6 +179,31 @@ def _clients(args: argparse.Namespace) -> Rows:
     return asyncio.run(measure_load(load))
 
 
+def _split_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="MODEL", help="artifact, by name or path")
+    parser.add_argument(
+        "--thresholds", type=_thresholds, default=(0.8, 0.95, 1.0), metavar="T,T", help="of exits (0.8,0.95,1)"
+    )
+    parser.add_argument(
+        "--nodes", type=_count, default=3, metavar="N", help="agents that share the layers (%(default)s)"
+    )
+    parser.add_argument("--codec", default="float32", choices=CODECS, help="of features (%(default)s)")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets are looked for (data)")
+
+
+def _thresholds(text: str) -> tuple[float, ...]:
+    found = tuple(float(part) for part in text.split(","))
+    if not all(0 <= threshold <= 1 for threshold in found):
+        raise argparse.ArgumentTypeError(f"expected numbers from 0 to 1, got {text}")
+    return found
+
+
+def _split(args: argparse.Namespace) -> Rows:
+    from mdi_exit.benchmark.split import measure_split
+
+    return measure_split(args.model, args.thresholds, args.nodes, args.codec, args.data_dir)
+
+
 def _journal_flags(parser: argparse.ArgumentParser) -> None:
     from mdi_exit.benchmark.journal import JournalLoad
 
@@ -265,6 +291,7 @@ _BENCHMARKS: Final[dict[str, _Benchmark]] = {
     "agent": _Benchmark("memory of an agent, and seconds until it is ready", _no_flags, _agent),
     "metrics": _Benchmark("what it costs to watch: scrapes, telemetry, throughput", _message_flags, _metrics),
     "clients": _Benchmark("many clients at once, at more than the capacity", _clients_flags, _clients),
+    "split": _Benchmark("a model over agents against itself in one process, on its test items", _split_flags, _split),
     "journal": _Benchmark("what the source's journal costs in throughput and latency", _journal_flags, _journal),
     "placement": _Benchmark(
         "plans against the best of all", lambda parser: _scale_flag(parser, "many cases"), _placement

@@ -126,7 +126,7 @@ class _Seed:
         kept, validation = held_out(parts.train, min(_VALIDATION, len(parts.train) // 10), seed)
         if study.limit is not None:
             kept = kept.subset(np.arange(min(study.limit, len(kept))))
-        fresh = network_for(study, spec.shape, len(parts.train.classes), seed)
+        fresh = network_for(study, spec.image_shape, len(parts.train.classes), seed)
         return cls(
             study,
             seed,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mdi_exit.arrays import read_arrays
 from mdi_exit.data.pixels import Pixels, fitted, pixels_of
-from mdi_exit.data.sets import Dataset
+from mdi_exit.data.sets import Dataset, Parts
 from mdi_exit.errors import UsageError
 from mdi_exit.limits import MAX_IMAGE_FILE_PIXELS
 
@@ -20,8 +20,7 @@ __all__ = ["IMAGE_SUFFIXES", "from_folder", "from_npz"]
 
 IMAGE_SUFFIXES: Final = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
-Shape = tuple[int, int, int]
-Parts = tuple[Dataset, Dataset | None]
+Shape = tuple[int, ...]
 
 
 # --- a folder

@@ -21,20 +21,20 @@ def preprocess(pixels: Pixels, spec: InputSpec) -> Features:
     Colour and grey are converted where the model wants the other; another size is resized (bilinear, antialiased), the
     whole picture being kept whatever its proportions. Raises ``UsageError`` for pixels that are no image.
     """
-    x_HWC = fitted(pixels, spec.shape)
+    x_HWC = fitted(pixels, spec.image_shape)
     return np.ascontiguousarray(_normalised(x_HWC, spec).transpose(2, 0, 1))
 
 
 def inputs_of(images_NHWC: Pixels, spec: InputSpec) -> Features:
     """``preprocess`` of each image: float32 N×C×H×W, bit for bit what it gives one by one."""
-    channels, height, width = spec.shape
+    channels, height, width = spec.image_shape
     if images_NHWC.shape[1:] != (height, width, channels):
-        rows = [fitted(x_HWC, spec.shape) for x_HWC in images_NHWC]
+        rows = [fitted(x_HWC, spec.image_shape) for x_HWC in images_NHWC]
         images_NHWC = np.stack(rows) if rows else np.empty((0, height, width, channels), np.uint8)
     return np.ascontiguousarray(_normalised(images_NHWC, spec).transpose(0, 3, 1, 2))
 
 
-def fitted(pixels: Pixels, shape: tuple[int, int, int]) -> Pixels:
+def fitted(pixels: Pixels, shape: tuple[int, ...]) -> Pixels:
     """H×W×C of ``shape`` (C, H, W). Raises ``UsageError`` for pixels that are no image."""
     channels, height, width = shape
     x_HWC = pixels[..., None] if pixels.ndim == 2 else pixels

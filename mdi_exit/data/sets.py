@@ -1,4 +1,4 @@
-"""Image data sets: local files when present, torchvision's download otherwise.
+"""Data sets of images: local files when present, torchvision's download otherwise.
 
 Nothing here unpickles: Fashion-MNIST is read from its gzipped IDX files, CIFAR from its binary version, SVHN from its
 MATLAB files. (torchvision knows only CIFAR's pickled version; its download is used through torchvision itself, which checks
@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from mdi_exit.errors import UsageError
 
-__all__ = ["DATASETS", "Dataset", "Split", "load", "shipped"]
+__all__ = ["DATASETS", "Dataset", "Items", "Parts", "Split", "load", "shipped"]
 
 Split = Literal["train", "test"]
+Items = NDArray[np.uint8] | tuple[str, ...]
 
 FASHION_MNIST_CLASSES: Final = (
     "T-shirt/top",
@@ -56,10 +57,12 @@ SHIPPED: Final = "fashion-mnist-test-2000.npz"
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """``images_NHWC``: uint8, N×H×W×C; ``labels_N``: int64; ``ids_N``: position in the original split."""
+    """``items``: images, uint8, N×H×W×C, or N texts; ``labels_N``: int64, -1 where none is known; ``ids_N``: position in
+    the original split.
+    """
 
     name: str
-    images_NHWC: NDArray[np.uint8]
+    items: Items
     labels_N: NDArray[np.int64]
     classes: tuple[str, ...]
     ids_N: NDArray[np.int64]
@@ -67,8 +70,26 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    @property
+    def images_NHWC(self) -> NDArray[np.uint8]:
+        """Raises ``UsageError`` for a data set of anything but images."""
+        if isinstance(self.items, tuple):
+            raise UsageError(f"data {self.name}", "images", "texts")
+        return self.items
+
+    @property
+    def kind(self) -> Literal["image", "text"]:
+        """That of a model's input (``InputSpec.kind``)."""
+        return "text" if isinstance(self.items, tuple) else "image"
+
     def subset(self, indices: NDArray[np.int64]) -> Dataset:
-        return Dataset(self.name, self.images_NHWC[indices], self.labels_N[indices], self.classes, self.ids_N[indices])
+        items = self.items
+        chosen = tuple(items[index] for index in indices.tolist()) if isinstance(items, tuple) else items[indices]
+        return Dataset(self.name, chosen, self.labels_N[indices], self.classes, self.ids_N[indices])
+
+
+Parts = tuple[Dataset, Dataset | None]
+"""Training part, and test part where there is one."""
 
 
 def _dataset(name: str, images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...]) -> Dataset:

@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mdi_exit.data.given import Parts, from_folder, from_npz
-from mdi_exit.data.sets import DATASETS, Dataset, load, shipped
+from mdi_exit.data.given import from_folder, from_npz
+from mdi_exit.data.sets import DATASETS, Dataset, Parts, load, shipped
+from mdi_exit.data.texts import TEXT_SETS, from_text, read_text_set
 from mdi_exit.errors import UsageError
 from mdi_exit.model.manifest import DataRecord
 
 __all__ = ["SPECS", "Splits", "splits"]
 
-SPECS: Final = (*DATASETS, "shipped", "NAME/test", "folder:PATH", "npz:FILE")
+SPECS: Final = (*DATASETS, "shipped", "NAME/test", "folder:PATH", "npz:FILE", "text:FILE", *TEXT_SETS)
 _TEST_SHARE: Final = 5
 _CALIBRATION_SHARE: Final = 10
 _CALIBRATION_MOST: Final = 5000
@@ -51,7 +51,7 @@ def splits(
     seed: int = 0,
     data_dir: Path | None = None,
     calibration: int | None = None,
-    shape: tuple[int, int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> Splits:
     """The split of ``spec`` (see ``SPECS``) by ``seed``; the same arguments give the same samples again.
 
@@ -80,7 +80,7 @@ def splits(
 
 
 def _parts(
-    spec: str, data_dir: Path | None, shape: tuple[int, int, int] | None, rng: np.random.Generator
+    spec: str, data_dir: Path | None, shape: tuple[int, ...] | None, rng: np.random.Generator
 ) -> tuple[Dataset, Dataset | None, int]:
     """Samples to draw from, the test part (None: what the draw leaves), and how many to draw unless told."""
     if spec.endswith(_TEST_ONLY) and (name := spec.removesuffix(_TEST_ONLY)) in DATASETS:
@@ -94,7 +94,7 @@ def _parts(
     return whole, test, min(len(whole) // _CALIBRATION_SHARE, _CALIBRATION_MOST)
 
 
-def _read(spec: str, data_dir: Path | None, shape: tuple[int, int, int] | None) -> Parts:
+def _read(spec: str, data_dir: Path | None, shape: tuple[int, ...] | None) -> Parts:
     kind, _, place = spec.partition(":")
     if spec == "shipped":
         return shipped(), None
@@ -104,15 +104,32 @@ def _read(spec: str, data_dir: Path | None, shape: tuple[int, int, int] | None) 
         return from_folder(Path(place), shape)
     if kind == "npz" and place:
         return from_npz(Path(place))
+    if kind == "text" and place:
+        return _labelled(spec, from_text(Path(place)))
+    if spec in TEXT_SETS:
+        return read_text_set(spec, data_dir), None
     raise UsageError("data", f"one of {', '.join(SPECS)}", repr(spec))
 
 
+def _labelled(spec: str, parts: Parts) -> Parts:
+    for part in parts:
+        if part is not None and (unknown := int((part.labels_N < 0).sum())):
+            raise UsageError(f"data {spec}", "a label for each text", f"{unknown} without one")
+    return parts
+
+
 def _digest(parts: Sequence[Dataset]) -> str:
-    """SHA-256 over the three parts: sizes, positions, labels, pixels and the names of the classes."""
+    """SHA-256 over the three parts: sizes, positions, labels, pixels or texts, and the names of the classes."""
     digest = hashlib.sha256("\0".join(parts[0].classes).encode())
     for part in parts:
-        digest.update(repr(part.images_NHWC.shape).encode())
-        arrays: tuple[NDArray[np.generic], ...] = (part.ids_N.astype("<i8"), part.labels_N.astype("<i8"))
-        for array in (*arrays, part.images_NHWC):
+        items = part.items
+        digest.update(repr((len(items), "texts") if isinstance(items, tuple) else items.shape).encode())
+        for array in (part.ids_N.astype("<i8"), part.labels_N.astype("<i8")):
             digest.update(np.ascontiguousarray(array).data)
+        if isinstance(items, tuple):
+            for text in items:
+                raw = text.encode("utf-8", "surrogatepass")
+                digest.update(len(raw).to_bytes(8, "little") + raw)
+        else:
+            digest.update(np.ascontiguousarray(items).data)
     return digest.hexdigest()

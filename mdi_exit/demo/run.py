@@ -31,6 +31,7 @@ from mdi_exit.engine.profile import parse_profile
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.gateway.command import need_web
 from mdi_exit.gateway.config import GatewaySettings
+from mdi_exit.modality import modality_of
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.results import Summary
@@ -38,7 +39,7 @@ from mdi_exit.segments import SegmentKey
 from mdi_exit.snapshot import Snapshot, read_timeline
 from mdi_exit.span import LayerSpan
 from source.input_kinds import FOLDER, REQUESTS, SET, ParsedInput
-from source.inputs import open_input, preprocess
+from source.inputs import open_input
 
 __all__ = ["main"]
 
@@ -251,19 +252,20 @@ class _Tail:
 
 
 def _single_process_per_s(artifact: Artifact, spec: ParsedInput) -> float:
-    """Images a second of one process here, unemulated: the whole model, one thread, batch 1, last exit."""
+    """Items a second of one process here, unemulated: the whole model, one thread, batch 1, last exit."""
     plan = artifact.manifest.plan
     composer, engine = Composer(artifact), OnnxEngine(1)
     key = SegmentKey(0, plan.layer_count, head=True)
     engine.load(key, composer.segment(key))
     text = "shipped" if spec.kind.live or spec.kind is REQUESTS else spec.text
     samples = itertools.islice(iter(open_input(text, artifact.manifest, cycle=True)), _SINGLE_IMAGES)
-    images = [preprocess(sample.pixels, artifact.manifest.input)[None] for sample in samples]
-    engine.run(key, images[0])
+    modality = modality_of(artifact)
+    items = [modality.prepared(sample.raw)[None] for sample in samples]
+    engine.run(key, items[0])
     begin = time.perf_counter()
-    for image in images:
-        engine.run(key, image)
-    return len(images) / (time.perf_counter() - begin)
+    for item in items:
+        engine.run(key, item)
+    return len(items) / (time.perf_counter() - begin)
 
 
 def _conclude(settings: DemoSettings, artifact: Artifact, folder: Path, console: Console) -> int:

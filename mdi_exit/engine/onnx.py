@@ -26,7 +26,7 @@ class OnnxEngine:
 
     def __init__(self, threads: int = 1) -> None:
         self._threads = threads
-        self._sessions: dict[SegmentKey, tuple[Any, list[str], tuple[int, ...]]] = {}
+        self._sessions: dict[SegmentKey, tuple[Any, list[str], tuple[int | str | None, ...]]] = {}
 
     @property
     def description(self) -> str:
@@ -53,13 +53,20 @@ class OnnxEngine:
         if loaded is None:
             raise EngineError(f"{key.file}: expected a loaded segment, got none")
         session, names, shape = loaded
-        if x.dtype != np.float32 or x.shape[1:] != shape or len(x) < 1:
+        if x.dtype != np.float32 or not _fits(x.shape[1:], shape) or len(x) < 1:
             raise EngineError(f"{key.file}: expected float32 (N, {shape}), got {x.dtype} {x.shape}")
         try:
             outputs = dict(zip(names, session.run(names, {"x": x}), strict=True))
         except Exception as error:  # noqa: BLE001 - as above
             raise EngineError(f"{key.file}: {_first_line(error)}") from None
         return SegmentOutput(outputs.get("features"), outputs.get("logits"), outputs.get("gate"))
+
+
+def _fits(shape: tuple[int, ...], declared: tuple[int | str | None, ...]) -> bool:
+    """An axis that a graph declares by a name, or not at all, may have any length."""
+    if len(shape) != len(declared):
+        return False
+    return all(size == axis or not isinstance(axis, int) for size, axis in zip(shape, declared, strict=True))
 
 
 def _providers() -> list[str]:
@@ -93,14 +100,17 @@ def open_session(graph: bytes, threads: int) -> Any:
 
 
 def _check_ends(key: SegmentKey, signature: Signature) -> None:
-    """Whether a graph takes and gives what a segment does, by name, the batch free. Raises ``EngineError``."""
+    """Whether a graph takes and gives what a segment does, by name, the batch free and perhaps the axis after it.
+
+    Raises ``EngineError``.
+    """
     names = set(signature.outputs)
     expected = {"logits"} if key.head and "features" not in names else {"features", *(["logits"] * key.head)}
     if set(signature.inputs) != {"x"} or (names - {"gate"} if key.head else names) != expected:
         got = f"{sorted(name[:40] for name in names)[:5]} of {sorted(name[:40] for name in signature.inputs)[:5]}"
         raise EngineError(f"expected outputs {sorted(expected)} of x, got {got}")
     for name, shape in (*signature.inputs.items(), *signature.outputs.items()):
-        if len(shape) < 2 or shape[0] is not None or (name == "x" and None in shape[1:]):
+        if len(shape) < 2 or shape[0] is not None or (name == "x" and None in shape[2:]):
             raise EngineError(f"expected {name} of shape (N, …), got {shape}")
 
 

@@ -2,7 +2,8 @@
 
 The rates are effective single-stream rates on the board's CPU, orders of magnitude, ours: no board was measured. An emulated
 task is a camera-size one: the costs of the artifact's layers are scaled by the ratio of the areas, 224² to that of its
-input. Feature tensors are not enlarged, so an emulated deployment's links carry less than the real one's would.
+input (texts are taken as they are, at the length at which the artifact states its costs). Feature tensors are not enlarged,
+so an emulated deployment's links carry less than the real one's would.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from mdi_exit.errors import UsageError
 from mdi_exit.model.manifest import Manifest
 from mdi_exit.segments import SegmentKey
 
-__all__ = ["PROFILES", "DeviceProfile", "parse_profile"]
+__all__ = ["PROFILES", "DeviceProfile", "camera_scale", "parse_profile"]
 
 CAMERA_SIDE: Final = 224
 
@@ -33,9 +34,15 @@ class DeviceProfile:
         macs = sum(layer.macs for layer in manifest.layers[key.entry : key.stop]) + _bottleneck_macs(manifest, key)
         if key.head:
             macs += next(spec.macs for spec in manifest.exits if spec.layer == key.stop - 1)
-        _, height, width = manifest.input.shape
-        scale = CAMERA_SIDE**2 / (height * width)
-        return batch * macs * scale / self.macs_per_s + (key.stop - key.entry) * self.layer_overhead_s
+        return batch * macs * camera_scale(manifest) / self.macs_per_s + (key.stop - key.entry) * self.layer_overhead_s
+
+
+def camera_scale(manifest: Manifest) -> float:
+    """By how much a camera-size task is more than one of the artifact's images; 1 for anything but images."""
+    if manifest.input.kind != "image":
+        return 1.0
+    _, height, width = manifest.input.image_shape
+    return CAMERA_SIDE**2 / (height * width)
 
 
 def _bottleneck_macs(manifest: Manifest, key: SegmentKey) -> int:

@@ -45,7 +45,7 @@ class TorchEngine:
             raise UsageError("engine torch", "a model without gates", f"{model}, which has some")
         self._manifest = artifact.manifest
         self._network = network_of(artifact).to(self._device)
-        self._loaded: dict[SegmentKey, tuple[int, ...]] = {}
+        self._loaded: set[SegmentKey] = set()
 
     @property
     def description(self) -> str:
@@ -57,10 +57,10 @@ class TorchEngine:
             raise EngineError(f"{key.file}: expected layers of 0 to {count - 1}, got {key.entry} to {key.stop - 1}")
         if key.head and key.stop - 1 not in self._network.exit_layers:
             raise EngineError(f"{key.file}: expected an exit of {self._network.exit_layers}, got {key.stop - 1}")
-        self._loaded[key] = self._manifest.in_shape(key.entry)
+        self._loaded.add(key)
 
     def unload(self, key: SegmentKey) -> None:
-        self._loaded.pop(key, None)
+        self._loaded.discard(key)
 
     def _tensor(self, x: Array) -> torch.Tensor:
         """``x`` on the device, in the one memory layout in which all segments run: sums keep their order, bit for bit."""
@@ -70,10 +70,10 @@ class TorchEngine:
         return x_N.contiguous(memory_format=torch.channels_last)
 
     def run(self, key: SegmentKey, x: Array) -> SegmentOutput:
-        shape = self._loaded.get(key)
-        if shape is None:
+        if key not in self._loaded:
             raise EngineError(f"{key.file}: expected a loaded segment, got none")
-        if x.dtype != np.float32 or x.shape[1:] != shape or len(x) < 1:
+        if x.dtype != np.float32 or not self._manifest.fits(key.entry, x.shape[1:]) or len(x) < 1:
+            shape = self._manifest.in_shape(key.entry)
             raise EngineError(f"{key.file}: expected float32 (N, {shape}), got {x.dtype} {x.shape}")
         with torch.inference_mode():
             try:

@@ -26,6 +26,7 @@ from mdi_exit.config import resolve
 from mdi_exit.engine.onnx import OnnxEngine
 from mdi_exit.errors import ArtifactError, EngineError, MdiExitError, UsageError, WireError
 from mdi_exit.fuzzing.mutation import Mutator, blind, changed_tree, of_tokens
+from mdi_exit.modality.image import ImageInput
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.model.manifest import InputSpec, Manifest, parse_manifest
@@ -323,13 +324,13 @@ def _graphs() -> list[bytes]:
 
 # --- requests
 
-_SPEC: Final = InputSpec(kind="image", shape=(1, 8, 8), mean=(0.5,), std=(0.25,))
+_IMAGES: Final = ImageInput(InputSpec(kind="image", shape=(1, 8, 8), mean=(0.5,), std=(0.25,)))
 
 
 def _request(data: bytes) -> None:
     event = read_request("desk", data)
     if isinstance(event.payload, Sent):
-        to_tensor(event.payload, _SPEC)
+        to_tensor(event.payload, _IMAGES)
 
 
 def _requests() -> list[bytes]:

@@ -16,13 +16,13 @@ from aiohttp import web
 
 from mdi_exit import values, wire
 from mdi_exit.client import Answer as Reply
-from mdi_exit.client import Client
+from mdi_exit.client import Client, Text
 from mdi_exit.errors import BadRequest, DeadlineExceeded, Refused, RequestError, StartError
 from mdi_exit.gateway import guard, openapi
 from mdi_exit.gateway.config import GatewaySettings
 from mdi_exit.gateway.feed import Feed
 from mdi_exit.gateway.gallery import Frame, Gallery, thumbnail
-from mdi_exit.gateway.infer import MAX_IMAGE_BYTES, Answer, Fault, RejectedError, deadline_of, image_of
+from mdi_exit.gateway.infer import MAX_IMAGE_BYTES, Answer, Fault, RejectedError, deadline_of, item_of
 from mdi_exit.gateway.pages import Pages
 from mdi_exit.gateway.state import SAMPLE_PERIOD_S, History, state_of
 from mdi_exit.observer import DeploymentView, Observer
@@ -42,13 +42,13 @@ log = logging.getLogger(__name__)
 
 
 class Asked(Protocol):
-    """Gets an image labelled by the deployment; see ``Client.infer``."""
+    """Gets an item labelled by the deployment; see ``Client.infer``."""
 
-    async def __call__(self, image: bytes, *, deadline_s: float) -> Reply: ...
+    async def __call__(self, item: bytes | Text, *, deadline_s: float) -> Reply: ...
 
 
 class Gateway:
-    """The answers to HTTP requests about the deployment that ``view`` shows; ``infer`` gets images labelled."""
+    """The answers to HTTP requests about the deployment that ``view`` shows; ``infer`` gets items labelled."""
 
     def __init__(self, settings: GatewaySettings, view: Callable[[], DeploymentView], infer: Asked) -> None:
         self._settings, self._view, self._ask = settings, view, infer
@@ -122,11 +122,11 @@ class Gateway:
     async def _infer(self, request: web.Request) -> web.StreamResponse:
         deadline_s = deadline_of(request, self._settings.deadline)
         with self._room_for(request.content_length or MAX_IMAGE_BYTES):
-            image = await image_of(request)
+            item = await item_of(request)
             if trouble := self._view().trouble:
                 raise RejectedError(503, "unavailable", trouble, retry_after_s=2.0)
-            reply = await _asked(self._ask, image, deadline_s)
-            return _json(await self._answer(reply, image))
+            reply = await _asked(self._ask, item, deadline_s)
+            return _json(await self._answer(reply, item))
 
     @contextlib.contextmanager
     def _room_for(self, size: int) -> Iterator[None]:
@@ -140,9 +140,10 @@ class Gateway:
         finally:
             self._under_way, self._bytes_under_way = self._under_way - 1, self._bytes_under_way - size
 
-    async def _answer(self, reply: Reply, image: bytes) -> Answer:
+    async def _answer(self, reply: Reply, item: bytes | Text) -> Answer:
         number = None
-        if (picture := await self._thumbnail(image)) is not None:
+        picture = None if isinstance(item, Text) else await self._thumbnail(item)
+        if picture is not None:
             number = self._shown(reply, reply.name, picture, confidence=reply.confidence, via="gateway")
         return Answer(reply.label, reply.name, reply.confidence, reply.exit, reply.path, reply.latency_s, number)
 
@@ -222,12 +223,12 @@ class Gateway:
         return self._pages.answer(request)
 
 
-async def _asked(infer: Asked, image: bytes, deadline_s: float) -> Reply:
+async def _asked(infer: Asked, item: bytes | Text, deadline_s: float) -> Reply:
     """The reply to one request; the client's errors become statuses here."""
     try:
-        return await infer(image, deadline_s=deadline_s)
+        return await infer(item, deadline_s=deadline_s)
     except BadRequest as error:
-        raise RejectedError(400, "image", error.reason) from None
+        raise RejectedError(400, "item" if isinstance(item, Text) else "image", error.reason) from None
     except Refused as error:
         raise RejectedError(429, "refused", error.reason, retry_after_s=1.0) from None
     except DeadlineExceeded as error:
@@ -252,10 +253,10 @@ class _LateClient:
         self._settings, self._on_denied = settings, on_denied
         self._client: Client | None = None
 
-    async def infer(self, image: bytes, *, deadline_s: float) -> Reply:
+    async def infer(self, item: bytes | Text, *, deadline_s: float) -> Reply:
         if self._client is None:
             raise RejectedError(503, "unavailable", "no connection to the broker yet", retry_after_s=1.0)
-        return await self._client.infer(image, deadline_s=deadline_s)
+        return await self._client.infer(item, deadline_s=deadline_s)
 
     async def run(self) -> None:
         """Connect, and stay connected until cancelled; where no broker takes us, say so to who can end the program."""

@@ -1,25 +1,32 @@
-"""``POST /v1/infer``: the image of an HTTP request, and which status each way of failing has."""
+"""``POST /v1/infer``: the item of an HTTP request, and which status each way of failing has."""
 
 from __future__ import annotations
 
 import math
 from typing import Final
 
+import msgspec
 from aiohttp import BodyPartReader, web
 from msgspec import Struct
 
 from mdi_exit import values
+from mdi_exit.client import Text
 from mdi_exit.errors import UsageError
 from mdi_exit.limits import MAX_REQUEST_BYTES
 
-__all__ = ["MAX_IMAGE_BYTES", "Answer", "Fault", "RejectedError", "deadline_of", "image_of"]
+__all__ = ["MAX_IMAGE_BYTES", "Answer", "Fault", "RejectedError", "deadline_of", "item_of"]
 
 MAX_IMAGE_BYTES: Final = MAX_REQUEST_BYTES
 _LONGEST_DEADLINE_S: Final = 60.0
+_EXPECTED: Final = "expected a form with a part 'image' or 'text'"
+
+
+class _JsonText(Struct, frozen=True, forbid_unknown_fields=True):
+    text: str
 
 
 class Answer(Struct, frozen=True):
-    """The label of an image. ``frame``: its number among the frames of late, null if none is kept."""
+    """The label of an image or a text. ``frame``: its number among the frames of late, null if none is kept."""
 
     label: int
     name: str
@@ -66,34 +73,55 @@ def deadline_of(request: web.Request, default_s: float) -> float:
     return deadline_s
 
 
-async def image_of(request: web.Request) -> bytes:
-    """The bytes of the image: the body, or the part ``image`` of a form. Raises ``RejectedError``."""
+async def item_of(request: web.Request) -> bytes | Text:
+    """The bytes of an image, or a text: the body, or the part ``image`` or ``text`` of a form, or ``text`` of JSON.
+
+    Raises ``RejectedError``.
+    """
     try:
-        if request.content_type == "multipart/form-data":
-            image = await _part(request)
-        elif request.content_type == "application/json":
-            raise RejectedError(415, "type", f"body: expected the bytes of an image, got {request.content_type}")
-        else:
-            image = await request.read()
+        match request.content_type:
+            case "multipart/form-data":
+                item = await _part(request)
+            case "text/plain":
+                item = _text(await request.read())
+            case "application/json":
+                item = _json_text(await request.read())
+            case _:
+                item = await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise _too_large() from None
     except ValueError as error:
-        raise RejectedError(400, "form", f"body: expected a form with a part 'image', got {error}") from None
-    if not image:
-        raise RejectedError(400, "empty", "body: expected the bytes of an image, got none")
-    return image
+        raise RejectedError(400, "form", f"body: {_EXPECTED}, got {error}") from None
+    if not item:
+        raise RejectedError(400, "empty", "body: expected an image or a text, got none")
+    return item
 
 
-async def _part(request: web.Request) -> bytes:
+async def _part(request: web.Request) -> bytes | Text:
     async for part in await request.multipart():
-        if isinstance(part, BodyPartReader) and part.name == "image":
+        if isinstance(part, BodyPartReader) and part.name in ("image", "text"):
             read = bytearray()
             while chunk := await part.read_chunk(64 * 1024):
                 read += chunk
                 if len(read) > MAX_IMAGE_BYTES:
                     raise _too_large()
-            return bytes(read)
-    raise RejectedError(400, "form", "body: expected a form with a part 'image', got one without")
+            return bytes(read) if part.name == "image" else _text(bytes(read))
+    raise RejectedError(400, "form", f"body: {_EXPECTED}, got one without")
+
+
+def _text(raw: bytes) -> Text:
+    try:
+        return Text(raw.decode())
+    except UnicodeDecodeError as error:
+        raise RejectedError(400, "text", f"body: expected UTF-8, got {error.reason} at byte {error.start}") from None
+
+
+def _json_text(raw: bytes) -> Text:
+    try:
+        return Text(msgspec.json.decode(raw, type=_JsonText).text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        expected = 'the bytes of an image, or {"text": ...}'
+        raise RejectedError(415, "type", f"body: expected {expected}, got other JSON") from None
 
 
 def _too_large() -> RejectedError:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import torch
 import torchvision
 from safetensors import SafetensorError
@@ -19,20 +20,23 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mdi_exit.errors import ArtifactError, UsageError
+from mdi_exit.model import transformer
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.backbones import BACKBONES, layers_of
 from mdi_exit.model.export import macs
 from mdi_exit.model.graph import exported, failed_at, quiet, tidied
 from mdi_exit.model.heads import head_for
+from mdi_exit.model.manifest import TOKENIZER_FILE
 from mdi_exit.model.network import MobileNetV2Config, MultiExitNetwork, mobilenetv2
 from mdi_exit.model.network import rebuilt as rebuilt_mobilenetv2
 from mdi_exit.model.partition import Partition, partitioned
 from mdi_exit.model.program import dumped, loaded
 
-__all__ = ["MODEL_FORMS", "PROGRAM_FILE", "Built", "at_equal_cost", "built", "built_again", "rebuilt"]
+__all__ = ["MODEL_FORMS", "PROGRAM_FILE", "TEXT_MODELS", "Built", "at_equal_cost", "built", "built_again", "rebuilt"]
 
-MODEL_FORMS: Final = "mobilenetv2, small_resnet18, a name of torchvision's, MODULE:FACTORY, or FILE.pt2"
+MODEL_FORMS: Final = "mobilenetv2, small_resnet18, a name of torchvision's, MODULE:FACTORY, FILE.pt2, or bert:FOLDER"
 PROGRAM_FILE: Final = "program.json"
+TEXT_MODELS: Final = "bert:"
 _CLASSES: Final = 10
 
 
@@ -40,7 +44,8 @@ _CLASSES: Final = 10
 class Built:
     """``description``: the manifest's ``network``; ``files``: what it refers to, by name; ``layer_names``: for people.
 
-    ``whole``: the model as it came, images to logits, of the same weights, in evaluation mode.
+    ``whole``: the model as it came, inputs to logits, of the same weights, in evaluation mode. ``pretrained``: its layers
+    have learned already, and none of its exits, not even the last.
     """
 
     network: MultiExitNetwork
@@ -49,6 +54,7 @@ class Built:
     layer_names: tuple[str, ...]
     classes: int
     whole: nn.Module
+    pretrained: bool = False
 
 
 class _LastExit(nn.Module):
@@ -66,7 +72,7 @@ class _LastExit(nn.Module):
 def built(
     spec: str,
     *,
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     classes: int | None,
     exits: int | Sequence[int] | None = None,
     weights: Path | None = None,
@@ -75,7 +81,8 @@ def built(
     layers: int | None = None,
     crossing: int = 1,
 ) -> Built:
-    """The network of ``spec`` (``MODEL_FORMS``) for images C×H×W, untrained heads at ``exits``, in evaluation mode.
+    """The network of ``spec`` (``MODEL_FORMS``) for images C×H×W or texts of at most T tokens, untrained heads at ``exits``,
+    in evaluation mode.
 
     ``classes`` None: as many as the model has (the house's own: 10).
     ``exits``: the layers that end in one, the last among them or not; or how many there are, the last included, at equal
@@ -84,8 +91,16 @@ def built(
     ``layers``, ``crossing``: see ``partitioned``. Raises ``UsageError``.
     """
     torch.manual_seed(seed)
+    if spec.startswith(TEXT_MODELS) != (len(input_shape) == 1):
+        raise UsageError(
+            "model", f"one that takes {'texts' if len(input_shape) == 1 else 'images'}, as the data is", spec
+        )
     if width is not None and spec != "mobilenetv2" and spec not in BACKBONES:
         raise UsageError("width", f"none for {spec}: mobilenetv2 and {', '.join(BACKBONES)} have one", width)
+    if spec.startswith(TEXT_MODELS):
+        if weights is not None:
+            raise UsageError("weights", "none: the folder of the encoder has its own", str(weights))
+        return _transformer(spec.removeprefix(TEXT_MODELS), input_shape[0], classes or 2, exits)
     if spec == "mobilenetv2":
         made = _mobilenetv2(input_shape, classes or _CLASSES, exits, width)
     elif spec in BACKBONES:
@@ -122,11 +137,13 @@ def rebuilt(description: Mapping[str, Any], files: Mapping[str, bytes]) -> Multi
             make = _rebuilt_partition
         case "backbone":
             make = _rebuilt_backbone
+        case "transformer":
+            make = _rebuilt_transformer
         case _:
             return rebuilt_mobilenetv2(description)
     try:
         return make(description, files)
-    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, msgspec.MsgspecError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0][:200]
         raise ArtifactError("model network", f"the fields of kind {description['kind']}", reason) from None
 
@@ -188,7 +205,7 @@ def _shapes(layers: Sequence[nn.Module], x_N: Tensor) -> list[tuple[int, ...]]:
 
 
 def _mobilenetv2(
-    input_shape: tuple[int, int, int], classes: int, exits: int | Sequence[int] | None, width: float | None
+    input_shape: tuple[int, ...], classes: int, exits: int | Sequence[int] | None, width: float | None
 ) -> Built:
     config = MobileNetV2Config(classes=classes, channels_in=input_shape[0], width=width or MobileNetV2Config().width)
     if exits is not None:
@@ -204,7 +221,7 @@ def _mobilenetv2(
 
 
 def _backbone(
-    spec: str, input_shape: tuple[int, int, int], classes: int, exits: int | Sequence[int] | None, width: float | None
+    spec: str, input_shape: tuple[int, ...], classes: int, exits: int | Sequence[int] | None, width: float | None
 ) -> Built:
     backbone = BACKBONES[spec](classes=classes, channels_in=input_shape[0], width=width or 1.0).eval()
     layers, classifier = layers_of(backbone)
@@ -232,12 +249,46 @@ def _rebuilt_backbone(description: Mapping[str, Any], files: Mapping[str, bytes]
     ).network
 
 
+# --- texts
+
+
+def _transformer(place: str, most_tokens: int, classes: int, exits: int | Sequence[int] | None) -> Built:
+    """An exit after each layer unless told otherwise."""
+    folder = transformer.encoder_folder(place)
+    sizes = transformer.sizes_in(folder, most_tokens)
+    layers = transformer.pretrained(folder, sizes)
+    chosen = range(len(layers)) if exits is None else _exit_layers(exits, layers, _example((most_tokens,)))
+    network = _with_token_heads(layers, chosen, sizes, classes)
+    description = {
+        "kind": "transformer", "sizes": msgspec.to_builtins(sizes), "classes": classes, "exits": list(network.exit_layers)
+    }  # fmt: skip
+    files = {TOKENIZER_FILE: (folder / TOKENIZER_FILE).read_bytes()}
+    names = tuple(f"encoder.layer.{index}" for index in range(len(layers)))
+    return Built(network, description, files, names, classes, _LastExit(network).eval(), pretrained=True)
+
+
+def _with_token_heads(
+    layers: Sequence[nn.Module], exits: Sequence[int], sizes: transformer.Sizes, classes: int
+) -> MultiExitNetwork:
+    network = MultiExitNetwork(layers, {layer: transformer.TokenHead(sizes.width, classes) for layer in exits}).eval()
+    network.channels_last = False
+    return network
+
+
+def _rebuilt_transformer(description: Mapping[str, Any], files: Mapping[str, bytes]) -> MultiExitNetwork:
+    del files
+    sizes = msgspec.convert(description["sizes"], transformer.Sizes)
+    return _with_token_heads(
+        transformer.encoder_layers(sizes), description["exits"], sizes, description["classes"]
+    )  # fmt: skip
+
+
 # --- any other
 
 
 def _partitioned(
     spec: str,
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     classes: int | None,
     exits: int | Sequence[int] | None,
     weights: Path | None,
@@ -298,7 +349,7 @@ def _saved_program(path: Path) -> torch.export.ExportedProgram:
         raise UsageError(f"model {path}", "a file saved by torch.export.save", reason) from None
 
 
-def _module(spec: str, input_shape: tuple[int, int, int], classes: int | None) -> nn.Module:
+def _module(spec: str, input_shape: tuple[int, ...], classes: int | None) -> nn.Module:
     if ":" in spec:
         return _from_factory(spec)
     names = torchvision.models.list_models(module=torchvision.models)

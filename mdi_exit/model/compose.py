@@ -35,7 +35,8 @@ def checked_graph(
 ) -> ModelProto:
     """A layer's or head's graph: one input of ``in_shape``, one output, no external data, standard operators only.
 
-    Shapes are without batch. ``out_shape``: what the output must be (None: whatever it is). Raises ``ArtifactError``.
+    Shapes are without batch; an axis of 0 is free. ``out_shape``: what the output must be (None: whatever it is). Raises
+    ``ArtifactError``.
     """
     try:
         model = onnx.load_from_string(raw)
@@ -59,11 +60,17 @@ def checked_graph(
 
 
 def _check_shape(value: ValueInfoProto, what: str, expected: tuple[int, ...]) -> None:
-    """The batch is free, every other axis fixed. Raises ``ArtifactError``."""
+    """The batch is free, and every axis of which 0 is expected. Raises ``ArtifactError``."""
     dims = value.type.tensor_type.shape.dim
     shape = tuple(dim.dim_value for dim in dims[1:])
-    if not dims or shape != expected or dims[0].HasField("dim_value"):
+    free = [dim.HasField("dim_value") for dim, size in zip(dims, (0, *expected), strict=False) if not size]
+    if not dims or shape != expected or any(free):
         raise ArtifactError(what, f"(N, {', '.join(map(str, expected))})", f"(?, {shape})")
+
+
+def _free(shape: tuple[int, ...], length: int | None) -> tuple[int, ...]:
+    """As ``checked_graph`` takes it."""
+    return shape if length is None else (0, *shape[1:])
 
 
 def _tensors(graph: GraphProto) -> Iterable[TensorProto]:
@@ -183,7 +190,8 @@ class Composer:
     def _layer(self, layer: int) -> ModelProto:
         spec = self.artifact.manifest.layers[layer]
         what = f"{self.artifact.folder}: layer {layer}"
-        return checked_graph(self.artifact.read(spec.graph), what, spec.in_shape, spec.out_shape)
+        shapes = _free(spec.in_shape, spec.in_length), _free(spec.out_shape, spec.out_length)
+        return checked_graph(self.artifact.read(spec.graph), what, *shapes)
 
     def _half(self, layer: int, half: Literal["encoder", "decoder"]) -> list[ModelProto]:
         """The encoder or decoder of the cut before ``layer``, if it has one."""
@@ -199,7 +207,9 @@ class Composer:
         """The head of an exit, and its gate if it has one."""
         manifest, what = self.artifact.manifest, f"{self.artifact.folder}: exit at layer {spec.layer}"
         out_shape = (len(manifest.labels),) if manifest.labels else None  # a model without names has any number
-        head = checked_graph(self.artifact.read(spec.graph), what, manifest.layers[spec.layer].out_shape, out_shape)
+        layer = manifest.layers[spec.layer]
+        in_shape = _free(layer.out_shape, layer.out_length)
+        head = checked_graph(self.artifact.read(spec.graph), what, in_shape, out_shape)
         if spec.gate is None:
             return head, None
         shape = tuple(dim.dim_value for dim in head.graph.output[0].type.tensor_type.shape.dim[1:])

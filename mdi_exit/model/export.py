@@ -39,6 +39,9 @@ __all__ = ["export_artifact", "macs", "onnx_bytes"]
 
 WEIGHTS_FILE = "weights.safetensors"
 _OPSET = 17
+_EXACT = "float32"  # of the numbers of tokens: other codecs would make other words of them
+
+Free = tuple[bool, bool]
 _TIMED_RUNS = 20
 _LONGEST_TIMING_S = 0.5
 
@@ -51,8 +54,9 @@ def macs(module: nn.Module, x: Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
-def onnx_bytes(module: nn.Module, x: Tensor, what: str = "model") -> bytes:
-    """The graph of one module in evaluation mode, batch dynamic, weights inside, standard operators. ``what``: in messages.
+def onnx_bytes(module: nn.Module, x: Tensor, what: str = "model", *, free: Free = (False, False)) -> bytes:
+    """The graph of one module in evaluation mode, batch dynamic, weights inside, standard operators. ``what``: in messages;
+    ``free``: whether the axis after the batch may have any length, of the input and of the output.
 
     The older of torch's two exporters: it needs the onnx package alone (the newer one onnxscript and onnx_ir too) and takes
     a second or two for all layers of a ResNet. It freezes sizes that a traced graph hands around as numbers, hence
@@ -71,24 +75,29 @@ def onnx_bytes(module: nn.Module, x: Tensor, what: str = "model") -> bytes:
                 buffer,  # type: ignore[arg-type]  # a file object is documented, and works
                 input_names=["x"],
                 output_names=["y"],
-                dynamic_axes={"x": {0: "N"}, "y": {0: "N"}},
+                dynamic_axes={"x": _axes(free[0]), "y": _axes(free[1])},
                 opset_version=_OPSET,
                 dynamo=False,
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
             raise UsageError(what, "operations that ONNX has", str(error).splitlines()[0][:200]) from None
-    return _shaped(buffer.getvalue(), module, x)
+    return _shaped(buffer.getvalue(), module, x, free=free[1])
 
 
-def _shaped(raw: bytes, module: nn.Module, x: Tensor) -> bytes:
-    """``raw`` with every axis but the batch of its output known."""
+def _axes(free: bool) -> dict[int, str]:
+    return {0: "N", 1: "T"} if free else {0: "N"}
+
+
+def _shaped(raw: bytes, module: nn.Module, x: Tensor, *, free: bool) -> bytes:
+    """``raw`` with every axis of its output known but the batch, and the one after it when that is free."""
     model = onnx.load_from_string(raw)
-    axes = model.graph.output[0].type.tensor_type.shape.dim
-    if axes and all(axis.HasField("dim_value") for axis in axes[1:]) and axes[0].HasField("dim_param"):
+    axes, names = model.graph.output[0].type.tensor_type.shape.dim, _axes(free)
+    if axes and all(axis.HasField("dim_param" if index in names else "dim_value") for index, axis in enumerate(axes)):
         return raw
     with torch.no_grad():
         shape = module(x).shape
-    value = helper.make_tensor_value_info(model.graph.output[0].name, TensorProto.FLOAT, ["N", *shape[1:]])
+    wanted = [names.get(index, size) for index, size in enumerate(shape)]
+    value = helper.make_tensor_value_info(model.graph.output[0].name, TensorProto.FLOAT, wanted)
     model.graph.output[0].CopyFrom(value)
     return bytes(model.SerializeToString())
 
@@ -126,27 +135,33 @@ def export_artifact(
     gates: Sequence[nn.Module] = (),
     calibration: Calibration | None = None,
     data: DataRecord | None = None,
+    length: int | None = None,
 ) -> Artifact:
     """Write ``folder`` and open it again, checked. ``rebuild`` is what makes the same network anew in torch, together with
     ``files``; ``names``: of the layers; ``timed``: each layer's seconds on this machine are measured and written down.
     ``gates``: from logits to a gate's value, for each early exit (none for a network without gates); with them each early
-    exit gets the threshold of ``calibration``.
+    exit gets the threshold of ``calibration``. ``length``: given for a network whose samples may vary in their first axis, at
+    every cut, up to the input's shape; costs are stated for this one.
 
     Raises ``UsageError`` when the folder holds something else than an artifact.
     """
     made_output(folder)
     network = network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    x = torch.zeros(2, *input_spec.shape)
+    most = x = torch.zeros(2, *input_spec.shape)
+    x, free = (x, False) if length is None else (x[:, :length], True)
     layers, exits = [], []
     for index, layer in enumerate(network.layers):
         with torch.no_grad():
-            y = layer(x)
-        raw = onnx_bytes(layer, x, f"layer {index} of {name}")
+            y, most_out = layer(x), layer(most)
+        raw = onnx_bytes(layer, x, f"layer {index} of {name}", free=(free, free))
         layers.append(
             LayerSpec(
                 graph=graph_file(folder, f"layer-{index}.onnx", raw),
-                in_shape=tuple(x.shape[1:]),
-                out_shape=tuple(y.shape[1:]),
+                in_shape=tuple(most.shape[1:]),
+                out_shape=tuple(most_out.shape[1:]),
+                in_length=x.shape[1] if free else None,
+                out_length=y.shape[1] if free else None,
+                codec=_EXACT if index == 0 and input_spec.kind == "text" else None,
                 macs=macs(layer, x),
                 params=_params(layer),
                 name=names[index] if names else "",
@@ -162,7 +177,7 @@ def export_artifact(
             exits.append(
                 ExitSpec(
                     layer=index,
-                    graph=graph_file(folder, f"exit-{index}.onnx", onnx_bytes(head, y)),
+                    graph=graph_file(folder, f"exit-{index}.onnx", onnx_bytes(head, y, free=(free, False))),
                     macs=macs(head, y),
                     params=_params(head),
                     accuracy=accuracies[number] if accuracies else None,
@@ -170,7 +185,7 @@ def export_artifact(
                     threshold=calibration.threshold if gate and calibration else None,
                 )
             )
-        x = y
+        x, most = y, most_out
     manifest = Manifest(
         format=FORMAT_VERSION,
         name=name,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from mdi_exit.errors import ArtifactError
+from mdi_exit.errors import ArtifactError, UsageError
 from mdi_exit.limits import (
     MAX_AXES,
     MAX_COUNT,
@@ -24,6 +24,7 @@ from mdi_exit.tensors import CODECS
 
 __all__ = [
     "FORMAT_VERSION",
+    "TOKENIZER_FILE",
     "Bottleneck",
     "Calibration",
     "DataRecord",
@@ -34,10 +35,12 @@ __all__ = [
     "Manifest",
     "Measure",
     "Promise",
+    "TextSpec",
     "parse_manifest",
 ]
 
 FORMAT_VERSION: Final = 2
+TOKENIZER_FILE: Final = "tokenizer.json"
 
 Dim = Annotated[int, Meta(ge=1, le=MAX_ELEMENTS)]
 Shape = Annotated[tuple[Dim, ...], Meta(min_length=1, max_length=MAX_AXES)]
@@ -78,6 +81,10 @@ class LayerSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``codec`` and ``bottleneck``: of the tensor that enters it; codec None: the deployment's. ``seconds``: of one sample on
     the machine that made the artifact, one thread of ONNX Runtime.
+
+    ``in_length``, ``out_length``: where the first axis of what enters or leaves may have any length up to that of the shape
+    (tokens of a text, frames of speech), the length at which costs are stated; None: the shape is fixed. A position whose
+    values are all 0 is absent: it is what samples of a batch are padded with, and no layer or head gives it a say.
     """
 
     graph: GraphFile
@@ -89,6 +96,8 @@ class LayerSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     seconds: Annotated[float, Meta(ge=0)] | None = None
     codec: Annotated[str, Meta(max_length=20)] | None = None
     bottleneck: Bottleneck | None = None
+    in_length: Annotated[int, Meta(ge=1)] | None = None
+    out_length: Annotated[int, Meta(ge=1)] | None = None
 
 
 class ExitSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -108,13 +117,35 @@ class ExitSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     gate: GraphFile | None = None
 
 
-class InputSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What enters layer 0: float32 ``shape`` (C, H, W), made of pixels as (value/255 - mean) / std, per channel."""
+class TextSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``tokenizer``: of the artifact's ``files``, as the library ``tokenizers`` writes it. A text becomes the numbers of
+    its tokens, each plus 1, so that 0 means no token; what is longer than the input's shape is cut off there.
+    """
 
-    kind: Literal["image"]
-    shape: tuple[Dim, Dim, Dim]
-    mean: tuple[float, ...]
-    std: tuple[Annotated[float, Meta(gt=0)], ...]
+    tokenizer: FileName
+
+
+class InputSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What enters layer 0, always float32, and how it is made of what people have; declared, so that nobody runs code.
+
+    * image: ``shape`` is C, H, W; of pixels, fitted to it, as (value/255 - ``mean``) / ``std``, per channel.
+    * text: ``shape`` is the most tokens; of a text, see ``TextSpec``.
+    * tensor: of any shape; of nothing: whoever asks sends what enters layer 0.
+    """
+
+    kind: Literal["image", "text", "tensor"]
+    shape: Shape
+    mean: tuple[float, ...] = ()
+    std: tuple[Annotated[float, Meta(gt=0)], ...] = ()
+    text: TextSpec | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """C, H, W. Raises ``UsageError`` for a model that does not take images."""
+        if self.kind != "image":
+            raise UsageError("model", "one that takes images", f"one that takes {self.kind}")
+        channels, height, width = self.shape
+        return channels, height, width
 
 
 class DataRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -194,7 +225,7 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
             digest=self.digest[:32],
             layer_count=len(self.layers),
             exit_layers=tuple(spec.layer for spec in self.exits),
-            feature_bytes=tuple(4 * math.prod(self.in_shape(layer)) for layer in range(len(self.layers))),
+            feature_bytes=tuple(4 * math.prod(self.stated_shape(layer)) for layer in range(len(self.layers))),
             exit_thresholds=tuple(spec.threshold for spec in self.exits),
             calibrated_at=self.calibration.threshold,
             inclusive=self.calibration.measure == "gate",
@@ -210,6 +241,22 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Shape, without batch, of what crosses the cut before ``layer``."""
         spec = self.layers[layer]
         return spec.in_shape if spec.bottleneck is None else spec.bottleneck.shape
+
+    def length(self, cut: int) -> int | None:
+        """The stated length of the first axis of what crosses the cut before layer ``cut``; None: it cannot vary."""
+        return self.layers[cut].in_length if cut < len(self.layers) else self.layers[-1].out_length
+
+    def stated_shape(self, layer: int) -> tuple[int, ...]:
+        """``in_shape``, at the length at which costs are stated where it can vary."""
+        length, shape = self.length(layer), self.in_shape(layer)
+        return shape if length is None else (length, *shape[1:])
+
+    def fits(self, layer: int, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of ``shape``, without batch, may cross the cut before ``layer``."""
+        most = self.in_shape(layer)
+        if self.length(layer) is None:
+            return shape == most
+        return len(shape) == len(most) and 1 <= shape[0] <= most[0] and shape[1:] == most[1:]
 
     def computed_digest(self) -> str:
         bare = msgspec.structs.replace(self, digest="")
@@ -244,6 +291,7 @@ def _check(manifest: Manifest, where: str) -> None:
     exits = [spec.layer for spec in manifest.exits]
     if exits != sorted(set(exits)) or exits[-1] != len(manifest.layers) - 1:
         raise ArtifactError(f"{where}: exits", f"rising layers that end at {len(manifest.layers) - 1}", _few(exits))
+    _check_input(manifest, where)
     _check_shapes(manifest, where)
     if manifest.layers[0].bottleneck is not None:
         raise ArtifactError(f"{where}: bottleneck", "one on a cut between two layers", "one before layer 0")
@@ -253,21 +301,41 @@ def _check(manifest: Manifest, where: str) -> None:
         raise ArtifactError(f"{where}: thresholds", "one for each early exit and one for the knob, or none", thresholds)
     if manifest.calibration.measure == "gate" and any(spec.gate is None for spec in manifest.exits[:-1]):
         raise ArtifactError(f"{where}: gates", "one for each early exit", "none for some")
-    if not len(manifest.input.mean) == len(manifest.input.std) == manifest.input.shape[0]:
-        raise ArtifactError(f"{where}: input mean and std", f"{manifest.input.shape[0]} values each", "others")
+
+
+def _check_input(manifest: Manifest, where: str) -> None:
+    spec = manifest.input
+    if spec.kind == "image":
+        if len(spec.shape) != 3:
+            raise ArtifactError(f"{where}: input shape of images", "C, H, W", spec.shape)
+        if not len(spec.mean) == len(spec.std) == spec.shape[0]:
+            raise ArtifactError(f"{where}: input mean and std", f"{spec.shape[0]} values each", "others")
+    if spec.kind == "text":
+        if len(spec.shape) != 1:
+            raise ArtifactError(f"{where}: input shape of texts", "the most tokens", spec.shape)
+        if spec.text is None or spec.text.tokenizer not in {extra.file for extra in manifest.files}:
+            raise ArtifactError(f"{where}: tokenizer", "one of the artifact's files", spec.text)
 
 
 def _check_shapes(manifest: Manifest, where: str) -> None:
     """Each layer takes what the one before it gives, and no tensor is too large to be sent."""
     shape: tuple[int, ...] = manifest.input.shape
+    length = manifest.layers[0].in_length
     for index, layer in enumerate(manifest.layers):
         if layer.in_shape != shape:
             raise ArtifactError(f"{where}: shape entering layer {index}", str(shape), layer.in_shape)
+        if layer.in_length != length or (length is not None and length > shape[0]):
+            expected = "the one that leaves the layer before, no more than the shape's"
+            raise ArtifactError(f"{where}: length entering layer {index}", expected, layer.in_length)
+        if length is not None and layer.bottleneck is not None:
+            raise ArtifactError(f"{where}: bottleneck before layer {index}", "a shape that is fixed", f"any {shape}")
         if layer.codec is not None and layer.codec not in CODECS:
             raise ArtifactError(
                 f"{where}: codec of what enters layer {index}", f"one of {', '.join(CODECS)}", layer.codec
             )
-        shape = layer.out_shape
+        shape, length = layer.out_shape, layer.out_length
+    if length is not None and length > shape[0]:
+        raise ArtifactError(f"{where}: length leaving the last layer", f"at most {shape[0]}", length)
     crossing = (*(spec.in_shape for spec in manifest.layers), shape)
     codes = [spec.bottleneck.shape for spec in manifest.layers if spec.bottleneck is not None]
     if (largest := max(map(math.prod, (*crossing, *codes)))) > MAX_ELEMENTS:

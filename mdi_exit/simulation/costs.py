@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mdi_exit import values
-from mdi_exit.engine.profile import CAMERA_SIDE
+from mdi_exit.engine.profile import camera_scale
 from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.manifest import Manifest
@@ -48,8 +48,7 @@ class ModelCosts:
 def costs_of_manifest(manifest: Manifest, codec: str = "float32") -> ModelCosts:
     """As an emulated device sees them: a camera-size task, see ``mdi_exit.engine.profile``."""
     plan = manifest.plan
-    _, height, width = manifest.input.shape
-    scale = CAMERA_SIDE**2 / (height * width)
+    scale = camera_scale(manifest)
     layers = range(plan.layer_count)
     codecs = [manifest.layers[layer].codec or codec for layer in layers]
     return ModelCosts(
@@ -58,7 +57,7 @@ def costs_of_manifest(manifest: Manifest, codec: str = "float32") -> ModelCosts:
             digest=plan.digest,
             layer_count=plan.layer_count,
             exit_layers=plan.exit_layers,
-            feature_bytes=tuple(encoded_size(codecs[layer], manifest.in_shape(layer)) for layer in layers),
+            feature_bytes=tuple(encoded_size(codecs[layer], manifest.stated_shape(layer)) for layer in layers),
             exit_thresholds=plan.exit_thresholds,
             calibrated_at=plan.calibrated_at,
             inclusive=plan.inclusive,

@@ -30,8 +30,9 @@ from mdi_exit.training.loop import FitSettings, Step, fit
 from mdi_exit.training.phases import Evaluation
 from mdi_exit.training.plan import Plan, planned
 from mdi_exit.training.record import EpochRow, TensorBoard, write_csv
-from mdi_exit.training.samples import Samples, held_out, input_spec, samples_of
+from mdi_exit.training.samples import AnySamples, held_out, input_spec, prepared_samples, samples_of
 from mdi_exit.training.strategies.jei import AlternatingPhase
+from mdi_exit.training.texts import TextPlan, text_plan
 
 __all__ = ["PICTURE_FILE", "RECORD_FILE", "main", "train"]
 
@@ -55,13 +56,14 @@ def main(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """``parts``: as they are; the others as the network takes them."""
+    """``parts``: as they are; the others as the network takes them. ``length``: see ``export_artifact``."""
 
     parts: Splits
     spec: InputSpec
-    train: Samples
-    validation: Samples
-    test: Samples
+    length: int | None
+    train: AnySamples
+    validation: AnySamples
+    test: AnySamples
 
 
 def train(settings: TrainSettings, console: Console) -> Artifact:
@@ -70,15 +72,17 @@ def train(settings: TrainSettings, console: Console) -> Artifact:
     check_output(out)  # now, and not after an hour of training
     board = TensorBoard(_beside(out, "tensorboard")) if settings.tensorboard else None
     if settings.start is not None and settings.model is None and settings.input_shape is None:
-        settings = replace(settings, input_shape=Artifact.open(settings.start).manifest.input.shape)
+        before = Artifact.open(settings.start).manifest.input
+        settings = replace(settings, input_shape=before.image_shape) if before.kind == "image" else settings
     parts = splits(settings.data, seed=settings.seed, data_dir=settings.data_dir, shape=settings.input_shape)
     if not len(parts.train):
         raise UsageError("--data", "one with samples for training", repr(settings.data))
-    spec = input_spec(parts.train, settings.input_shape)
+    texts = text_plan(settings, parts) if parts.train.kind == "text" else None
+    spec = texts.spec if texts is not None else input_spec(parts.train, settings.input_shape)
     if settings.start is not None:
         spec = _as_it_was(spec, Artifact.open(settings.start).manifest.input)
-    plan = planned(settings, spec, len(parts.train.classes))
-    data = _data(settings, parts, spec, plan.model.network.channels_last)
+    plan = planned(settings, spec, len(parts.train.classes), texts.length if texts is not None else None)
+    data = _data(settings, parts, spec, plan.model.network.channels_last, texts)
     parameters = sum(parameter.numel() for parameter in plan.trainee.parameters())
     console.print(f"{plan.record['model']}: {parameters:,} parameters, exits at layers {plan.costs.exit_layers}")
     _say_if_gates_learn_little(plan, len(data.train), console)
@@ -111,7 +115,9 @@ def _beside(out: Path, ending: str) -> Path:
     return out.with_name(f"{out.name}.{ending}")
 
 
-def _data(settings: TrainSettings, parts: Splits, spec: InputSpec, channels_last: bool) -> _Data:
+def _data(
+    settings: TrainSettings, parts: Splits, spec: InputSpec, channels_last: bool, texts: TextPlan | None
+) -> _Data:
     """Validation samples are drawn out of those for training: calibration samples are seen by nobody here."""
     count = settings.validation or max(min(len(parts.train) // 10, _MOST_VALIDATION), 1)
     if count >= len(parts.train):
@@ -119,8 +125,10 @@ def _data(settings: TrainSettings, parts: Splits, spec: InputSpec, channels_last
     kept, validation = held_out(parts.train, count, settings.seed)
     if settings.limit is not None:
         kept = kept.subset(np.arange(min(settings.limit, len(kept))))
-    made = [samples_of(part, spec, channels_last=channels_last) for part in (kept, validation, parts.test)]
-    return _Data(parts, spec, *made)
+    wanted = kept, validation, parts.test
+    if texts is not None:
+        return _Data(parts, spec, texts.length, *(prepared_samples(part, texts.modality, spec) for part in wanted))
+    return _Data(parts, spec, None, *(samples_of(part, spec, channels_last=channels_last) for part in wanted))
 
 
 def _fitted(
@@ -208,6 +216,7 @@ def _exported(
         data=data.parts.record,
         training=_record(settings, plan, data, rows, accuracies),
         accuracies=accuracies,
+        length=data.length,
     )
     _draw(settings, plan, evaluation, out / PICTURE_FILE, console, gated=gated)
     _show(console, artifact, len(data.test))
@@ -258,7 +267,7 @@ def _draw(
         )
     try:
         draw(lines, out, f"Accuracy against cost: {_name(settings, plan)}",
-             f"{len(evaluation.labels_N):,} test images, strategy {settings.strategy}")  # fmt: skip
+             f"{len(evaluation.labels_N):,} test samples, strategy {settings.strategy}")  # fmt: skip
     except UsageError as error:
         console.print(f"no picture: {error}")
 
@@ -266,7 +275,7 @@ def _draw(
 def _show(console: Console, artifact: Artifact, test_images: int) -> None:
     """What an item costs up to each exit, and what it gets for it."""
     manifest = artifact.manifest
-    table = Table(title=f"{artifact.folder} on {test_images:,} test images")
+    table = Table(title=f"{artifact.folder} on {test_images:,} test samples")
     for column in ("exit", "layer", "MACs to here", "share", "accuracy"):
         table.add_column(column, justify="right")
     whole = sum(layer.macs for layer in manifest.layers) + sum(spec.macs for spec in manifest.exits)

@@ -90,6 +90,9 @@ class TrainSettings:
     input_shape: tuple[int, int, int] | None = setting(
         None, parse=_shape, metavar="C,H,W", show=_show_numbers, help="what the model takes (default: the images' own)"
     )
+    max_length: int = setting(
+        128, help="of texts, in tokens; what is longer is cut off", parse=values.integer(2, 65_536), metavar="N"
+    )
     epochs: int = setting(12, help="of all exits; frozen: of the heads; jei: of heads and gates in turns",
                           parse=values.positive_int, metavar="N")  # fmt: skip
     backbone_epochs: int = setting(

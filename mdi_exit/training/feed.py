@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mdi_exit.training.phases import Evaluation, Taps, Trainee
-from mdi_exit.training.samples import Augmentation, Samples, draws
+from mdi_exit.training.samples import AnySamples, Augmentation, draws
 
 __all__ = ["MOST_CACHED_BYTES", "Feed", "ImageFeed", "TapFeed", "feed_of"]
 
@@ -30,7 +30,7 @@ class ImageFeed:
     """Inputs, augmented anew each time; taps of them when ``frozen``."""
 
     trainee: Trainee
-    samples: Samples
+    samples: AnySamples
     device: torch.device
     autocast: Autocast
     frozen: bool = False
@@ -40,7 +40,7 @@ class ImageFeed:
     ) -> Iterator[tuple[Tensor | Taps, Tensor]]:
         """One epoch."""
         for rows_B in draws(len(self.samples), size, generator):
-            x_BCHW = self.samples.x_NCHW(rows_B, self.device, augmentation, generator)
+            x_BCHW = self.samples.inputs(rows_B, self.device, augmentation, generator)
             labels_B = self.samples.labels_N[rows_B].to(self.device)
             if self.frozen:
                 with self.autocast():
@@ -60,7 +60,7 @@ class ImageFeed:
 
 @dataclass(frozen=True, slots=True)
 class TapFeed:
-    """Taps from memory: ``features`` N×… by early exit on the CPU, ``last_NK``."""
+    """Taps from memory: ``features`` N×… by early exit on the CPU, ``last_NK``; ``last``: as in ``Taps``."""
 
     trainee: Trainee
     features: tuple[Tensor, ...]
@@ -68,6 +68,7 @@ class TapFeed:
     labels_N: Tensor
     device: torch.device
     autocast: Autocast
+    last: Tensor | None = None
 
     def batches(
         self, size: int, augmentation: Augmentation, generator: torch.Generator
@@ -89,7 +90,8 @@ class TapFeed:
 
     def _taps(self, rows_B: Tensor) -> Taps:
         features = tuple(one[rows_B].to(self.device).float() for one in self.features)
-        return Taps(features, self.last_NK[rows_B].to(self.device))
+        last = None if self.last is None else self.last[rows_B].to(self.device).float()
+        return Taps(features, self.last_NK[rows_B].to(self.device), last)
 
 
 Feed = ImageFeed | TapFeed
@@ -97,7 +99,7 @@ Feed = ImageFeed | TapFeed
 
 def feed_of(
     trainee: Trainee,
-    samples: Samples,
+    samples: AnySamples,
     device: torch.device,
     autocast: Autocast,
     *,
@@ -112,12 +114,15 @@ def feed_of(
     for x_BCHW, _ in samples.parts(device, _EVALUATION_BATCH):
         with autocast():
             made = trainee.taps(x_BCHW)
-        parts.append(Taps(tuple(_kept(one) for one in made.features), made.last_BK.float().cpu()))
+        last = None if made.last is None else _kept(made.last)
+        parts.append(Taps(tuple(_kept(one) for one in made.features), made.last_BK.float().cpu(), last))
         if sum(one.nbytes for one in parts[0].features) * len(samples) / len(x_BCHW) > MOST_CACHED_BYTES:
             return images
     features = tuple(torch.cat(column) for column in zip(*(part.features for part in parts), strict=True))
     last_NK = torch.cat([part.last_BK for part in parts])
-    return TapFeed(trainee, features, last_NK, samples.labels_N, device, autocast)
+    lasts = [part.last for part in parts if part.last is not None]
+    last = torch.cat(lasts) if lasts else None
+    return TapFeed(trainee, features, last_NK, samples.labels_N, device, autocast, last)
 
 
 def _kept(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from mdi_exit.training.checkpoint import read_checkpoint, write_checkpoint
 from mdi_exit.training.feed import Feed, feed_of
 from mdi_exit.training.phases import Evaluation, Phase, Trainee
 from mdi_exit.training.record import EpochRow
-from mdi_exit.training.samples import Augmentation, Samples
+from mdi_exit.training.samples import AnySamples, Augmentation
 
 __all__ = ["PRECISIONS", "FitSettings", "Precision", "Step", "fit"]
 
@@ -55,8 +55,8 @@ class Step:
 def fit(
     trainee: Trainee,
     phases: Sequence[Phase],
-    train: Samples,
-    validation: Samples,
+    train: AnySamples,
+    validation: AnySamples,
     settings: FitSettings,
     *,
     purpose: dict[str, Any] | None = None,
@@ -91,8 +91,8 @@ class _Run:
         self,
         trainee: Trainee,
         phases: Sequence[Phase],
-        train: Samples,
-        validation: Samples,
+        train: AnySamples,
+        validation: AnySamples,
         settings: FitSettings,
         purpose: dict[str, Any],
         checkpoint: Path | None,

@@ -17,6 +17,7 @@ from torch.nn import Parameter, functional
 
 from mdi_exit.model.gate import Gate
 from mdi_exit.model.network import MultiExitNetwork
+from mdi_exit.model.transformer import TokenHead
 from mdi_exit.training.recipe import Recipe
 
 __all__ = ["Evaluation", "Losses", "Phase", "Taps", "Trainee", "evaluating", "inputs_of", "taps_of"]
@@ -24,10 +25,14 @@ __all__ = ["Evaluation", "Losses", "Phase", "Taps", "Trainee", "evaluating", "in
 
 @dataclass(frozen=True, slots=True)
 class Taps:
-    """What frozen layers make of a batch: ``features`` at each early exit, ``last_BK`` the logits of the last one."""
+    """What frozen layers make of a batch: ``features`` at each early exit, ``last_BK`` the logits of the last one.
+
+    ``last``: features at the last exit, where that has yet to learn; then ``last_BK`` means nothing.
+    """
 
     features: tuple[Tensor, ...]
     last_BK: Tensor
+    last: Tensor | None = None
 
 
 def inputs_of(batch: Tensor | Taps) -> Tensor:
@@ -71,11 +76,14 @@ class Evaluation:
 
 
 class Trainee(nn.Module):
-    """A network and a gate for each early exit (none for strategies without gates)."""
+    """A network and a gate for each early exit (none for strategies without gates).
 
-    def __init__(self, network: MultiExitNetwork, *, gated: bool = False) -> None:
+    ``pretrained``: the layers have learned already, and the last exit has not.
+    """
+
+    def __init__(self, network: MultiExitNetwork, *, gated: bool = False, pretrained: bool = False) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.pretrained = network, pretrained
         early = len(network.exit_layers) - 1
         self.gates = nn.ModuleList(Gate() for _ in range(early if gated else 0))
 
@@ -85,9 +93,13 @@ class Trainee(nn.Module):
         return [self.network.exits[str(layer)] for layer in self.network.exit_layers[:-1]]
 
     @property
+    def last_head(self) -> nn.Module:
+        return self.network.exits[str(self.network.exit_layers[-1])]
+
+    @property
     def backbone(self) -> list[nn.Module]:
         """Layers and last exit: what there is without early exits."""
-        return [self.network.layers, self.network.exits[str(self.network.exit_layers[-1])]]
+        return [self.network.layers, self.last_head]
 
     def taps(self, x_BCHW: Tensor) -> Taps:
         """The backbone as it stands: evaluation mode, no gradient, nothing of it changed."""
@@ -98,12 +110,19 @@ class Trainee(nn.Module):
             for index, layer in enumerate(self.network.layers):
                 x = layer(x)
                 if index in early:
-                    features.append(x)
-            return Taps(tuple(features), self.network.exits[str(last)](x))
+                    features.append(_pooled(self.network.exits[str(index)], x))
+            head = self.network.exits[str(last)]
+            return Taps(tuple(features), head(x), _pooled(head, x) if self.pretrained else None)
 
     def head_logits(self, taps: Taps) -> list[Tensor]:
-        """Logits of every exit, the last one's as they are."""
-        return [*(head(x) for head, x in zip(self.heads, taps.features, strict=True)), taps.last_BK]
+        """Logits of every exit, the last one's as they are where it has learned already."""
+        last_BK = taps.last_BK if taps.last is None else self.last_head(taps.last)
+        return [*(head(x) for head, x in zip(self.heads, taps.features, strict=True)), last_BK]
+
+
+def _pooled(head: nn.Module, x: Tensor) -> Tensor:
+    """What a head makes of features before any weight has a say, where that is less to keep."""
+    return head.pooled(x) if isinstance(head, TokenHead) else x
 
 
 @contextmanager

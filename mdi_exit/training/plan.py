@@ -16,7 +16,7 @@ from mdi_exit.training.costs import Costs, costs_of
 from mdi_exit.training.phases import Phase, Trainee
 from mdi_exit.training.recipe import Recipe
 from mdi_exit.training.strategies.distill import DistillPhase
-from mdi_exit.training.strategies.frozen import BackbonePhase, HeadsPhase
+from mdi_exit.training.strategies.frozen import BackbonePhase, HeadsPhase, LastHeadPhase
 from mdi_exit.training.strategies.jei import AlternatingPhase, WarmUpPhase, jei_recipe
 from mdi_exit.training.strategies.joint import JointPhase, exit_weights
 
@@ -36,8 +36,11 @@ class Plan:
     record: dict[str, Any]
 
 
-def planned(settings: TrainSettings, spec: InputSpec, classes: int) -> Plan:
-    """Raises ``UsageError`` for settings that do not fit each other or the model."""
+def planned(settings: TrainSettings, spec: InputSpec, classes: int, length: int | None = None) -> Plan:
+    """``length``: at which costs are stated, where inputs may vary in it.
+
+    Raises ``UsageError`` for settings that do not fit each other or the model.
+    """
     if classes < 2:
         raise UsageError("data", "at least 2 classes", classes)
     start = None if settings.start is None else Artifact.open(settings.start)
@@ -46,8 +49,8 @@ def planned(settings: TrainSettings, spec: InputSpec, classes: int) -> Plan:
         raise UsageError("--exits", "at least 2 exits, the last layer's included", len(model.network.exit_layers))
     if start is not None:
         _begin_with(model, start)
-    costs = costs_of(model.network, spec.shape)
-    trainee = Trainee(model.network, gated=settings.strategy == "jei")
+    costs = costs_of(model.network, spec.shape if length is None else (length, *spec.shape[1:]))
+    trainee = Trainee(model.network, gated=settings.strategy == "jei", pretrained=model.pretrained)
     phases, record = _phases(settings, trainee, costs)
     record |= {"model": name, "start": str(settings.start or ""), "weights": str(settings.weights or "")}
     return Plan(model, trainee, phases, costs, record)
@@ -69,7 +72,7 @@ def _model(settings: TrainSettings, spec: InputSpec, classes: int, start: Artifa
             raise UsageError("--from", f"an artifact of {classes} classes, as the data has", made.classes)
         return str(manifest.training.get("model", manifest.name)), made
     name = settings.model or "mobilenetv2"
-    if exits is None and name != "mobilenetv2":
+    if exits is None and name != "mobilenetv2" and spec.kind == "image":
         exits = _DEFAULT_EXITS
     return name, built(
         name, input_shape=spec.shape, classes=classes, exits=exits, weights=settings.weights, seed=settings.seed,
@@ -101,6 +104,9 @@ def _backbone(settings: TrainSettings, trainee: Trainee) -> Sequence[Phase]:
     """None where a trained one is given."""
     if settings.start is not None or settings.weights is not None:
         return ()
+    if trainee.pretrained:
+        recipe = Recipe(epochs=settings.epochs, batch_size=settings.batch_size, learning_rate=settings.learning_rate)
+        return (LastHeadPhase(trainee, recipe),)
     if settings.backbone_epochs == 0:
         raise UsageError("--backbone-epochs", "at least 1, or a trained backbone by --from or --weights", 0)
     recipe = Recipe(

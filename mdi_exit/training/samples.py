@@ -1,4 +1,4 @@
-"""Labelled images as a network takes them: drawn in batches, augmented, fitted to its input, normalised.
+"""Labelled samples as a network takes them: drawn in batches, augmented, fitted to its input, normalised.
 
 Shapes: N samples, H×W pixels, C channels, K classes.
 """
@@ -17,22 +17,27 @@ from torch.nn import functional
 
 from mdi_exit.data import Dataset
 from mdi_exit.data.pixels import fitted
+from mdi_exit.modality import Modality
 from mdi_exit.model.manifest import InputSpec
 
 __all__ = [
     "AUGMENTATIONS",
+    "AnySamples",
     "Augmentation",
+    "PreparedSamples",
     "Samples",
     "draws",
     "held_out",
     "input_spec",
     "mirrored_and_shifted",
+    "prepared_samples",
     "samples_of",
 ]
 
 Augmentation = Literal["mirror-shift", "shift", "none"]
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
 _SHIFT_PIXELS = 2
+_MOST_AT_ONCE = 32  # of texts: attention takes memory with the square of their length
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +62,16 @@ class Samples:
         digest.update(self.labels_N.numpy().tobytes())
         return digest.hexdigest()
 
-    def x_NCHW(
+    def inputs(
         self, rows_B: Tensor, device: torch.device, augmentation: Augmentation, generator: torch.Generator
     ) -> Tensor:
         """The inputs of those rows: float32, (value/255 - mean) / std."""
         images_NHWC = self.images_NHWC[rows_B]
         if augmentation != "none":
             images_NHWC = mirrored_and_shifted(images_NHWC, generator, mirror=augmentation == "mirror-shift")
-        channels, height, width = self.spec.shape
+        channels, height, width = self.spec.image_shape
         if images_NHWC.shape[1:] != (height, width, channels):
-            rows = [fitted(image_HWC, self.spec.shape) for image_HWC in images_NHWC.numpy()]
+            rows = [fitted(image_HWC, self.spec.image_shape) for image_HWC in images_NHWC.numpy()]
             images_NHWC = torch.from_numpy(np.stack(rows))
         x_NHWC = images_NHWC.to(device).float() / 255
         mean, std = (torch.tensor(values, device=device) for values in (self.spec.mean, self.spec.std))
@@ -76,10 +81,53 @@ class Samples:
     def parts(self, device: torch.device, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All of them in order, unchanged: inputs and labels of at most ``size`` each."""
         for rows_B in torch.split(torch.arange(len(self)), size):
-            yield self.x_NCHW(rows_B, device, "none", _NO_CHANCE), self.labels_N[rows_B].to(device)
+            yield self.inputs(rows_B, device, "none", _NO_CHANCE), self.labels_N[rows_B].to(device)
 
 
 _NO_CHANCE = torch.Generator()
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSamples:
+    """Anything but images: ``x_N`` is what enters the network, the first axis after N padded; nothing augments it."""
+
+    x_N: Tensor
+    labels_N: Tensor
+    spec: InputSpec
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells data sets apart."""
+        digest = hashlib.sha256(repr((tuple(self.x_N.shape), self.spec)).encode())
+        digest.update(self.x_N.numpy().tobytes() + self.labels_N.numpy().tobytes())
+        return digest.hexdigest()
+
+    def inputs(
+        self, rows_B: Tensor, device: torch.device, augmentation: Augmentation, generator: torch.Generator
+    ) -> Tensor:
+        """Of those rows, as long as the longest of them."""
+        del augmentation, generator
+        x_B = self.x_N[rows_B]
+        there_T = x_B.flatten(2).any(2).any(0) if x_B.ndim > 2 else x_B.any(0)
+        longest = int(there_T.nonzero().max()) + 1 if there_T.any() else 1
+        return x_B[:, :longest].to(device)
+
+    def parts(self, device: torch.device, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All of them in order: inputs and labels of at most ``size`` each."""
+        for rows_B in torch.split(torch.arange(len(self)), min(size, _MOST_AT_ONCE)):
+            yield self.inputs(rows_B, device, "none", _NO_CHANCE), self.labels_N[rows_B].to(device)
+
+
+AnySamples = Samples | PreparedSamples
+
+
+def prepared_samples(dataset: Dataset, modality: Modality, spec: InputSpec) -> PreparedSamples:
+    """The data set's samples as ``modality`` prepares them."""
+    labels_N = np.require(dataset.labels_N, requirements="W")
+    return PreparedSamples(torch.from_numpy(modality.batch(dataset.items)), torch.from_numpy(labels_N), spec)
 
 
 def samples_of(dataset: Dataset, spec: InputSpec, *, channels_last: bool = True) -> Samples:

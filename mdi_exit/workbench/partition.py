@@ -22,7 +22,7 @@ from mdi_exit.engine.base import Array
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.model.artifact import Artifact, check_output
 from mdi_exit.model.compose import Composer
-from mdi_exit.model.manifest import InputSpec
+from mdi_exit.model.manifest import TOKENIZER_FILE, InputSpec, TextSpec
 from mdi_exit.segments import SegmentKey
 
 __all__ = ["PartitionSettings", "chained", "main"]
@@ -30,6 +30,7 @@ __all__ = ["PartitionSettings", "chained", "main"]
 _IMAGENET: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _TOLERANCE: Final = 1e-4
 _VERIFIED_IMAGES: Final = 4
+_RANDOM_WORDS: Final = 1000
 _WIDTH: Final = 126
 
 
@@ -54,12 +55,15 @@ def _deviations(text: str) -> tuple[float, ...]:
 class PartitionSettings:
     """``classes`` None: the model's own number. ``layers`` None: a layer wherever the model can be cut."""
 
-    input_shape: tuple[int, int, int] = setting(
-        REQUIRED,
-        help="of one image",
+    input_shape: tuple[int, int, int] | None = setting(
+        None,
+        help="of one image (needed but for texts)",
         parse=values.image_shape,
         metavar="C,H,W",
-        show=lambda axes: ",".join(map(str, axes)),
+        show=lambda axes: ",".join(map(str, axes)) if axes else "",
+    )
+    max_length: int = setting(
+        128, help="of texts, in tokens, for bert:FOLDER", parse=values.integer(2, 65_536), metavar="N"
     )
     out: Path = setting(REQUIRED, help="folder of the artifact", parse=values.path, metavar="DIR")
     weights: Path | None = setting(
@@ -96,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
         description="Cuts a torch model into layers where one tensor crosses, and writes an artifact that agents run.",
         words="MODEL",
         epilog="MODEL: a torchvision name (resnet18), MODULE:FACTORY (the current folder counts), or a FILE.pt2 that "
-        "torch.export.save wrote (reading one may run code in it: use your own).",
+        "torch.export.save wrote (reading one may run code in it: use your own), or bert:FOLDER.",
     )
     model = resolved.only_word("mdi-exit partition", "MODEL")
     if importlib.util.find_spec("torch") is None:
@@ -108,16 +112,16 @@ def main(argv: Sequence[str]) -> int:
 def _partition(model: str, settings: PartitionSettings) -> None:
     import torch
 
-    from mdi_exit.model.build import built
+    from mdi_exit.model.build import TEXT_MODELS, built
     from mdi_exit.model.export import export_artifact
 
     out = settings.out.absolute()
     check_output(out)
-    spec, labels = _input_spec(settings), _labels(settings.labels)
+    spec, labels = _input_spec(settings, texts=model.startswith(TEXT_MODELS)), _labels(settings.labels)
     torch.set_num_threads(1)
     made = built(
         model,
-        input_shape=settings.input_shape,
+        input_shape=spec.shape,
         classes=settings.classes or len(labels) or None,
         weights=settings.weights,
         seed=settings.seed,
@@ -129,7 +133,7 @@ def _partition(model: str, settings: PartitionSettings) -> None:
     artifact = export_artifact(
         made.network,
         out,
-        name=re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(model).stem if model.endswith(".pt2") else model)[:80],
+        name=_name(model),
         input_spec=spec,
         labels=labels,
         rebuild=made.description,
@@ -137,13 +141,24 @@ def _partition(model: str, settings: PartitionSettings) -> None:
         names=made.layer_names,
         files=made.files,
         timed=True,
+        length=settings.max_length if spec.kind == "text" else None,
     )
     console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     _show(console, artifact)
     console.print(_verified(artifact, made.whole, channels_last=made.network.channels_last), soft_wrap=True)
 
 
-def _input_spec(settings: PartitionSettings) -> InputSpec:
+def _name(model: str) -> str:
+    """Of what a name of an artifact may have; of a path its last part."""
+    word = Path(model).stem if model.endswith(".pt2") else Path(model).name
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", word)[:80]
+
+
+def _input_spec(settings: PartitionSettings, *, texts: bool) -> InputSpec:
+    if texts:
+        return InputSpec(kind="text", shape=(settings.max_length,), text=TextSpec(tokenizer=TOKENIZER_FILE))
+    if settings.input_shape is None:
+        raise UsageError("--input-shape", "C,H,W of one image", "none")
     channels = settings.input_shape[0]
     default = _IMAGENET if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
     mean, std = settings.mean or default[0], settings.std or default[1]
@@ -184,7 +199,7 @@ def _show(console: Console, artifact: Artifact) -> None:
 
 
 def _verified(artifact: Artifact, whole: Any, *, channels_last: bool) -> str:
-    """Random images through the model as it came and through the artifact, cut everywhere; what was found, in words.
+    """Random inputs through the model as it came and through the artifact, cut everywhere; what was found, in words.
 
     Raises ``MdiExitError`` where they differ by a bit in torch, or by more than 1e-4 (of the largest logit, if that is
     above 1) or in a label in ONNX Runtime.
@@ -193,13 +208,12 @@ def _verified(artifact: Artifact, whole: Any, *, channels_last: bool) -> str:
 
     from mdi_exit.model.graph import as_traced
 
-    shape = artifact.manifest.input.shape
-    x_NCHW = np.random.default_rng(0).standard_normal((_VERIFIED_IMAGES, *shape)).astype(np.float32)
+    x_N = _random_inputs(artifact.manifest.input)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     with torch.inference_mode(), as_traced():
-        expected_NK = whole.to(memory_format=layout)(torch.from_numpy(x_NCHW).contiguous(memory_format=layout)).numpy()
-    in_torch = chained(make_engine("torch", model=str(artifact.folder)), artifact, x_NCHW)
-    in_onnx = chained(make_engine("onnxruntime"), artifact, x_NCHW)
+        expected_NK = whole.to(memory_format=layout)(_laid_out(torch.from_numpy(x_N), layout)).numpy()
+    in_torch = chained(make_engine("torch", model=str(artifact.folder)), artifact, x_N)
+    in_onnx = chained(make_engine("onnxruntime"), artifact, x_N)
     cuts = f"every cut ({len(artifact.manifest.layers) - 1})"
     off = float(np.abs(in_onnx - expected_NK).max())
     if not np.array_equal(in_torch, expected_NK):
@@ -211,6 +225,21 @@ def _verified(artifact: Artifact, whole: Any, *, channels_last: bool) -> str:
     if not np.array_equal(in_onnx.argmax(1), expected_NK.argmax(1)):
         raise MdiExitError(f"ONNX Runtime: split at {cuts} gives other labels than the whole in torch")
     return f"split at {cuts} = whole: bit-equal in torch; in ONNX Runtime within {off:.1e}, the same labels"
+
+
+def _random_inputs(spec: InputSpec) -> Array:
+    """A few; texts are of unlike lengths."""
+    rng = np.random.default_rng(0)
+    if spec.kind != "text":
+        return rng.standard_normal((_VERIFIED_IMAGES, *spec.shape)).astype(np.float32)
+    x_NT = rng.integers(1, _RANDOM_WORDS, (_VERIFIED_IMAGES, *spec.shape)).astype(np.float32)
+    for row, length in zip(x_NT, rng.integers(1, spec.shape[0] + 1, _VERIFIED_IMAGES), strict=True):
+        row[length:] = 0
+    return x_NT
+
+
+def _laid_out(x_N: Any, layout: Any) -> Any:
+    return x_N.contiguous(memory_format=layout) if x_N.ndim == 4 else x_N
 
 
 def chained(engine: Any, artifact: Artifact, x_N: Array) -> Array:

@@ -13,7 +13,8 @@ from typing import Final, Self
 
 from mdi_exit.errors import MdiExitError
 from mdi_exit.logs import Throttle
-from source.inputs.images import Pixels, Sample
+from mdi_exit.modality import Raw
+from source.inputs.stored import Sample
 
 __all__ = ["Frame", "LiveInput"]
 
@@ -28,7 +29,7 @@ class Frame:
     """A sample that stands ready, not decoded yet; ``size_bytes`` of what is held for it."""
 
     id: str
-    read: Callable[[], Pixels]
+    read: Callable[[], Raw]
     truth: int | None = None
     size_bytes: int = 0
 

@@ -1,13 +1,17 @@
-"""Images published on the broker, as IP cameras and Frigate do: JPEG, or whatever Pillow reads, one a message."""
+"""Items published on the broker, one a message, as the model takes them: texts, or images as IP cameras and Frigate publish
+them (JPEG, or whatever Pillow reads).
+"""
 
 from __future__ import annotations
 
 import zlib
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from source.images import decode_image
+from mdi_exit.modality import Raw
+from mdi_exit.modality.image import decode_image
 from source.inputs.live import Frame, LiveInput
 
 __all__ = ["TopicInput"]
@@ -22,9 +26,9 @@ class TopicInput(LiveInput):
     The last 32 images stand ready (64 MiB of them at most), the newest is drawn first. ids are topic and number.
     """
 
-    def __init__(self, pattern: str, *, limit: int | None = None) -> None:
+    def __init__(self, pattern: str, *, limit: int | None = None, read: Callable[[bytes], Raw] = decode_image) -> None:
         super().__init__(f"mqtt:{pattern}", None, room=_ROOM, limit=limit)
-        self.pattern = pattern
+        self.pattern, self._decode = pattern, read
         self._numbers: Counter[str] = Counter()
         self._last: OrderedDict[str, int] = OrderedDict()
 
@@ -43,4 +47,4 @@ class TopicInput(LiveInput):
             forgotten, _ = self._last.popitem(last=False)
             del self._numbers[forgotten]
         self._numbers[topic] += 1
-        self.offer(Frame(f"{topic}/{self._numbers[topic]}", partial(decode_image, payload), size_bytes=len(payload)))
+        self.offer(Frame(f"{topic}/{self._numbers[topic]}", partial(self._decode, payload), size_bytes=len(payload)))

@@ -17,8 +17,8 @@ import numpy as np
 
 from mdi_exit.errors import UsageError
 from source.input_kinds import CAMERA, ParsedInput
-from source.inputs.images import Input, Pixels, Sample
 from source.inputs.live import Frame, LiveInput
+from source.inputs.stored import Input, Pixels, Sample
 
 __all__ = ["Capture", "VideoInput", "checked_extra", "played", "watched_camera"]
 

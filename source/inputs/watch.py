@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from mdi_exit.errors import UsageError
-from source.inputs.images import IMAGE_SUFFIXES, known_classes, read_image, truth_of
 from source.inputs.live import Frame, LiveInput
+from source.inputs.stored import IMAGE_SUFFIXES, known_classes, read_image, truth_of
 
 __all__ = ["Watcher", "watched"]
 

@@ -8,10 +8,11 @@ import numpy as np
 
 from mdi_exit.confidence import probabilities
 from mdi_exit.engine.onnx import OnnxEngine
+from mdi_exit.modality import modality_of
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.span import LayerSpan
-from source.inputs import open_input, preprocess
+from source.inputs import open_input
 
 _CLEAR_OF_SCORES = 1e-4
 
@@ -49,7 +50,8 @@ def reference() -> Reference:
     plan, composer, engine = artifact.manifest.plan, Composer(artifact), OnnxEngine(1)
     whole = LayerSpan(0, plan.layer_count)
     samples = list(open_input("shipped", artifact.manifest))
-    features = np.stack([preprocess(sample.pixels, artifact.manifest.input) for sample in samples])
+    modality = modality_of(artifact)
+    features = np.stack([modality.prepared(sample.raw) for sample in samples])
     labels, scores = [], []
     entry = 0
     while entry < plan.layer_count:

@@ -38,7 +38,7 @@ def picture(path: Path, colour: int | tuple[int, ...] = 7, size: tuple[int, int]
 
 def pixels_of(path: Path) -> NDArray[np.uint8]:
     (sample,) = open_input(str(path.parent), manifest())
-    return sample.pixels
+    return sample.raw
 
 
 # --- data sets
@@ -50,7 +50,7 @@ def test_shipped_gives_its_real_images_with_their_truth() -> None:
     data = shipped()
     assert len(found) == len(samples) == len(data) >= 2000
     assert [sample.truth for sample in samples] == data.labels_N.tolist()
-    assert np.array_equal(samples[17].pixels, data.images_NHWC[17])
+    assert np.array_equal(samples[17].raw, data.images_NHWC[17])
     assert len({sample.id for sample in samples}) == len(samples)
 
 
@@ -105,7 +105,7 @@ def test_a_local_data_set_is_read_from_its_own_files(tmp_path: Path) -> None:
     samples = list(open_input("fashion-mnist", manifest(), data_dir=tmp_path))
     assert [sample.truth for sample in samples] == [9, 0, 4]
     assert [sample.id for sample in samples] == ["fashion-mnist/0", "fashion-mnist/1", "fashion-mnist/2"]
-    assert np.array_equal(samples[2].pixels[..., 0], images[2])
+    assert np.array_equal(samples[2].raw[..., 0], images[2])
 
 
 # --- folders
@@ -124,7 +124,7 @@ def test_a_folder_is_read_in_order_and_sub_folders_name_the_truth(tmp_path: Path
         ("t-shirt_TOP/day 2/x.jpg", 0),
         ("unsorted/c.bmp", None),
     ]
-    assert [int(sample.pixels.flat[0]) for sample in samples] == [1, 4, 2, 3]
+    assert [int(sample.raw.flat[0]) for sample in samples] == [1, 4, 2, 3]
 
 
 def test_labels_that_read_alike_name_no_truth(tmp_path: Path) -> None:
@@ -146,13 +146,13 @@ def test_bad_image_files_are_passed_over_and_counted(tmp_path: Path, caplog: pyt
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 4
     assert "empty.png passed over" in lines[0]
-    assert lines[-1].endswith("7 image files could not be read")
+    assert lines[-1].endswith("7 files could not be read")
 
 
 @pytest.mark.parametrize("cycle", [False, True])
 def test_a_folder_of_nothing_but_bad_files_fails_instead_of_ending_quietly(tmp_path: Path, cycle: bool) -> None:
     (tmp_path / "bad.png").write_bytes(b"nothing")
-    with pytest.raises(MdiExitError, match="none of its 1 image files can be read"):
+    with pytest.raises(MdiExitError, match="none of its 1 files can be read"):
         next(iter(open_input(str(tmp_path), manifest(), cycle=cycle)))
 
 
@@ -194,8 +194,8 @@ def test_a_picture_of_absurd_size_is_a_bad_file(tmp_path: Path) -> None:
     [
         (
             "imagenet",
-            "input: expected one of shipped|fashion-mnist|cifar10|cifar100|svhn[:N], DIR, FILE.mp4, camera[:N|:DEVICE], "
-            "rtsp://..., watch:DIR, mqtt:TOPIC, requests, got 'imagenet'",
+            "input: expected one of shipped|fashion-mnist|cifar10|cifar100|svhn|spam-assassin[:N], test[:N], text:FILE, DIR, "
+            "FILE.mp4, camera[:N|:DEVICE], rtsp://..., watch:DIR, mqtt:TOPIC, requests, got 'imagenet'",
         ),
         ("shipped:", "input: expected NAME or NAME:N with N of at least 1, got 'shipped:'"),
         ("shipped:0", "input: expected NAME or NAME:N with N of at least 1, got 'shipped:0'"),
@@ -271,6 +271,6 @@ def test_pixels_that_are_no_image_are_refused(pixels: NDArray[np.uint8]) -> None
 
 def test_every_shipped_image_is_what_the_shipped_model_takes() -> None:
     spec = Artifact.open(DEFAULT_MODEL).manifest.input
-    rows = [preprocess(sample.pixels, spec) for sample in open_input("shipped:200", manifest())]
+    rows = [preprocess(sample.raw, spec) for sample in open_input("shipped:200", manifest())]
     assert {row.shape for row in rows} == {(1, 28, 28)}
     assert abs(float(np.mean(rows))) < 0.1

@@ -31,9 +31,9 @@ from mdi_exit.limits import (
     MAX_REAL,
     MAX_REQUEST_BYTES,
 )
+from mdi_exit.modality.image import decode_image
 from mdi_exit.model.artifact import MANIFEST_FILE, Artifact
 from mdi_exit.model.manifest import Manifest, parse_manifest
-from source.images import decode_image
 from source.reception import read_request
 
 

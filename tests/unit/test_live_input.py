@@ -139,7 +139,7 @@ async def test_images_of_topics_come_newest_first_and_bounded() -> None:
         assert newest is not None
         assert before is not None
         assert (newest.id, before.id) == ("cams/door/snapshot/40", "cams/door/snapshot/39")
-        assert abs(int(newest.pixels[0, 0]) - 234) < 3
+        assert abs(int(newest.raw[0, 0]) - 234) < 3
         assert live.skipped == 8
 
 
@@ -203,7 +203,7 @@ async def test_new_files_of_a_watched_folder_become_samples(tmp_path: Path) -> N
             sample = await live.next()
             assert sample is not None
             assert (sample.id, sample.truth) == ("Bag/new.png", MANIFEST.labels.index("Bag"))
-            assert int(sample.pixels[0, 0]) == 7
+            assert int(sample.raw[0, 0]) == 7
             put("Bag/new.png", 8)
             again = await live.next()
         assert again is not None
@@ -265,9 +265,9 @@ def number_of(pixels: np.ndarray) -> int:
 def test_a_video_file_is_read_completely_and_in_order(video: Path) -> None:
     found = open_input(str(video), MANIFEST)
     samples = list(found)
-    assert [number_of(sample.pixels) for sample in samples] == list(range(40))
+    assert [number_of(sample.raw) for sample in samples] == list(range(40))
     assert [sample.id for sample in samples[:2]] == ["clothes.avi/1", "clothes.avi/2"]
-    assert samples[0].pixels.shape == (56, 56, 3)
+    assert samples[0].raw.shape == (56, 56, 3)
     assert len(found) == 40
     assert [sample.id for sample in open_input(str(video), MANIFEST, cycle=True, limit=42)][-1] == "clothes.avi/2#2"
 
@@ -279,13 +279,13 @@ def test_colours_are_red_green_blue(tmp_path: Path) -> None:
     writer.write(np.full((32, 32, 3), (0, 0, 255), np.uint8))  # OpenCV writes blue, green, red
     writer.release()
     (sample,) = open_input(str(path), MANIFEST)
-    assert sample.pixels[5, 5] == pytest.approx([255, 0, 0], abs=8)
+    assert sample.raw[5, 5] == pytest.approx([255, 0, 0], abs=8)
 
 
 @pytest.mark.parametrize(("fps", "kept"), [(5.0, [0, 4, 8]), (10.0, [0, 2, 4]), (100.0, [0, 1, 2])])
 def test_frames_are_thinned_evenly(video: Path, fps: float, kept: list[int]) -> None:
     samples = open_input(str(video), MANIFEST, fps=fps, limit=3)
-    assert [number_of(sample.pixels) for sample in samples] == kept
+    assert [number_of(sample.raw) for sample in samples] == kept
 
 
 async def test_a_video_in_real_time_goes_on_without_a_slow_system(video: Path) -> None:
@@ -293,7 +293,7 @@ async def test_a_video_in_real_time_goes_on_without_a_slow_system(video: Path) -
         seen = []
         async with asyncio.timeout(DEADLINE_S):
             while (sample := await live.next()) is not None:
-                seen.append(number_of(sample.pixels))
+                seen.append(number_of(sample.raw))
                 await until(lambda: live.came >= min(10 * len(seen), 40))
     assert live.came == 40
     assert live.taken + live.skipped == 40

@@ -13,14 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mdi_exit.data import preprocess
 from mdi_exit.errors import MdiExitError, WireError
+from mdi_exit.modality.image import ImageInput, decode_image
 from mdi_exit.model.manifest import InputSpec
 from mdi_exit.wire import Probe, Reply, Request, encode
-from source.images import decode_image
-from source.inputs import preprocess
 from source.reception import Sent, read_request, reply_json, to_tensor
 
 SPEC = InputSpec(kind="image", shape=(1, 28, 28), mean=(0.5,), std=(0.25,))
+IMAGES = ImageInput(SPEC)
 
 
 def frame(kind: str, data: bytes, shape: tuple[int, ...] = (), **fields: object) -> bytes:
@@ -50,7 +51,7 @@ def test_a_frame_is_read_with_all_its_fields() -> None:
 def test_an_image_file_is_a_request_as_it_is(kind: str) -> None:
     event = read_request("desk", picture(kind))
     assert (event.id, event.deadline_s, event.plain) == ("", None, True)
-    x = to_tensor(event.payload, SPEC)
+    x = to_tensor(event.payload, IMAGES)
     assert (x.shape, x.dtype) == ((1, 28, 28), np.float32)
 
 
@@ -62,7 +63,7 @@ def test_json_may_give_an_id_and_a_deadline(fields: dict[str, object], identity:
     event = read_request("desk", b"\n " + plain(**fields))
     assert (event.id, event.deadline_s, event.plain) == (identity, deadline_s, True)
     expected = preprocess(decode_image(picture("PNG")), SPEC)
-    assert np.array_equal(to_tensor(event.payload, SPEC), expected)
+    assert np.array_equal(to_tensor(event.payload, IMAGES), expected)
 
 
 @pytest.mark.parametrize(
@@ -101,15 +102,15 @@ def test_any_bytes_are_a_request_or_refused_and_a_tensor_or_an_error(payload: by
     except WireError:
         return
     with pytest.raises((ValueError, MdiExitError)):
-        to_tensor(event.payload, SPEC)
+        to_tensor(event.payload, IMAGES)
 
 
 def test_arrays_of_pixels_are_preprocessed_and_ready_ones_are_taken_as_they_are() -> None:
     pixels = np.arange(30 * 20 * 3, dtype=np.uint32).reshape(30, 20, 3).astype(np.uint8)
-    x = to_tensor(Sent("uint8", (30, 20, 3), pixels.tobytes()), SPEC)
+    x = to_tensor(Sent("uint8", (30, 20, 3), pixels.tobytes()), IMAGES)
     assert np.array_equal(x, preprocess(pixels, SPEC))
     ready = np.linspace(-2, 2, 784, dtype="<f4").reshape(1, 28, 28)
-    assert np.array_equal(to_tensor(Sent("float32", (1, 28, 28), memoryview(ready.tobytes())), SPEC), ready)
+    assert np.array_equal(to_tensor(Sent("float32", (1, 28, 28), memoryview(ready.tobytes())), IMAGES), ready)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_arrays_of_pixels_are_preprocessed_and_ready_ones_are_taken_as_they_are(
 )
 def test_what_the_model_cannot_take_is_an_error(sent: Sent, why: str) -> None:
     with pytest.raises((ValueError, MdiExitError), match=why):
-        to_tensor(sent, SPEC)
+        to_tensor(sent, IMAGES)
 
 
 def test_images_are_read_upright_without_transparency_and_in_a_few_formats_only() -> None:

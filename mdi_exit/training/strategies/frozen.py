@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from mdi_exit.training.phases import Losses, Phase, Taps, inputs_of, taps_of
 
-__all__ = ["BackbonePhase", "HeadsPhase"]
+__all__ = ["BackbonePhase", "HeadsPhase", "LastHeadPhase"]
 
 
 class BackbonePhase(Phase):
@@ -32,6 +32,25 @@ class BackbonePhase(Phase):
         logits_BK = network.exits[str(network.exit_layers[-1])](features)
         loss = functional.cross_entropy(logits_BK, labels_B)
         early = loss.detach().new_full((len(network.exit_layers) - 1,), torch.nan)
+        return Losses(loss, torch.cat((early, loss.detach()[None])))
+
+
+class LastHeadPhase(Phase):
+    """The last exit on layers that came with their weights: what makes a classifier of an encoder."""
+
+    name: ClassVar = "last head"
+    frozen: ClassVar = True
+
+    def trained(self) -> Sequence[nn.Module]:
+        return [self.trainee.last_head]
+
+    def loss(self, step: int, batch: Tensor | Taps, labels_B: Tensor) -> Losses:
+        del step
+        taps = taps_of(batch)
+        if taps.last is None:
+            raise ValueError("expected features at the last exit, got its logits")
+        loss = functional.cross_entropy(self.trainee.last_head(taps.last), labels_B)
+        early = loss.detach().new_full((len(self.trainee.heads),), torch.nan)
         return Losses(loss, torch.cat((early, loss.detach()[None])))
 
 

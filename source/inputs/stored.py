@@ -1,4 +1,4 @@
-"""Inputs with an end: the shipped images, a data set, a folder of images; and what an image becomes."""
+"""Inputs with an end: a data set, what the artifact was tested on, a folder of images."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from typing import Final
 
 from PIL import Image
 
-from mdi_exit.data import DATASETS, Dataset, load, shipped
+from mdi_exit.data import Dataset, load, shipped, splits
 from mdi_exit.data.classes import class_map, folded, known_classes
 from mdi_exit.data.given import IMAGE_SUFFIXES
 from mdi_exit.data.pixels import Pixels, pixels_of, preprocess
+from mdi_exit.data.sets import Items
+from mdi_exit.data.texts import TEXT_SETS, from_text, read_text_set
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.limits import MAX_IMAGE_FILE_PIXELS
+from mdi_exit.modality import Raw
 from mdi_exit.model.manifest import Manifest
-from source.input_kinds import KINDS
+from source.input_kinds import FOLDER, KINDS, TEST, TEXT, ParsedInput
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -28,7 +31,7 @@ __all__ = [
     "Input",
     "Pixels",
     "Sample",
-    "checked_channels",
+    "checked_kind",
     "entries_of",
     "known_classes",
     "preprocess",
@@ -43,13 +46,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """``pixels``: uint8, H×W, H×W×1 or H×W×3; ``truth``: the right class of the model in force, if it is known.
+    """``truth``: the right class of the model in force, if it is known.
 
     ``position``: where its input has it, all rounds counted; -1 of an input that cannot be read again.
     """
 
     id: str
-    pixels: Pixels
+    raw: Raw
     truth: int | None = None
     position: int = -1
 
@@ -59,7 +62,7 @@ class Entry:
     """A sample not read yet."""
 
     id: str
-    read: Callable[[], Pixels]
+    read: Callable[[], Raw]
     truth: int | None
 
 
@@ -97,8 +100,8 @@ class Input:
         for position in sorted(positions):
             number, place = divmod(position, len(self._entries))
             entry = self._entries[place]
-            if (pixels := self._read(entry, set())) is not None:
-                yield _sample(entry, pixels, number + 1, position)
+            if (raw := self._read(entry, set())) is not None:
+                yield _sample(entry, raw, number + 1, position)
 
     def __iter__(self) -> Iterator[Sample]:
         return islice(self._rounds(), None if self._limit is None else max(self._limit - self._drawn, 0))
@@ -109,16 +112,16 @@ class Input:
         unreadable: set[str] = set()
         while number == 1 or self._cycle:
             for place, entry in enumerate(self._entries[first:], first):
-                if entry.id not in unreadable and (pixels := self._read(entry, unreadable)) is not None:
-                    yield _sample(entry, pixels, number, (number - 1) * len(self._entries) + place)
+                if entry.id not in unreadable and (raw := self._read(entry, unreadable)) is not None:
+                    yield _sample(entry, raw, number, (number - 1) * len(self._entries) + place)
             first = 0
             if len(unreadable) == len(self._entries):
-                raise MdiExitError(f"input {self.name}: none of its {len(unreadable)} image files can be read")
+                raise MdiExitError(f"input {self.name}: none of its {len(unreadable)} files can be read")
             if number == 1 and len(unreadable) > _NAMED_FAILURES:
-                log.warning("input %s: %d image files could not be read", self.name, len(unreadable))
+                log.warning("input %s: %d files could not be read", self.name, len(unreadable))
             number += 1
 
-    def _read(self, entry: Entry, unreadable: set[str]) -> Pixels | None:
+    def _read(self, entry: Entry, unreadable: set[str]) -> Raw | None:
         try:
             return entry.read()
         except Exception as error:  # noqa: BLE001 - decoders of broken files raise anything, even SyntaxError
@@ -129,29 +132,59 @@ class Input:
             return None
 
 
-def _sample(entry: Entry, pixels: Pixels, number: int, position: int) -> Sample:
-    return Sample(entry.id if number == 1 else f"{entry.id}#{number}", pixels, entry.truth, position)
+def _sample(entry: Entry, raw: Raw, number: int, position: int) -> Sample:
+    return Sample(entry.id if number == 1 else f"{entry.id}#{number}", raw, entry.truth, position)
 
 
-def checked_channels(manifest: Manifest) -> None:
-    """Raises ``UsageError`` for a model that does not take images."""
-    channels = manifest.input.shape[0]
-    if channels not in (1, 3):
+def checked_kind(parsed: ParsedInput, manifest: Manifest) -> None:
+    """Raises ``UsageError`` for an input that gives something else than the model takes."""
+    taken = manifest.input.kind
+    if parsed.gives not in (taken, ""):
+        forms = [kind.form for kind in KINDS if kind.gives in (taken, "")]
+        raise UsageError(
+            "input", f"{taken}, as the model takes ({', '.join(forms)})", f"{parsed}, which is {parsed.gives}"
+        )
+    if taken == "image" and (channels := manifest.input.shape[0]) not in (1, 3):
         raise UsageError("model input", "1 or 3 channels, to be made of images", channels)
 
 
-def entries_of(spec: str, manifest: Manifest, data_dir: Path | None) -> tuple[str, list[Entry]]:
-    """Name and entries of ``shipped``, a data set (its test split), either with ``:N`` for the first N, or a folder.
+def entries_of(parsed: ParsedInput, manifest: Manifest, data_dir: Path | None) -> tuple[str, list[Entry]]:
+    """Name and entries of ``shipped``, a data set (its test part, if it has one), what the artifact was tested on, these with
+    ``:N`` for the first N, texts of a file, or a folder of images.
 
     A folder is read in the order of its file names, sub-folders included; one named after a label of the model gives its
     images that truth. Raises ``UsageError``.
     """
-    name, colon, count = spec.partition(":")
-    if name != "shipped" and name not in DATASETS:
+    spec = parsed.target
+    if parsed.kind is FOLDER:
         return spec, _of_folder(spec, manifest.labels)
+    if parsed.kind is TEXT:
+        train, test = from_text(Path(spec))
+        return parsed.text, _of_dataset(test or train, manifest.labels)
+    name, colon, count = spec.partition(":")
     first = _first(spec, count) if colon else None
-    dataset = shipped() if name == "shipped" else load(name, "test", data_dir)
+    if parsed.kind is TEST:
+        return "test", _of_dataset(_tested_on(manifest, data_dir), manifest.labels)[:first]
+    if name in TEXT_SETS:
+        dataset = read_text_set(name, data_dir)
+    else:
+        dataset = shipped() if name == "shipped" else load(name, "test", data_dir)
     return name, _of_dataset(dataset, manifest.labels)[:first]
+
+
+def _tested_on(manifest: Manifest, data_dir: Path | None) -> Dataset:
+    """The test samples of the split that the artifact records."""
+    record = manifest.data
+    if record is None:
+        raise UsageError("input test", "an artifact that says what it was tested on", "one that does not")
+    parts = splits(
+        record.spec, seed=record.seed, data_dir=data_dir, calibration=record.calibration, shape=manifest.input.shape
+    )
+    if parts.record != record:
+        raise UsageError(
+            "input test", f"the data that the artifact was trained and tested on ({record.spec})", "other data"
+        )
+    return parts.test
 
 
 def _first(spec: str, count: str) -> int:
@@ -166,20 +199,19 @@ def _first(spec: str, count: str) -> int:
 def _of_dataset(dataset: Dataset, labels: Sequence[str]) -> list[Entry]:
     class_of = _truths(dataset, labels)
     return [
-        Entry(f"{dataset.name}/{position}", partial(_row, dataset.images_NHWC, index), class_of.get(label))
+        Entry(f"{dataset.name}/{position}", partial(_item, dataset.items, index), class_of.get(label))
         for index, (position, label) in enumerate(zip(dataset.ids_N.tolist(), dataset.labels_N.tolist(), strict=True))
     ]
 
 
-def _row(images_NHWC: Pixels, index: int) -> Pixels:
-    row: Pixels = images_NHWC[index]
-    return row
+def _item(items: Items, index: int) -> Raw:
+    return items[index]
 
 
 def _truths(dataset: Dataset, labels: Sequence[str]) -> dict[int, int]:
     """The model's class for each class of the data set; by name, since a model may know others, or another order."""
     class_of = class_map(dataset.classes, labels)
-    if not class_of:
+    if not class_of and (dataset.labels_N >= 0).any():
         log.warning("input %s: none of its classes is one of the model's: accuracy will not be known", dataset.name)
     return class_of
 
