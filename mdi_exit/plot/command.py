@@ -102,7 +102,7 @@ def _write_head(head: Any, run: Run) -> None:
     head.text(0.03, 0.62, run.name, fontsize=15, fontweight="bold", va="center")
     emulated = (run.summary or {}).get("emulated")
     parts = [items.subtitle(run.items)] if run.items else []
-    parts += [f"compute emulated: {emulated}"] if emulated and len(run.timeline) < 2 else []
     if (bound_per_s := _bound_of(run)) is not None:
         parts.append(f"{(run.summary or {}).get('efficiency', 0.0):.1%} of the bound {bound_per_s:.1f}/s")
+    parts += [f"compute emulated: {emulated}"] if emulated else []
     head.text(0.03, 0.12, "   ·   ".join(parts), fontsize=9.5, color="#555", va="center")

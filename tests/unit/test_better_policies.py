@@ -247,29 +247,6 @@ def test_with_outcomes_each_exit_has_its_own_threshold() -> None:
     assert answer.rate == pytest.approx(10.0)
 
 
-def test_thresholds_are_found_between_those_of_the_coarse_table() -> None:
-    """One node; the exits are right from 0.62 and 0.37 up. At the accuracy that 0.5 for both has, 0.88, the second
-    exit's threshold may be 0.37: 1 / 0.1685 items a second, and not 1 / 0.175.
-    """
-    u, v = (values.ravel() for values in np.meshgrid(*(np.linspace(0.0, 0.99, 100),) * 2))
-    scores, right = (
-        np.column_stack([u, v, np.ones_like(u)]),
-        np.column_stack([u >= 0.62, v >= 0.37, np.ones_like(u)]) > 0,
-    )
-    alone = replace(
-        asked(None),
-        exits=(0, 1, 2),
-        cut_bytes=(100,) * 3,
-        nodes=(NodeLoad("s", tuple((layer, layer + 1, 0.1, 0.0) for layer in range(3))),),
-        choices=(RoutingChoice(0.5, (1.0, 0.5, 0.25), (0.5, 0.5)),),
-        lowest=(0.0, 0.0),
-    )
-    answer = RouteSolver(ExitTable.of_outcomes(scores, right, settings=9)).solve(alone)
-    assert answer is not None
-    assert answer.rate == pytest.approx(1 / 0.1685, rel=0.01)
-    assert answer.thresholds == pytest.approx((0.5, 0.36), abs=0.02)
-
-
 def test_nothing_can_be_carried_without_the_last_layers() -> None:
     alone = asked()
     cut = RoutingProblem(
