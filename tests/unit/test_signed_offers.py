@@ -64,7 +64,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSignature, Veri
     return signature_of(ARTIFACT, private_key(private)), Verifier.load(public)
 
 
-def offer(signature: ModelSignature, **changed: Any) -> Manifest:
+def offer(signature: ModelSignature, /, **changed: Any) -> Manifest:
     """Everything that there is; ``changed``: fields of the segment ``segment-4-5-head``."""
     segments = []
     for key in sorted(possible_segments(PLAN)):
