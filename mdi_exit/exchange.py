@@ -39,6 +39,7 @@ FETCHED: Final = "model_bytes"
 _FILES_AT_ONCE: Final = 8
 _PATIENCE_S: Final = 3.0
 _MOST_PATIENCE_S: Final = 60.0
+_FULL_S: Final = 0.02
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class ModelHost:
     signature: ModelSignature | None = None
     _offered: dict[SegmentKey, SegmentFile] = field(default_factory=dict)
     _files: dict[str, bytes] = field(default_factory=dict)
+    _unsent: dict[str, bytes] = field(default_factory=dict)
+    _sending: bool = False
     _wanted: set[SegmentKey] = field(default_factory=set)
     _busy: bool = False
     _patience_s: float = _PATIENCE_S
@@ -130,11 +133,26 @@ class ModelHost:
             self.republish()
 
     def _publish_file(self, name: str, raw: bytes) -> None:
-        model, count = self.manifest.plan.digest, chunk_count(len(raw))
-        for index in range(count):
-            body = raw[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
-            frame = encode(Chunk(model, name, index, count, crc32(body)), body)
-            self.driver.publish(kinds.CHUNK, self.driver.topics.chunk(model, name, index), frame)
+        self._unsent[name] = raw
+        if not self._sending:
+            self._sending = True
+            self.driver.spawn("send files", self._send())
+
+    async def _send(self) -> None:
+        """Chunk by chunk, no faster than the transport takes them: a file may be larger than what it holds ready."""
+        try:
+            while self._unsent:
+                name = next(iter(self._unsent))
+                raw = self._unsent.pop(name)
+                model, count = self.manifest.plan.digest, chunk_count(len(raw))
+                for index in range(count):
+                    body = raw[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+                    frame = encode(Chunk(model, name, index, count, crc32(body)), body)
+                    topic = self.driver.topics.chunk(model, name, index)
+                    while not self.driver.publish(kinds.CHUNK, topic, frame):  # noqa: ASYNC110 - nobody tells of room
+                        await asyncio.sleep(_FULL_S)
+        finally:
+            self._sending = False
 
     def _publish_manifest(self) -> None:
         raw = self.composer.artifact.manifest_bytes
