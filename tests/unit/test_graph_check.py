@@ -120,7 +120,7 @@ def without_data(made: ModelProto) -> None:
         (lambda made: setattr(initializer(made), "data_type", TensorProto.STRING), "tensor of numbers"),
         (lambda made: made.graph.input.append(value("more")), "of x"),
         (lambda made: made.graph.output.append(value("more")), "expected outputs"),
-        (lambda made: made.graph.input[0].CopyFrom(value("x", ["N", "C"])), "expected x of shape"),
+        (lambda made: made.graph.input[0].CopyFrom(value("x", ["N", "T", "C"])), "expected x of shape"),
         (lambda made: made.graph.input[0].CopyFrom(value("x", [1, 4])), "expected x of shape"),
         (lambda made: made.graph.input[0].CopyFrom(value("x", None, TensorProto.DOUBLE)), "float32 in and out"),
         (branches(9), "branches within each other"),

@@ -138,7 +138,7 @@ def test_an_image_that_says_it_is_huge_is_not_decoded(width: int, height: int) -
 
 _BROKEN_TIFF = """
 import io, numpy, PIL.Image
-from source.images import decode_image
+from mdi_exit.modality.image import decode_image
 buffer = io.BytesIO()
 PIL.Image.fromarray(numpy.zeros((8, 8), numpy.uint8)).save(buffer, "TIFF")
 for at in (8, 14, 20):
