@@ -1,9 +1,9 @@
 """All messages in one file: a version byte, a small typed msgpack header, raw payload bytes.
 
-A frame is ``version (1 byte) | header length (4 bytes, little-endian) | header | payload``. The header
-is a tagged msgpack array: fields are only ever appended, with a default, so that an older reader meets a
-newer writer's message with extra fields and ignores them. Nothing is ever unpickled, and nothing in a
-message names code. This module sees bytes only; tensors are made of them one floor up.
+A frame is ``version (1 byte) | header length (4 bytes, little-endian) | CRC-32 of the header (4) | header | payload``.
+The header is a tagged msgpack array: fields are only ever appended, with a default, so that an older reader meets a
+newer writer's message with extra fields and ignores them. Nothing is ever unpickled, and nothing in a message names code.
+This module sees bytes only; tensors are made of them one floor up.
 """
 
 from __future__ import annotations
@@ -68,10 +68,12 @@ __all__ = [
     "crc32",
     "decode",
     "encode",
+    "framed",
 ]
 
-VERSION: Final = 1
-_PREFIX_BYTES: Final = 5
+VERSION: Final = 2
+_LENGTH_STOP: Final = 5
+_PREFIX_BYTES: Final = 9
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,40}\Z")]
 Path = Annotated[tuple[Name, ...], Meta(max_length=MAX_PATH)]
@@ -499,16 +501,22 @@ def encode(message: Message, payload: bytes | bytearray | memoryview = b"") -> b
     header = _encoder.encode(message)
     if len(header) > MAX_HEADER_BYTES:
         raise WireError("header-size", f"expected at most {MAX_HEADER_BYTES} header bytes, got {len(header)}")
-    return b"".join((bytes((VERSION,)), len(header).to_bytes(4, "little"), header, payload))
+    return framed(header, payload)
+
+
+def framed(header: bytes, payload: bytes | bytearray | memoryview = b"") -> bytes:
+    """A frame with this header, whatever it says. Its checksum is what tells a label from one that was changed on the way."""
+    length, check = len(header).to_bytes(4, "little"), crc32(header).to_bytes(4, "little")
+    return b"".join((bytes((VERSION,)), length, check, header, payload))
 
 
 def decode(frame: bytes) -> tuple[Message, memoryview]:
     """The message and its payload. Raises ``WireError`` with a short reason; never anything else."""
+    if frame and frame[0] != VERSION:
+        raise WireError("version", f"expected wire version {VERSION}, got {frame[0]}")
     if len(frame) < _PREFIX_BYTES:
         raise WireError("truncated", f"expected at least {_PREFIX_BYTES} bytes, got {len(frame)}")
-    if frame[0] != VERSION:
-        raise WireError("version", f"expected wire version {VERSION}, got {frame[0]}")
-    size = int.from_bytes(frame[1:_PREFIX_BYTES], "little")
+    size = int.from_bytes(frame[1:_LENGTH_STOP], "little")
     if size > MAX_HEADER_BYTES:
         raise WireError("header-size", f"expected at most {MAX_HEADER_BYTES} header bytes, got {size}")
     stop = _PREFIX_BYTES + size
@@ -517,8 +525,11 @@ def decode(frame: bytes) -> tuple[Message, memoryview]:
     if len(frame) - stop > MAX_PAYLOAD_BYTES:
         raise WireError("payload-size", f"expected at most {MAX_PAYLOAD_BYTES} bytes, got {len(frame) - stop}")
     view = memoryview(frame)
+    header, check = view[_PREFIX_BYTES:stop], int.from_bytes(frame[_LENGTH_STOP:_PREFIX_BYTES], "little")
+    if crc32(header) != check:
+        raise WireError("crc", f"expected CRC-32 {check:08x} of the header, got {crc32(header):08x}")
     try:
-        message = _decoder.decode(view[_PREFIX_BYTES:stop])
+        message = _decoder.decode(header)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError("header", str(error)) from None
     payload = view[stop:]

@@ -143,7 +143,7 @@ def changed_frame(rng: Random, data: bytes) -> bytes:
     """A frame whose header says something strange, its length and most often its checksum being right; or blindly changed."""
     way = rng.random()
     size = int.from_bytes(data[1:5], "little")
-    header, payload = data[5 : 5 + size], data[5 + size :]
+    header, payload = data[9 : 9 + size], data[9 + size :]
     if way < 0.6:
         try:
             tree = _unpack(header)
@@ -159,7 +159,7 @@ def changed_frame(rng: Random, data: bytes) -> bytes:
         header = blind(rng, header)
     else:
         return blind(rng, data)
-    return data[:1] + len(header).to_bytes(4, "little") + header + payload
+    return wire.framed(header, payload)
 
 
 # --- outlines of segments

@@ -83,7 +83,7 @@ def test_what_a_batch_finds_is_told_with_its_input() -> None:
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_message_or_a_wire_error(data: bytes) -> None:
     held(TARGETS["wire"], data)
-    held(TARGETS["wire"], bytes((wire.VERSION,)) + len(data).to_bytes(4, "little") + data)
+    held(TARGETS["wire"], wire.framed(data))
 
 
 @given(st.sampled_from(sample_frames()), st.integers(0, 2**32))

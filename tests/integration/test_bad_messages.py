@@ -59,7 +59,7 @@ class Bad:
 
 
 def _frame(header: bytes, payload: bytes = b"", version: int = VERSION, size: int | None = None) -> bytes:
-    return struct.pack("<BI", version, len(header) if size is None else size) + header + payload
+    return struct.pack("<BII", version, len(header) if size is None else size, zlib.crc32(header)) + header + payload
 
 
 def _listeners() -> dict[str, tuple[str, ...]]:
@@ -83,7 +83,7 @@ def _undecodable(random_bytes: random.Random, frame: bytes) -> list[tuple[str, b
     return [
         *(("version", payload) for payload in noise),
         ("version", frame.replace(frame[:1], bytes([VERSION + 1]), 1)),
-        ("truncated", b"\x01"),
+        ("truncated", bytes([VERSION])),
         ("truncated", frame[:40]),
         ("header-size", _frame(b"", size=2**32 - 1)),
         ("header-size", _frame(bytes(MAX_HEADER_BYTES + 1))),

@@ -17,7 +17,7 @@ from mdi_exit.data import preprocess
 from mdi_exit.errors import MdiExitError, WireError
 from mdi_exit.modality.image import ImageInput, decode_image
 from mdi_exit.model.manifest import InputSpec
-from mdi_exit.wire import Probe, Reply, Request, encode
+from mdi_exit.wire import VERSION, Probe, Reply, Request, encode
 from source.reception import Sent, read_request, reply_json, to_tensor
 
 SPEC = InputSpec(kind="image", shape=(1, 28, 28), mean=(0.5,), std=(0.25,))
@@ -84,9 +84,10 @@ def test_json_may_give_an_id_and_a_deadline(fields: dict[str, object], identity:
         (bytes(9 * 1024 * 1024 + 1)[1:].replace(b"\0", b"\xff"), "payload-size"),
         (frame("image", b""), "payload-size"),
         (frame("image", b"x")[:-1], "crc"),
-        (frame("image", b"x").replace(b"desk", b"else"), "identity"),
+        (frame("image", b"x").replace(b"desk", b"else"), "crc"),
+        (encode(Request("else", "a-1", "image", zlib.crc32(b"x")), b"x"), "identity"),
         (encode(Probe(1, 1, 1)), "type"),
-        (b"\x01", "truncated"),
+        (bytes([VERSION]), "truncated"),
     ],
 )
 def test_what_is_no_request_is_refused_with_a_reason(payload: bytes, reason: str) -> None:

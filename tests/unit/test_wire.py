@@ -16,7 +16,7 @@ from mdi_exit.errors import WireError
 GOLDEN = Path(__file__).parent.parent / "golden"
 BODY = bytes(range(16))
 
-# One of each message. The files under tests/golden hold their bytes in wire version 1; to write them for a new
+# One of each message. The files under tests/golden hold their bytes in the present wire version; to write them for a new
 # version: python tests/unit/test_wire.py
 MESSAGES: dict[str, tuple[wire.Message, bytes]] = {
     "features": (
@@ -144,23 +144,24 @@ def test_random_bytes_are_refused_with_a_reason(frame: bytes) -> None:
 
 @given(st.binary(max_size=200))
 def test_random_headers_are_refused_with_a_reason(header: bytes) -> None:
-    frame = bytes([wire.VERSION]) + len(header).to_bytes(4, "little") + header
+    frame = wire.framed(header)
     assert refusal(frame) in {"", "header", "crc", "payload-size"}
 
 
 @pytest.mark.parametrize("name", MESSAGES)
 @given(data=st.data())
-def test_a_cut_or_changed_frame_is_refused_or_another_valid_message(name: str, data: st.DataObject) -> None:
+def test_a_cut_or_changed_frame_is_refused(name: str, data: st.DataObject) -> None:
+    """It is never another message: a label that was changed on the way is no label."""
     frame = bytearray(wire.encode(*MESSAGES[name]))
     cut = data.draw(st.integers(0, len(frame)))
     position, value = data.draw(st.integers(0, len(frame) - 1)), data.draw(st.integers(0, 255))
     for damaged in (bytes(frame[:cut]), bytes(frame[:position]) + bytes([value]) + bytes(frame[position + 1 :])):
-        assert refusal(damaged) in REASONS
+        assert refusal(damaged) in (REASONS - {""} if damaged != bytes(frame) else {""})
 
 
 def framed(rows: object) -> bytes:
     header = msgspec.msgpack.encode(rows)
-    return bytes([wire.VERSION]) + len(header).to_bytes(4, "little") + header
+    return wire.framed(header)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -0.5, 1.5])
@@ -280,10 +281,10 @@ def test_names_that_could_not_stand_in_a_topic_or_a_log_are_refused(name: str) -
 @pytest.mark.parametrize("opening", [b"\x91", b"\x81\x00", b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"])
 def test_deep_and_boastful_headers_are_refused(opening: bytes) -> None:
     header = opening * (60_000 // len(opening))
-    frame = bytes([wire.VERSION]) + len(header).to_bytes(4, "little") + header
+    frame = wire.framed(header)
     assert refusal(frame) == "header"
     known = b"\x93\xa5probe" + header  # inside a message that is known
-    assert refusal(bytes([wire.VERSION]) + len(known).to_bytes(4, "little") + known) == "header"
+    assert refusal(wire.framed(known)) == "header"
 
 
 def test_a_payload_or_header_above_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
