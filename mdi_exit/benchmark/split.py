@@ -161,7 +161,7 @@ def _show(artifact: Artifact, rows: Sequence[SplitRow], spans: Sequence[str], co
         "other than whole",
         "left at exit (%)",
         "accuracy",
-        "cost",
+        "work",
         "KB an item",
         "items/s",
     ):
