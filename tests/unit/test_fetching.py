@@ -123,7 +123,7 @@ def test_what_is_wrong_is_told_forgotten_and_awaited_anew() -> None:
     fetching.want(offer())
     assert fetching.files == (KEY.file,)
     for raw, reason in (
-        (b"junk", "truncated"),
+        (b"junk", "version"),
         (encode(Chunk("ab" * 16, "x", 0, 1, crc32(b""))), "outline"),
         (frame_of(GRAPH + b"more"), "outline"),
         (encode(Outline(crc32(b""), (), (Piece(0, len(GRAPH), 0, 0),))), "outline"),
