@@ -292,7 +292,7 @@ async def test_what_others_say_to_its_name_does_it_no_harm(standing_mosquitto: s
 
 def test_the_public_names() -> None:
     assert sorted(mdi_exit.__all__) == [
-        "Answer", "BadRequest", "Client", "DeadlineExceeded", "Failed", "Refused", "RequestError", "__version__",
+        "Answer", "BadRequest", "Client", "DeadlineExceeded", "Failed", "Refused", "RequestError", "Text", "__version__",
     ]  # fmt: skip
     assert all(getattr(mdi_exit, name) for name in mdi_exit.__all__)
     with pytest.raises(AttributeError, match="nothing"):

@@ -102,7 +102,7 @@ async def test_a_found_broker_is_stayed_with_and_shared(
 ) -> None:
     looks = 0
 
-    async def look(*, has_password: bool) -> tuple[values.BrokerAddress, str]:
+    async def look(*, has_password: bool, tls_only: bool) -> tuple[values.BrokerAddress, str]:
         nonlocal looks
         looks += 1
         if looks == 1:
