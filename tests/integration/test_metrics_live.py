@@ -20,7 +20,8 @@ pytestmark = pytest.mark.broker
 _SOMETIMES = {
     "mdi_exit_replies", "mdi_exit_bad_messages", "mdi_exit_stranded_tasks", "mdi_exit_board_temperature_celsius",
     "mdi_exit_board_power_watts", "mdi_exit_node_temperature_celsius", "mdi_exit_node_power_watts",
-    "mdi_exit_plan_expected_per_second",
+    "mdi_exit_plan_expected_per_second", "mdi_exit_neighbour_penalty", "mdi_exit_neighbour_hold_seconds",
+    "mdi_exit_journal_bytes", "mdi_exit_journal_backlog", "mdi_exit_journal_commit_seconds",
 }  # fmt: skip
 
 
