@@ -23,6 +23,7 @@ import aiomqtt
 
 from mdi_exit import values
 from mdi_exit.errors import StartError, TransportError
+from mdi_exit.transport.backoff import Backoff
 from mdi_exit.transport.base import (
     MAX_PACKET_BYTES,
     Handler,
@@ -39,10 +40,7 @@ from mdi_exit.transport.tls import asked_again, closing, is_denial, plain_reason
 
 __all__ = ["MAX_PENDING_BYTES", "MqttTransport"]
 
-_BACKOFF_FIRST_S: Final = 0.1
-_BACKOFF_MOST_S: Final = 5.0
 _LASTING_S: Final = 1.0  # a broker that soon hangs up again is not asked ten times a second
-_NEXT_S: Final = 0.1  # at most, until the next broker of a list is tried
 _ANSWER_S: Final = 5.0
 _GOODBYE_S: Final = 2.0
 _AFTERMATH_S: Final = 0.2
@@ -156,7 +154,7 @@ class MqttTransport:
         await task
 
     async def _keep_connected(self) -> None:
-        attempt, said, denials = 0, set[str](), list[str]()
+        backoff, said, denials = Backoff(), set[str](), list[str]()
         while not self._stopping.is_set():
             connects, begin = self.counters.connects, time.monotonic()
             why = await self._one_connection()
@@ -165,20 +163,18 @@ class MqttTransport:
                 return
             was_connected = self.counters.connects > connects
             if was_connected and time.monotonic() - begin > _LASTING_S:
-                attempt = 0
+                backoff.ended()
             if was_connected:
                 said.clear()
             if reason not in said:
                 told(self.counters, partial(self._handler.on_disconnected, reason))
             denials.append(why if is_denial(why, again=reason in said) else "")
             said.add(reason)
-            most_s = min(_BACKOFF_FIRST_S * 2.0**attempt, _BACKOFF_MOST_S)
-            if self._choice.ended(was_connected=was_connected):
-                attempt = min(attempt + 1, 10)
+            all_tried = self._choice.ended(was_connected=was_connected)
+            if all_tried:
                 self._tell_denial(denials)
                 denials.clear()
-            else:
-                most_s = _NEXT_S
+            most_s = backoff.failed(time.monotonic(), is_last=all_tried)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), random.uniform(0.01, most_s))
 
