@@ -266,7 +266,8 @@ class ItemKeeping:
     def _offered(self, now: float, event: InputOffered) -> None:
         self._own_offered += 1
         deadline_at = now + self.config.deadline_s if self.config.deadline_s else math.inf
-        if not self._turns.offered() or self._full or self._ended or now + self._expected_s(now) >= deadline_at:
+        full = self._paced and self._full  # without a pace a sample was asked for because there was room
+        if not self._turns.offered() or full or self._ended or now + self._expected_s(now) >= deadline_at:
             self._own_refused += 1
             return
         entry = Pending(

@@ -227,8 +227,18 @@ def test_what_a_live_input_passed_over_was_refused_only_if_nothing_but_the_queue
     state.validate()
 
 
+def test_what_was_asked_for_without_a_pace_is_never_refused() -> None:
+    state = bare(max_queue=4)  # fewer than are asked for at once
+    asked = len(of(meet(state, "a", "0-8"), DrawInput)) + len(of(state.handle(0.0, Tick()), DrawInput))
+    assert asked > 4
+    meet(state, "a", "0-8", online=False, now=0.1)  # nothing leaves the queue any more
+    for number in range(asked):
+        offer(state, 0.2, f"s{number}")
+    assert (state.admitted, state.refused) == (asked, 0)
+
+
 def test_an_arrival_at_a_full_queue_is_refused_and_counted() -> None:
-    state = bare(span="0-3", max_queue=3)
+    state = bare(span="0-3", max_queue=3, rate_per_s=100.0)
     meet(state, "slow", "4-8")
     state.handle(0.0, Tick())
     for number in range(9):
