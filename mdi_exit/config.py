@@ -325,6 +325,8 @@ def _read_flags(
     for one in declared:
         flags.append(_add_flag(parser, one))
     if words is not None:
+        flags_usage = parser.format_usage().removeprefix("usage: ").rstrip()
+        parser.usage = f"{flags_usage} {words}".replace("%", "%%")
         parser.add_argument("words", nargs="*", metavar=words, help=argparse.SUPPRESS)
     spaces, unknown = parser.parse_known_intermixed_args(list(argv))
     beside = tuple(vars(spaces).pop("words", None) or ())

@@ -90,6 +90,7 @@ _DRAIN_S: Final = 5.0
 _STATUS_S: Final = 0.25
 _LIFE_S: Final = 2.0
 _LEAST_WAIT_S: Final = 0.0005
+_FULL_S: Final = 0.01  # what a full transport does not take is tried again after this, not as fast as the loop turns
 _BRIEF_IN_A_ROW: Final = 8
 
 
@@ -442,7 +443,7 @@ class NodeDriver:
             case SendResults():
                 message = Results(command.run or 0, self.worker.config.incarnation, command.rows, command.moved)
                 if not self.publish(kinds.RESULTS, self.topics.results(self.name), encode(message)):
-                    self._loop.call_soon(self.feed, SendFailed(command))
+                    self._loop.call_later(_FULL_S, self.feed, SendFailed(command))
             case SendTelemetry(telemetry):
                 report = self._shortener.shortened(self._loop.time(), self.full_telemetry(telemetry))
                 self.publish(kinds.TELEMETRY, self.topics.telemetry(self.name), encode(report))
@@ -501,7 +502,7 @@ class NodeDriver:
             times=(task.compute_s, task.wait_s),
         )
         if not self.publish(kinds.LAYERS, self.topics.layers(command.span, command.to), encode(message, body)):
-            self._loop.call_soon(self.feed, SendFailed(command))
+            self._loop.call_later(_FULL_S, self.feed, SendFailed(command))
 
     def _encoded(self, task: Task) -> tuple[bytes | memoryview, str, tuple[int, ...]]:
         """A tensor for the wire, in the codec of its cut; one that only passes through keeps its bytes."""
@@ -521,6 +522,10 @@ class NodeDriver:
             return False
         self.sent_bytes += len(frame) if taken else 0
         return taken
+
+    def pending_bytes(self) -> int:
+        """What was published and waits to go out."""
+        return self._transport.pending_bytes() if self._transport is not None else 0
 
     async def publish_confirmed(self, kind: kinds.TopicKind, topic: str, frame: bytes) -> bool:
         """Publish as the topic table says, and wait for a while until the broker has it; False if that did not happen."""

@@ -40,6 +40,7 @@ _FILES_AT_ONCE: Final = 8
 _PATIENCE_S: Final = 3.0
 _MOST_PATIENCE_S: Final = 60.0
 _FULL_S: Final = 0.02
+_AHEAD_BYTES: Final = 4 * CHUNK_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class ModelHost:
             self.driver.spawn("send files", self._send())
 
     async def _send(self) -> None:
-        """Chunk by chunk, no faster than the transport takes them: a file may be larger than what it holds ready."""
+        """Chunk by chunk, no faster than they go out: tasks and load reports are not to wait behind a whole model."""
         try:
             while self._unsent:
                 name = next(iter(self._unsent))
@@ -149,10 +150,13 @@ class ModelHost:
                     body = raw[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
                     frame = encode(Chunk(model, name, index, count, crc32(body)), body)
                     topic = self.driver.topics.chunk(model, name, index)
-                    while not self.driver.publish(kinds.CHUNK, topic, frame):  # noqa: ASYNC110 - nobody tells of room
+                    while not self._sent(topic, frame):  # noqa: ASYNC110 - nobody tells of room
                         await asyncio.sleep(_FULL_S)
         finally:
             self._sending = False
+
+    def _sent(self, topic: str, frame: bytes) -> bool:
+        return self.driver.pending_bytes() <= _AHEAD_BYTES and self.driver.publish(kinds.CHUNK, topic, frame)
 
     def _publish_manifest(self) -> None:
         raw = self.composer.artifact.manifest_bytes

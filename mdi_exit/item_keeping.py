@@ -301,7 +301,7 @@ class ItemKeeping:
 
     def _inject(self, now: float, item: int) -> None:
         entry = self.pending[item]
-        entry.sent_at, entry.holder, entry.overdue = now, self.worker.name, False
+        entry.sent_at, entry.holder, entry.overdue, entry.waits = now, self.worker.name, False, False
         self._arm(now, item)
         task = Task(
             self.config.run, item, entry.attempt, 0, entry.payload, entry.size_bytes,
@@ -424,7 +424,13 @@ class ItemKeeping:
         if entry.attempt + 1 >= self.config.max_attempts:
             self._record(now, row.item, final_error(row, f"{row.error or 'refused'} (attempt {row.attempt + 1})"))
         else:
-            self._waiting.append((row.item, row.attempt))
+            self._let_wait(row.item, entry)
+
+    def _let_wait(self, item: int, entry: Pending) -> None:
+        """Its turn to be tried again comes once, however often it is said that it failed."""
+        if not entry.waits:
+            entry.waits = True
+            self._waiting.append((item, entry.attempt))
 
     def _record(self, now: float, item: int, row: ResultRow) -> None:
         entry = self.pending.pop(item)
@@ -469,7 +475,7 @@ class ItemKeeping:
                     self.retry_timer.measured(now - entry.sent_at)
                 self._arm(now, item)
             else:
-                self._waiting.append((item, attempt))
+                self._let_wait(item, entry)
         self._tokens = min(self._tokens + _IDLE_RETRIES_PER_S * (now - self._tokens_at), _RETRY_TOKENS)
         self._tokens_at = now
         while self._waiting and self._tokens >= 1.0 and not self.missing:

@@ -23,7 +23,8 @@ _CAUTION_STEP: Final = 0.05
 class Pending:
     """An admitted item. ``holder``: the node that has the present attempt, as far as the source knows, and which start of it.
 
-    ``deadline_at``: until when its answer is of use, infinity without. ``position``: as in ``InputOffered``.
+    ``waits``: to be tried again, as soon as that may be. ``deadline_at``: until when its answer is of use, infinity without.
+    ``position``: as in ``InputOffered``.
     """
 
     sample: str
@@ -36,6 +37,7 @@ class Pending:
     holder: str = ""
     holder_start: int = 0
     overdue: bool = False
+    waits: bool = False
     request: Request | None = None
     deadline_at: float = math.inf
     position: int = -1

@@ -23,6 +23,7 @@ __all__ = ["DelayModel", "Inbound", "Outbound", "Sent"]
 
 _FORGET: Final = 0.98
 _MISSING_KEPT: Final = 256
+_FARTHEST: Final = 1 << 40  # no link is so far ahead: numbers are not used up by whoever writes in another's name
 _AHEAD_S: Final = 0.1
 _AHEAD_BYTES: Final = 1 << 18
 _AHEAD_TASKS: Final = 2
@@ -155,7 +156,14 @@ class Outbound:
                 return
 
     def acknowledged(self, now: float, ack: Ack) -> None:
-        """Take in an acknowledgement: credits, losses, delay and load of the receiver."""
+        """Take in an acknowledgement: credits, losses, delay and load of the receiver.
+
+        One of a number that was never sent means that somebody wrote in this node's name: what is on its way may have been
+        taken for old, and the next number is one that the receiver has not seen.
+        """
+        if ack.seq > self.seq:
+            self.seq = ack.seq
+            self._lose_all()
         missing = frozenset(ack.missing)
         answered = ack.probe is not None and ack.probe == self.probe_number and self.probe_at is not None
         newest: Sent | None = None
@@ -182,6 +190,12 @@ class Outbound:
                 self._released[layer] = total
                 self.used[layer] = max(self.used[layer] - freed, 0)
         self.reported(now, ack.inputs, ack.backlog_s, ack.seq)
+
+    def _lose_all(self) -> None:
+        for entry in self.unacknowledged:
+            self._lose(entry)
+        self.unacknowledged.clear()
+        self.on_way_bytes = 0
 
     def _lose(self, entry: Sent) -> None:
         self.lost += 1
@@ -232,7 +246,9 @@ class Inbound:
     probe: int | None = None
 
     def receive(self, now: float, seq: int) -> bool:
-        """Note message ``seq``; False if it was seen before."""
+        """Note message ``seq``; False if it was seen before, or cannot be."""
+        if seq > self.seq + _FARTHEST:
+            return False
         if seq <= self.seq:
             if seq not in self.missing:
                 return False

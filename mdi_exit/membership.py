@@ -172,7 +172,10 @@ class Members:
         name = peer.status.node
         (self.dead.discard if peer.alive else self.dead.add)(name)
         (self.autos.add if peer.status.auto else self.autos.discard)(name)
-        self._spans.subtract(self._served.pop(name, ()))
+        for span in self._served.pop(name, ()):
+            self._spans[span] -= 1
+            if not self._spans[span]:
+                del self._spans[span]
         if peer.ready:
             self._served[name] = peer.served
             self._spans.update(peer.served)
@@ -272,7 +275,7 @@ class Members:
 
     def spans(self) -> list[LayerSpan]:
         """Spans of the nodes that take tasks now, each once, those that are being left included."""
-        return [span for span, count in self._spans.items() if count]
+        return list(self._spans)
 
     def held(self) -> frozenset[int]:
         """Layers that the nodes that take tasks now hold, and do not merely leave."""

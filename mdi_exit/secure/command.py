@@ -179,7 +179,9 @@ def _revoke(argv: Sequence[str]) -> int:
 
 def _check(argv: Sequence[str]) -> int:
     resolved = _resolved(NoSettings, argv, "check", "DIR", "When certificates expire, and whether all fits together.")
-    store = Store.open(_folder(*resolved.words[:1]))
+    if len(resolved.words) > 1:
+        raise UsageError("DIR", "one folder", " ".join(resolved.words))
+    store = Store.open(_folder(*resolved.words))
     _show(store)
     moment = _now()
     problems = [f"{name}: expired" for name, at in store.certificates().items() if at <= moment]

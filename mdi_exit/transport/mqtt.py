@@ -49,6 +49,7 @@ MAX_PENDING_BYTES: Final = 32 * 1024 * 1024
 _FIRST_PACKET_ID: Final = 32768  # below are paho's, which needs few: it sends no message of ours
 _LAST_PACKET_ID: Final = 65535
 _SUBSCRIBE_FAILED: Final = 128
+_CALLS_AT_ONCE: Final = 256  # subscriptions to the files of a model; aiomqtt warns its user of more than ten
 _NEEDED: Final = (
     "_sock", "_ping_t", "loop_read", "loop_write", "disconnect", "disable_logger",
     "on_socket_register_write", "on_socket_unregister_write",
@@ -436,6 +437,7 @@ def _prepare(client: aiomqtt.Client) -> asyncio.Future[str]:
     """
     paho, loop = _paho_of(client), asyncio.get_running_loop()
     client._disconnected.add_done_callback(lambda lost: lost.cancelled() or lost.exception())
+    client.pending_calls_threshold = _CALLS_AT_ONCE
 
     def write_soon(*_: object) -> None:  # called in the thread that connects
         loop.call_soon_threadsafe(paho.loop_write)

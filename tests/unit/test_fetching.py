@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import Counter
 from typing import Any, cast
@@ -35,11 +36,15 @@ class Publishing:
 
     def __init__(self) -> None:
         self.published: list[tuple[str, bytes]] = []
+        self.waits_bytes = 0
         self.work: list[Any] = []
 
     def publish(self, kind: object, topic: str, frame: bytes) -> bool:
         self.published.append((topic, frame))
         return True
+
+    def pending_bytes(self) -> int:
+        return self.waits_bytes
 
     def announce_again(self) -> None:
         pass
@@ -101,6 +106,21 @@ async def test_each_weight_travels_once_to_an_agent() -> None:
     give(fetching, name, bytes(decode(retained[driver.topics.chunk(plan.digest, name, 0)])[1]))
     assert not fetching.files, "the weights of a segment are still here"
     assert fetching.received_bytes - before < 0.2 * again.bytes
+
+
+async def test_tasks_need_not_wait_behind_a_whole_model() -> None:
+    driver = Publishing()
+    host = ModelHost(cast(Any, driver), Composer(Artifact.open("fashion-mnist-mobilenetv2")), 1)
+    raw = bytes(3 * CHUNK_BYTES)
+    host._publish_file("a", raw)
+    (sending,) = driver.work
+    driver.waits_bytes = 8 * CHUNK_BYTES
+    task = asyncio.ensure_future(sending)
+    await asyncio.sleep(0.05)
+    assert driver.published == [], "what is published already is to go out first"
+    driver.waits_bytes = 0
+    await task
+    assert len(driver.published) == 3
 
 
 async def test_all_is_offered_again_to_a_node_that_gets_no_further_and_to_no_other() -> None:

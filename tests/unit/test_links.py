@@ -119,8 +119,23 @@ def test_a_duplicate_is_seen_and_a_late_message_is_taken_once() -> None:
 
 def test_a_huge_jump_is_remembered_only_in_part() -> None:
     link = Inbound(1)
-    assert link.receive(0.0, 2**62)
+    assert link.receive(0.0, 2**32)
     assert len(link.missing) <= 256
+
+
+def test_one_who_writes_in_the_name_of_another_does_not_stop_the_link() -> None:
+    sender, receiver = Outbound(9, 2), Inbound(1)
+    assert receiver.receive(0.0, 1_000_000), "forged"
+    assert not receiver.receive(0.0, 2**62), "a number that leaves no room for others is none"
+    for item in range(40):
+        seq = sender.sent(0.1, 4, item, 100)
+        if receiver.receive(0.1, seq):
+            receiver.released[4] += 1
+        sender.acknowledged(0.2, receiver.ack(0.2, 9, 0, 0.0))
+        assert sender.room(4) == 2, "no credit is gone for good"
+    assert receiver.released[4] == 39, "the one that was on its way is lost, and tried again by the source"
+    assert not sender.unacknowledged
+    assert sender.on_way_bytes == 0
 
 
 def test_an_acknowledgement_clears_the_debt_and_repeats_the_totals() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from mdi_exit.links import Inbound
 from mdi_exit.membership import Change, Members
 from mdi_exit.span import LayerSpan
 from mdi_exit.wire import Status, Telemetry
@@ -110,3 +111,30 @@ def test_spans_in_force_and_spans_announced() -> None:
     assert members.announced_spans() == [LayerSpan(2, 4), LayerSpan(4, 9)]
     assert not members.peers["c"].ready
     assert not members.peers["d"].ready
+
+
+def test_spans_that_are_announced_no_more_take_no_room() -> None:
+    members = Members("me", 2.5)
+    for first in range(200):
+        members.status(0.0, status(span=(first, 300), leaving=((first, 400),)), retained=False)
+    assert members.spans() == [LayerSpan(199, 300), LayerSpan(199, 400)]
+    assert len(members._spans) == 2
+
+
+def test_a_link_to_a_node_of_which_the_broker_remembered_another_start_goes_on() -> None:
+    members = Members("me", 2.5)
+    members.status(0.0, status(2), retained=False)
+    theirs = Inbound(1)
+    for item in range(30):
+        theirs.receive(0.0, members.peers["a"].out.sent(0.0, 4, item, 100))
+    theirs.released[4] = 30
+    members.status(1.0, status(2, online=False), retained=False)
+    members.status(2.0, status(1), retained=True)  # of a broker that came back
+    members.status(3.0, status(2), retained=False)  # it was never away
+    link = members.peers["a"].out
+    for item in range(30, 60):
+        if theirs.receive(3.0, link.sent(3.0, 4, item, 100)):
+            theirs.released[4] += 1
+        link.acknowledged(3.0, theirs.ack(3.0, 2, 0, 0.0))
+        assert link.room(4) == link.window
+    assert theirs.released[4] == 59

@@ -267,6 +267,7 @@ def test_check_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[
         (("add", "DIR"), "mdi-exit secure: expected a folder and a name: DIR NAME, got DIR"),
         (("add", "DIR", "nano"), "DIR: expected a folder that 'mdi-exit secure init' has made"),
         (("check",), "DIR: expected a folder that 'mdi-exit secure init' has made, got none"),
+        (("check", "DIR", "nano"), "DIR: expected one folder, got DIR nano"),
         (("renew",), "DIR: expected a folder that 'mdi-exit secure init' has made, got none"),
         (("sign", DEFAULT_MODEL), "--key: expected the signing key (FILE), got none"),
         (("sign", DEFAULT_MODEL, "--key", "nowhere"), "--key: expected a private key (PEM), got nowhere: No such file"),

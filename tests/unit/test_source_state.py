@@ -352,6 +352,20 @@ def test_refusals_are_retried_within_the_budget_which_grows_with_admissions_and_
     state.validate()
 
 
+def test_who_says_over_and_over_that_an_item_failed_is_heard_once() -> None:
+    state = source(max_attempts=100)
+    offer(state, 1.0, "x")
+    state.handle(1.05, Tick())
+    meet(state, "a", "0-8", now=1.1, online=False)  # while layers are missing nothing is tried again
+    for _ in range(500):
+        state.handle(1.2, answer(1, label=None, error="full", refused=True))
+    assert len(state._waiting) == 1
+    meet(state, "a", "0-8", now=1.3)
+    state.handle(1.4, Tick())
+    assert state.retried == 1
+    state.validate()
+
+
 def test_a_refusal_of_an_earlier_attempt_is_no_news() -> None:
     state = source(max_attempts=3)
     offer(state, 1.0, "x")
