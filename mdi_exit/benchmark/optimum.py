@@ -47,6 +47,10 @@ _STATIONARY: Final = (
       for model in ("mobilenetv2", "resnet50", "resnet50-bottleneck")),
     "unequal-slow", "unequal-fast", "slow-link",
 )  # fmt: skip
+_HELD_OUT: Final = (
+    "held-out-four-nodes-two-cells", "held-out-half-channel-resnet50-bottleneck", "held-out-ring-of-four",
+    "held-out-two-node-far",
+)  # fmt: skip
 _STEP: Final = "unequal-slow"
 _WARM_S: Final = 10.0
 _SETTLED_S: Final = 10.0
@@ -66,9 +70,10 @@ def measure_optimum(
     """
     if not (folder / f"{_STATIONARY[0]}.toml").is_file():
         raise UsageError("--scenarios", "the folder benchmarks/scenarios", folder)
-    names = [name for name in _STATIONARY if re.search(match, name)]
+    known = (*_STATIONARY, *_HELD_OUT)
+    names = [name for name in known if re.search(match, name)]
     if not names:
-        raise UsageError("--match", f"part of one of {', '.join(_STATIONARY)}", match)
+        raise UsageError("--match", f"part of one of {', '.join(known)}", match)
     if unknown := [name for name in policies if name not in OPTIMUM_POLICIES]:
         raise UsageError("--policies", f"of {', '.join(OPTIMUM_POLICIES)}", ", ".join(unknown))
     chosen = policies or tuple(OPTIMUM_POLICIES)
