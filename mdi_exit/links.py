@@ -4,12 +4,14 @@ The receiver grants each sender ``window`` slots for each entry layer and says, 
 have left their slots; a lost acknowledgement costs nothing, since the next one repeats it. Features of one sender arrive
 in order, so a jump in the sequence numbers is a loss; a loss at the tail is found by a probe. All on the sender's clock.
 
-No more is on its way than the link carries in a tenth of a second by the delays that were measured, two tasks at least: what
-waits at the sender can still be run there or go elsewhere, what waits in a radio's queue delays everything behind it.
+By the delays measured no more is on its way than the link carries in a tenth of a second, or in two round trips where these
+are longer, but two tasks at least: what waits at the sender can still be run there or go elsewhere, what waits in a
+radio's queue delays everything behind it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ _FORGET: Final = 0.98
 _MISSING_KEPT: Final = 256
 _FARTHEST: Final = 1 << 40  # no link is so far ahead: numbers are not used up by whoever writes in another's name
 _AHEAD_S: Final = 0.1
+_AHEAD_TRIPS: Final = 2
 _AHEAD_BYTES: Final = 1 << 18
 _AHEAD_TASKS: Final = 2
 
@@ -35,10 +38,12 @@ class DelayModel:
 
     A sample is one message of b bytes there and one small acknowledgement back, so its intercept holds both
     directions; half of it is a. That the two directions are alike is an assumption, and its error is half of their
-    difference. Old samples are forgotten exponentially.
+    difference. Old samples are forgotten exponentially. ``least_s``: the shortest round trip of all, which no queue of the
+    sender's own making has lengthened.
     """
 
     initial_s: float = 0.002
+    least_s: float = math.inf
     _n: float = 0.0
     _b: float = 0.0
     _bb: float = 0.0
@@ -49,6 +54,7 @@ class DelayModel:
     def add(self, size_bytes: int, round_trip_s: float) -> None:
         """One measured round trip, seconds, of a message of ``size_bytes``."""
         b, y = size_bytes / 1e6, max(round_trip_s, 0.0)
+        self.least_s = min(self.least_s, y)
         self._n, self._b, self._bb = self._n * _FORGET + 1, self._b * _FORGET + b, self._bb * _FORGET + b * b
         self._y, self._by = self._y * _FORGET + y, self._by * _FORGET + b * y
         self._fitted = None
@@ -132,7 +138,8 @@ class Outbound:
             return False
         if self.on_way_bytes < _AHEAD_BYTES >> 2 or len(self.unacknowledged) < _AHEAD_TASKS:
             return True  # most often
-        return self.on_way_bytes < (self.delay.bytes_per_s * _AHEAD_S or _AHEAD_BYTES)
+        known = self.delay.bytes_per_s
+        return self.on_way_bytes < (known * max(_AHEAD_S, _AHEAD_TRIPS * self.delay.least_s) if known else _AHEAD_BYTES)
 
     def sent(self, now: float, layer: int, item: int, size_bytes: int) -> int:
         """Record a send; returns its sequence number."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mdi_exit.events import (
     ModelKnown,
+    OrderReceived,
     RoutesSolved,
     SegmentsReady,
     SendControl,
@@ -35,7 +36,7 @@ from mdi_exit.routes import Channel, NodeLoad, RoutingAnswer, RoutingChoice, Rou
 from mdi_exit.segments import ModelPlan
 from mdi_exit.source_state import SourceConfig, SourceState
 from mdi_exit.span import LayerSpan
-from mdi_exit.wire import Status, Telemetry
+from mdi_exit.wire import Order, Status, Telemetry
 from mdi_exit.worker_config import WorkerConfig
 
 PLAN = ModelPlan("ab" * 16, 4, (1, 3), (1000,) * 4)
@@ -323,3 +324,14 @@ def test_a_slow_link_is_told_from_a_fast_one() -> None:
     found = _capacities({("s", "a"): 1 / (fast + fast), ("s", "b"): 1 / (fast + slow), ("a", "s"): 0.0})
     assert found == {"s": pytest.approx(100), "a": pytest.approx(100), "b": pytest.approx(10)}
     assert _capacities({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("adapt", "way"), [("latency", "drift-plus-penalty"), ("optimiser", "optimiser"), ("none", "")]
+)
+def test_a_policy_brings_the_way_of_the_tasks_that_suits_it(adapt: str, way: str) -> None:
+    state = guided(adapt, target_p99_s=0.2)
+    assert state.worker.control is not None
+    assert state.worker.control.offloading == way
+    state.handle(0.2, OrderReceived(Order("top", 1, "policy", "offloading jsq")))
+    assert state.worker.control.offloading == "jsq", "who says otherwise is obeyed"

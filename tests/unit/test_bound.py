@@ -181,6 +181,14 @@ def test_thresholds_are_moved_to_the_best_scores_near() -> None:
         assert profit(one_moved) <= profit(finer.thresholds) + 1e-9
 
 
+def test_finer_thresholds_leave_heads_off_and_keep_to_the_least() -> None:
+    scores, right = outcomes(7, 400, 4)
+    exits = ExitTable.of_outcomes(scores, right, settings=30, least=0.3)
+    finer = exits.finer(exits.at((1.0, 0.9, 0.5)), 0.0, (0.0, 0.2, 0.3, 0.4))
+    assert finer.thresholds == (1.0, 0.3, 0.3), "accuracy is worth nothing: all leave as soon as they may"
+    assert finer == exits.at(finer.thresholds)
+
+
 def test_memory_limits_what_free_nodes_can_do_as_no_placement_does_better() -> None:
     works, sizes = layers(0.1, 0.2, 0.1), (5.0, 5.0, 8.0)
     memory = {"s": 5.0, "a": 8.0, "b": 5.0}

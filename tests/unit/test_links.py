@@ -219,3 +219,17 @@ def test_a_fast_link_takes_a_tenth_of_a_second_at_once() -> None:
         out.sent(0.0, 2, 1, 100_000)
         sent += 1
     assert sent in (10, 11)
+
+
+def test_a_far_link_is_filled_for_two_round_trips_of_when_it_was_empty() -> None:
+    out, into = Outbound(9, 64), Inbound(1)
+    for size, waited_s in ((100_000, 0.0), (1_000, 0.0), (100_000, 0.0), (1_000, 0.0), (1_000, 0.01)):
+        seq, at = out.sent(0.0, 2, 1, size), 0.2 + size / 1e6 + waited_s  # 1 MB a second, 0.2 s there and back
+        into.receive(at, seq)
+        out.acknowledged(at, into.ack(at, 9, 0, 0.0))
+    assert out.delay.least_s == pytest.approx(0.201)
+    sent = 0
+    while out.is_open(2):
+        out.sent(0.0, 2, 1, 20_000)
+        sent += 1
+    assert sent * 20_000 == pytest.approx(0.402 * out.delay.bytes_per_s, abs=20_000)

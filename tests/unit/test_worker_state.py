@@ -442,3 +442,16 @@ def test_a_later_layer_lets_earlier_ones_go_first_to_be_run_in_a_larger_batch(no
     state.validate()
     (after,) = of(state.handle(now, done(run, score=0.9)), RunSegment)
     assert after.key.entry == entry
+
+
+def test_speeds_are_told_anew_when_something_was_learnt_or_another_head_is_run() -> None:
+    state = node("0-3")
+    first = state.telemetry(0.5).speed_s
+    assert state.telemetry(1.0).speed_s is first, "nothing has happened"
+    produce(state, 1)
+    again = state.telemetry(1.5).speed_s
+    assert again is not first
+    keys = {PLAN.segment(layer, LayerSpan(0, 4), early_exits=False): 0.5 for layer in range(4)}
+    state.handle(2.0, SegmentsReady(keys))
+    state.handle(2.0, control(1.0))
+    assert set(state.telemetry(2.5).speed_s.values()) == {0.5}
