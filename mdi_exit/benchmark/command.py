@@ -211,9 +211,6 @@ def _journal_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder", type=Path, default=usual.folder, metavar="DIR", help="on the disk to measure (%(default)s)"
     )
-    parser.add_argument(
-        "--engine", default=usual.engine, choices=("noop", "onnxruntime"), help="of the agent (%(default)s)"
-    )
     parser.add_argument("--rounds", type=_count, default=usual.rounds, metavar="N", help="whole rounds (%(default)s)")
     _scale_flag(parser, "many items")
 
@@ -223,7 +220,7 @@ def _journal(args: argparse.Namespace) -> Rows:
 
     usual = JournalLoad()
     items, asks = (max(int(count * args.scale), 100) for count in (usual.items, usual.asks))
-    load = JournalLoad(args.folder, args.engine, items, asks, args.rounds)
+    load = JournalLoad(args.folder, items, asks, args.rounds)
     rows = asyncio.run(measure_journal(load))
     show_journal(rows)
     return rows

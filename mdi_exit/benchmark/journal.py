@@ -1,7 +1,6 @@
 """``mdi-exit benchmark journal``: what it costs to write down what is admitted and finished.
 
 Real processes: an agent that holds the whole model, and one source after another, with the journal as the only difference.
-With ``--engine noop`` the network computes nothing, so that what is left is the system's own work: the worst case.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ class JournalLoad:
     """
 
     folder: Path = Path()
-    engine: str = "noop"
     items: int = 20_000
     asks: int = 500
     rounds: int = 5
@@ -57,14 +55,14 @@ async def measure_journal(load: JournalLoad) -> Rows:
     with tempfile.TemporaryDirectory(prefix="mdi-exit-journal-", dir=load.folder) as name:
         folder = Path(name)
         rows.append({"name": "fdatasync", "seconds": _sync_s(folder)})
-        async with embedded_broker() as broker, _agent(broker.url, load.engine):
+        async with embedded_broker() as broker, _agent(broker.url):
             for number in range(load.rounds):
                 order = [KINDS[(number + shift) % len(KINDS)] for shift in range(len(KINDS))]
                 for kind in order:
                     rows.append(await _throughput(broker.url, folder, kind, number, load.items))
                 for kind in order:
                     rows.append(await _latency(broker.url, folder, kind, number, load.asks))
-        sys.stdout.write(f"broker: {broker.kind}; engine {load.engine}; {load.rounds} rounds\n")
+        sys.stdout.write(f"broker: {broker.kind}; {load.rounds} rounds\n")
     return rows
 
 
@@ -81,10 +79,10 @@ def _sync_s(folder: Path) -> float:
 
 
 @asynccontextmanager
-async def _agent(url: str, engine: str) -> AsyncIterator[None]:
+async def _agent(url: str) -> AsyncIterator[None]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "edge_agent.cli", "--layers", "0-8", "--name", "agent", "--deployment", "journal"),
-        *("--broker", url, "--engine", engine, "--metrics", "off", "--log-level", "warning"),
+        *("--broker", url, "--metrics", "off", "--log-level", "warning"),
         stdin=asyncio.subprocess.DEVNULL,
     )
     try:
