@@ -120,24 +120,23 @@ class CloudWorker:
         return best.cut
 
     async def _learn(self) -> None:
-        silent_since = time.monotonic()
+        """Until all edges have finished, or nothing was heard of any for too long."""
+        begun = time.monotonic()
         while not self.stop.is_set():
             turn = self.flow.next()
             if turn is not None:
-                silent_since = time.monotonic()
                 await self._take(turn)
             elif self._all_finished():
-                return
+                break
             else:
                 await self.post.wait(_REPORT_S)
-                if time.monotonic() - max([silent_since, *self._heard_at.values()]) > self.settings.give_up:
-                    break
             await self._average()
             if self.keeping.is_time():
                 await self._save()
+            if time.monotonic() - max([begun, *self._heard_at.values()]) > self.settings.give_up:
+                self.say(f"no edge was heard of for {self.settings.give_up:g} s")
+                break
         await self._save()
-        if not self.stop.is_set():
-            self.say(f"no edge was heard of for {self.settings.give_up:g} s")
 
     def _all_finished(self) -> bool:
         return all(report.state == "finished" for report in self._edges.values())

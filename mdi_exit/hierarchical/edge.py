@@ -105,7 +105,9 @@ def train_whole(settings: HierarchicalSettings, study: Study, say: Callable[[str
         "scheme": "edge", "cut": cut, "steps": lessons.steps, "seconds": seconds, "busy_s": work.busy_s,
         "samples": len(lessons.samples), "loss": float(np.mean(losses[-_LOSSES_KEPT:])),
     }  # fmt: skip
-    study.finished(cut, part.state(), {"method": "hierarchical training: all at the edge", **figures})
+    training = {"method": "hierarchical training: all at the edge", **figures}
+    artifact = study.finished(cut, part.state(), training)
+    figures["accuracy_by_exit"] = artifact.manifest.training["accuracy_by_exit"]
     Keeping(settings, settings.name).write_figures(figures)
     say(f"{lessons.steps} steps in {seconds:.1f} s")
     return figures
@@ -160,6 +162,7 @@ class EdgeWorker:
             self._restore(cut)
         step_of = {"hierarchical": self._step, "split": self._split_step, "cloud": self._raw_step}[scheme]
         begin, first, self.state = time.monotonic(), self.step, "training"
+        log.info("training begins: %d steps, cut after layer %d", self.lessons.steps, cut)
         while self.step < self.lessons.steps and not self.stop.is_set():
             await step_of(self.step)
             self.step += 1
