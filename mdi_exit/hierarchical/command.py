@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -233,9 +234,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _show(console: Console, settings: HierarchicalSettings, runs: Sequence[Run]) -> None:
-    table = Table(title=f"{settings.model}, cut after layer {runs[0].cut}, {show_bit_rate(settings.link)}")
-    for column in ("scheme", "steps", "seconds", "s/step", "sent MB", "skipped", "stalest", "exit %", "last %"):
-        table.add_column(column, justify="left" if column == "scheme" else "right")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        title=f"{settings.model}, cut after layer {runs[0].cut}, {show_bit_rate(settings.link)}",
+    )
+    for column in ("scheme", "steps", "seconds", "s/step", "MB", "unsent", "stalest", "exit %", "last %"):
+        table.add_column(column, justify="left" if column == "scheme" else "right", no_wrap=True)
     for run in runs:
         sent = sum(edge.get("bytes_sent", 0) for edge in run.edges) / 1e6
         table.add_row(

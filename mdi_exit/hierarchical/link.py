@@ -55,14 +55,15 @@ async def edge_links(
             yield EdgeLinks("not shaped", dict.fromkeys(names, proxy.url), _anywhere, proxy)
             return
         links = {name: Link(bytes_per_s, bytes_per_s, _DELAY_S) for name in names}
-        why = "not wanted" if how == "relay" else unavailable()
+        why = "" if how == "relay" else unavailable()
         if why is not None and how == "kernel":
             raise StartError(f"--shaping kernel: expected a kernel that shapes links, got: {why}")
         if why is not None:
             wires = Wires(links, {}, Wires.broker_pipe(BrokerLimits()))
             ports = await stack.enter_async_context(relays(wires, list(names), proxy.port))
             urls = {name: f"mqtt://127.0.0.1:{port}" for name, port in ports.items()}
-            yield EdgeLinks(f"paced by relays in user space (kernel: {why})", urls, _anywhere, proxy)
+            by = "paced by relays in user space" + (f" (the kernel {why})" if why else "")
+            yield EdgeLinks(by, urls, _anywhere, proxy)
             return
         kernel = stack.enter_context(kernel_links(links, {}))
         wires = Wires(dict.fromkeys(names, Link(delay_s=_DELAY_S)), {}, Wires.broker_pipe(BrokerLimits()))
