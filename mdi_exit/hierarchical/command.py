@@ -246,7 +246,7 @@ def _show(console: Console, settings: HierarchicalSettings, runs: Sequence[Run])
         table.add_row(
             run.scheme, str(sum(edge["steps"] for edge in run.edges)), f"{run.seconds:.1f}", f"{run.step_s:.3f}",
             f"{sent:.2f}", str(sum(edge.get("batches_skipped", 0) for edge in run.edges)),
-            str(max(edge.get("stalest_steps", 0) for edge in run.edges)),
+            str(run.cloud["stalest_steps"]) if run.cloud is not None else "",
             f"{100 * run.accuracies[0]:.2f}", f"{100 * run.accuracies[-1]:.2f}",
         )  # fmt: skip
     console.print(table)

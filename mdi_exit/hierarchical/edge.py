@@ -303,7 +303,7 @@ class EdgeWorker:
                 "samples": len(self.lessons.samples), "steps_an_epoch": self.lessons.an_epoch,
                 "steps": self.step - first, "seconds": seconds, "own_seconds": learned_s, "busy_s": self.work.busy_s,
                 "batches_sent": self.flow.sent, "batches_skipped": self.flow.skipped, "bytes_sent": self.bytes_sent,
-                "stalest_steps": self.flow.stalest, "reconnects": self.post.transport.counters.reconnects,
+                "longest_open_steps": self.flow.longest_open, "reconnects": self.post.transport.counters.reconnects,
                 "link_bytes_per_s": self.bytes_per_s, "slow_edge": self.settings.slow_edge,
                 "loss": float(np.mean(self._losses[-_LOSSES_KEPT:])) if self._losses else None,
             }

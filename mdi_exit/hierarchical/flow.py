@@ -46,7 +46,9 @@ class Grant:
 
 @dataclass(slots=True)
 class EdgeFlow:
-    """An edge's side. Times are seconds on its own clock; ``dead_after_s`` of silence from the cloud is a lost link."""
+    """An edge's side. Times are seconds on its own clock; ``dead_after_s`` of silence from the cloud is a lost link.
+
+    ``longest_open``: steps from a batch's sending to the word that it was trained, dropped or lost, at most."""
 
     dead_after_s: float
     grant: Grant = field(default_factory=Grant)
@@ -54,7 +56,7 @@ class EdgeFlow:
     skipped: int = 0
     connected: bool = False
     heard_at: float | None = None
-    stalest: int = 0
+    longest_open: int = 0
     _steps: dict[int, int] = field(default_factory=dict)
 
     def link_is_up(self, now: float) -> bool:
@@ -78,7 +80,7 @@ class EdgeFlow:
         """The cloud reports. ``step``: how far the edge is, so that the age of what was settled is known."""
         self.heard_at = now
         for number in [number for number in self._steps if number <= grant.settled]:
-            self.stalest = max(self.stalest, step - self._steps.pop(number))
+            self.longest_open = max(self.longest_open, step - self._steps.pop(number))
         if grant.settled >= self.grant.settled:
             self.grant = grant
 
