@@ -222,7 +222,7 @@ def test_the_command_makes_an_artifact_that_agents_run(system: System, data: Pat
     assert "hierarchical" in done.stdout
     assert (tmp_path / "model-cloud" / "model.json").exists()
     system.agent("far", "3-7")
-    source = system.source("--model", str(out), "--layers", "0-2", "--input", f"npz:{data}", "--exit-threshold", "0.6")
+    source = system.source("--model", str(out), "--layers", "0-2", "--input", "test", "--exit-threshold", "0.6")
     summary = source.until_completed()
     assert summary["errors"] == 0
     assert summary["completed"] > 0
