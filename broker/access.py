@@ -69,13 +69,14 @@ _WATCHED: Final = _read("agents/+", "telemetry/+", "frames/+", "control", "model
 ROLES: Final[Mapping[str, Role]] = {
     "agent": Role(
         "A board: tasks to anybody's inbox and from its own, credits, its own results, status and load; the model and the "
-        "source's wishes.",
+        "source's wishes; its part in hierarchical training.",
         (
             *_write("layers/+/+"), *_read(f"layers/+/{ME}"),
             *_write(f"links/+/{ME}"), *_read(f"links/{ME}/+"),
             *_write(f"agents/{ME}"), *_read("agents/+"),
             *_write(f"telemetry/{ME}"), *_read("telemetry/+"),
             *_write(f"results/{ME}"),
+            *_write(f"training/+/{ME}"), *_read(f"training/{ME}/+"),
             *_read("control", "commands/+", "model/#"),
         ),
     ),

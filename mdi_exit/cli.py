@@ -28,6 +28,14 @@ def _train(argv: Sequence[str]) -> int:
     return train(argv)
 
 
+def _train_hierarchical(argv: Sequence[str]) -> int:
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("mdi-exit train-hierarchical", "the extra 'torch' (pip install 'mdi-exit[torch]')", "none")
+    from mdi_exit.hierarchical.command import main as train_hierarchical
+
+    return train_hierarchical(argv)
+
+
 def _simulate(argv: Sequence[str]) -> int:
     from mdi_exit.trial.simulate import main as simulate
 
@@ -55,6 +63,10 @@ def _benchmark(argv: Sequence[str]) -> int:
         "fuzz": ("broken inputs for everything that reads from outside", _fuzz),
         "faults": ("each fault with many seeds: items lost, repeated, wrong; time to recover", _faults),
         "soak": ("a long run in trouble: memory, descriptors and coroutines of each program", _soak),
+        "hierarchical": (
+            "training over a slow link: hierarchical, in the cloud, split (needs the extra torch)",
+            _hierarchical,
+        ),
         "kills": ("the source dies at random moments: each item has its one line of results", _kills),
     }
     return benchmark(argv, others)
@@ -94,6 +106,14 @@ def _kills(argv: Sequence[str]) -> int:
     from mdi_exit.chaos.kills import main as kills
 
     return kills(argv)
+
+
+def _hierarchical(argv: Sequence[str]) -> int:
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("benchmark hierarchical", "the extra 'torch' (pip install 'mdi-exit[torch]')", "none")
+    from mdi_exit.hierarchical.comparison import main as hierarchical
+
+    return hierarchical(argv)
 
 
 def _chaos(argv: Sequence[str]) -> int:
@@ -167,6 +187,10 @@ def _codecs(argv: Sequence[str]) -> int:
 _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "demo": ("the whole system on this machine, with a live view", _demo),
     "train": ("a multi-exit model from a data set to an artifact (needs the extra torch)", _train),
+    "train-hierarchical": (
+        "edges learn the first layers, a cloud the rest, over MQTT (needs the extra torch)",
+        _train_hierarchical,
+    ),
     "partition": ("any torch model cut into layers, as an artifact (needs the extra torch)", _partition),
     "calibrate": ("temperatures, and thresholds that keep a promise (needs the extra offline)", _calibrate),
     "profile": ("what every exit says of every sample, for calibration and simulation", _profile),
@@ -186,7 +210,7 @@ _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10} {text}" for name, (text, _) in _TOOLS.items()]
+    lines = [f"  {name:<18} {text}" for name, (text, _) in _TOOLS.items()]
     return "\n".join(("usage: mdi-exit TOOL [options]   (mdi-exit TOOL --help)", "", *lines)) + "\n"
 
 

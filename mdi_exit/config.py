@@ -48,6 +48,7 @@ SECTIONS = (
     "codecs",
     "control",
     "demo",
+    "hierarchical",
     "partition",
     "plan",
     "plot",

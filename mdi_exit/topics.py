@@ -30,6 +30,7 @@ __all__ = [
     "SYS_PREFIX",
     "SYS_STATS",
     "TELEMETRY",
+    "TRAINING",
     "Route",
     "TopicKind",
     "Topics",
@@ -62,6 +63,7 @@ REQUESTS  = TopicKind("requests/{node}",                  "Request",   1, retain
 REPLIES   = TopicKind("replies/{node}",                   "Reply",     1, retain=False)  # or JSON, as it was asked
 MANIFEST  = TopicKind("model/manifest",                   "Manifest",  1, retain=True)
 CHUNK     = TopicKind("model/{digest}/{file}/{chunk}",    "Chunk",     1, retain=True)
+TRAINING  = TopicKind("training/{node}/{sender}",         "Lesson",    0, retain=False)  # EdgeReport, CloudReport; Weights: 1
 
 # For programs that are no nodes, in JSON and plain words: nodes neither listen here nor parse it. Beside these stand the
 # user's own topics, wherever they like outside mdi/ (user_topic, user_pattern), and Home Assistant's discovery topics.
@@ -103,6 +105,7 @@ _KINDS = [
         REPLIES,
         MANIFEST,
         CHUNK,
+        TRAINING,
     )
 ]
 
@@ -180,6 +183,9 @@ class Topics:
 
     def links(self, to: str, sender: str) -> str:
         return f"{self._prefix}links/{to}/{sender}"
+
+    def training(self, to: str, sender: str) -> str:
+        return f"{self._prefix}training/{to}/{sender}"
 
     @property
     def control(self) -> str:

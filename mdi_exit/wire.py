@@ -42,10 +42,13 @@ __all__ = [
     "Best",
     "Board",
     "Chunk",
+    "CloudReport",
     "Control",
+    "EdgeReport",
     "Features",
     "Frame",
     "Happening",
+    "Lesson",
     "LinkLoad",
     "Manifest",
     "Message",
@@ -65,6 +68,7 @@ __all__ = [
     "Status",
     "Telemetry",
     "WeightFile",
+    "Weights",
     "crc32",
     "decode",
     "encode",
@@ -474,6 +478,81 @@ class Reply(Struct, frozen=True, array_like=True, tag="reply"):
     reason: Text = ""
 
 
+class Lesson(Struct, frozen=True, array_like=True, tag="lesson"):
+    """A batch of hierarchical training. Payload: ``count`` labels (uint16, little-endian; none with a gradient), then the
+    encoded tensor of ``shape``.
+
+    ``what``: ``features`` of the cut, detached; only in the baselines ``raw`` (uint8 images) and ``gradient`` (back to the
+    edge). ``run`` is the cloud's start, ``incarnation`` the edge's; ``seq`` counts from 1 between the two. The edge made it
+    in ``step`` of ``steps``.
+    """
+
+    run: UInt
+    incarnation: UInt
+    seq: UInt
+    step: UInt
+    steps: UInt
+    what: Annotated[str, Meta(pattern=r"^(features|raw|gradient)\Z")]
+    codec: Annotated[str, Meta(max_length=20)]
+    shape: Annotated[tuple[Dim, ...], Meta(min_length=1, max_length=MAX_AXES)]
+    count: Annotated[int, Meta(ge=0, le=65535)]
+    crc: UInt
+
+
+class EdgeReport(Struct, frozen=True, array_like=True, tag="learner"):
+    """How far an edge is in hierarchical training. ``run``: the cloud's start that it knows, 0: none yet.
+
+    ``step`` of ``steps`` done on ``samples`` samples of its own; ``last_seq``: last sent. ``bytes_per_s``: what it measured
+    of its link, 0: nothing. ``layer_s``: seconds of a training step's forward and backward by layer, and ``head_s`` of an
+    exit there, as far as measured.
+    """
+
+    incarnation: UInt
+    run: UInt
+    state: Annotated[str, Meta(pattern=r"^(joining|training|finished)\Z")]
+    samples: UInt
+    step: UInt
+    steps: UInt
+    last_seq: UInt = 0
+    bytes_per_s: Annotated[float, Meta(ge=0, le=MAX_REAL)] = 0.0
+    layer_s: Annotated[tuple[Seconds, ...], Layers] = ()
+    head_s: Annotated[tuple[Seconds, ...], Layers] = ()
+
+
+class CloudReport(Struct, frozen=True, array_like=True, tag="teacher"):
+    """The cloud to one edge: credits, and what became of its batches; the numbers are cumulative.
+
+    ``cut``: the layer after which the network is cut, None: not decided, wait. The edge may send up to sequence number
+    ``allowed``; up to ``settled`` all are trained, dropped as stale, or lost. ``round``: of the edge's weights received
+    last.
+    """
+
+    run: UInt
+    incarnation: UInt
+    cut: Layer | None
+    allowed: UInt
+    settled: UInt
+    trained: UInt = 0
+    dropped: UInt = 0
+    lost: UInt = 0
+    round: UInt = 0
+
+
+class Weights(Struct, frozen=True, array_like=True, tag="weights"):
+    """A piece of an edge's part (safetensors) after ``round``, from the edge or as the mean of all from the cloud.
+
+    ``samples``: what it weighs. Payload: piece ``index`` of ``count``.
+    """
+
+    run: UInt
+    incarnation: UInt
+    round: UInt
+    samples: UInt
+    index: UInt
+    count: Annotated[int, Meta(ge=1, le=100_000)]
+    crc: UInt
+
+
 Message = (
     Features
     | Results
@@ -490,6 +569,10 @@ Message = (
     | Manifest
     | Chunk
     | Outline
+    | Lesson
+    | EdgeReport
+    | CloudReport
+    | Weights
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -45,6 +45,7 @@ OF_THE_SYSTEM = {
     "replies": "mdi/default/replies/someone",
     "frames": "mdi/default/frames/source",
     "home": "mdi/default/home/nano",
+    "training": "mdi/default/training/nano/cloud",
 }
 TOPICS = OF_THE_SYSTEM | {
     "discovery": "homeassistant/sensor/mdi-exit/nano/config",
@@ -54,7 +55,7 @@ TOPICS = OF_THE_SYSTEM | {
 WATCHED = {"telemetry", "agents", "control", "manifest", "frames"}
 READ = {
     "source": {*OF_THE_SYSTEM, "discovery"},
-    "agent": {"layers", "telemetry", "agents", "links", "control", "commands", "manifest", "chunk"},
+    "agent": {"layers", "telemetry", "agents", "links", "control", "commands", "manifest", "chunk", "training"},
     "client": {"replies", "control"},
     "observer": WATCHED,
     "operator": {*WATCHED, "commands", "replies"},
@@ -64,7 +65,7 @@ READ = {
 }
 WRITE = {
     "source": {*OF_THE_SYSTEM, "discovery"},
-    "agent": {"layers", "results", "telemetry", "agents", "links"},
+    "agent": {"layers", "results", "telemetry", "agents", "links", "training"},
     "client": {"requests"},
     "observer": set(),
     "operator": {"commands", "requests"},

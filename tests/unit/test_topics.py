@@ -103,5 +103,5 @@ def test_a_name_that_cannot_stand_in_a_topic_is_a_users_mistake(name: str) -> No
 def test_qos_and_retain_are_as_the_table_says() -> None:
     lossy = {kind.message for kind in vars(kinds).values() if isinstance(kind, kinds.TopicKind) and kind.qos == 0}
     kept = {kind.message for kind in vars(kinds).values() if isinstance(kind, kinds.TopicKind) and kind.retain}
-    assert lossy == {"Features", "Telemetry", "Link", "JSON", "Frame"}
+    assert lossy == {"Features", "Telemetry", "Link", "JSON", "Frame", "Lesson"}
     assert kept == {"Status", "Control", "Manifest", "Chunk", "on|offline"}

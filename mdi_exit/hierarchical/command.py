@@ -1,0 +1,261 @@
+"""``mdi-exit train-hierarchical``: edges and a cloud learn one network, as processes on this machine or on several."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from broker.embedded import embedded_broker
+from mdi_exit.config import resolve
+from mdi_exit.demo.fleet import Fleet
+from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.hierarchical.cloud import CloudWorker
+from mdi_exit.hierarchical.config import HierarchicalSettings, show_bit_rate
+from mdi_exit.hierarchical.edge import EdgeWorker, train_whole
+from mdi_exit.hierarchical.link import edge_links
+from mdi_exit.hierarchical.study import Study
+from mdi_exit.logs import configure
+from mdi_exit.model.artifact import check_output
+from mdi_exit.program import stop_requested
+
+__all__ = ["Run", "main", "measured_run"]
+
+_MODULE: Final = "mdi_exit.hierarchical.command"
+_POLL_S: Final = 0.1
+_NAME: Final = "mdi-exit train-hierarchical"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the tool; returns the exit status. Raises ``MdiExitError``."""
+    resolved = resolve(
+        HierarchicalSettings, argv, os.environ, prog=_NAME, section="hierarchical",
+        description="Trains a network cut in two: edges with their own images learn its first layers and an exit, a cloud "
+        "the rest, at the same time, over MQTT. Features and labels go to the cloud; no image and no gradient does.",
+        epilog="A worker that is started again with the same settings goes on from its checkpoint. On several machines: "
+        "--role cloud on one, --role edge --name NAME --shard I/N on the others, each with --broker and the same --seed.",
+    )  # fmt: skip
+    settings = resolved.settings
+    if settings.role == "all":
+        return _together(settings, own_broker=resolved.origins["broker"] == "default")
+    configure(settings.log_level, settings.log_format)
+    if settings.scheme == "edge":
+        train_whole(settings, Study(settings), _line)
+    else:
+        asyncio.run(_worker(settings))
+    return 0
+
+
+def _line(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+async def _worker(settings: HierarchicalSettings) -> None:
+    stop = stop_requested()
+    study = await asyncio.to_thread(Study, settings)
+    if settings.role == "cloud":
+        await asyncio.to_thread(check_output, settings.out.absolute())
+        await CloudWorker(settings, study, stop, _line).run()
+    else:
+        await EdgeWorker(settings, study, stop).run()
+
+
+# --- all on this machine
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one scheme came to. ``edges``: figures of each; ``cloud``: None for the scheme without one."""
+
+    scheme: str
+    shaped_by: str
+    edges: tuple[dict[str, Any], ...]
+    cloud: dict[str, Any] | None
+    accuracies: tuple[float, ...]
+
+    @property
+    def cut(self) -> int:
+        return int(self.edges[0]["cut"])
+
+    @property
+    def seconds(self) -> float:
+        """Until the last batch was learned from, of the slowest edge."""
+        return max(float(edge["seconds"]) for edge in self.edges)
+
+    @property
+    def step_s(self) -> float:
+        return max(float(edge["seconds"]) / max(int(edge["steps"]), 1) for edge in self.edges)
+
+    def plain(self) -> dict[str, Any]:
+        """For files."""
+        return {
+            "scheme": self.scheme, "cut": self.cut, "shaped_by": self.shaped_by, "seconds": self.seconds,
+            "step_s": self.step_s, "accuracy_by_exit": list(self.accuracies), "edges": list(self.edges), "cloud": self.cloud,
+        }  # fmt: skip
+
+
+def _together(settings: HierarchicalSettings, *, own_broker: bool) -> int:
+    """Every scheme after the other; the first one's artifact is ``--out``, those to compare with lie beside it."""
+    console = Console()
+    check_output(settings.out.absolute())
+    _check_model(settings)
+    runs: list[Run] = []
+    for number, scheme in enumerate(settings.schemes):
+        out = settings.out if number == 0 else settings.out.with_name(f"{settings.out.name}-{scheme}")
+        check_output(out.absolute())
+        cut = settings.cut if settings.cut is not None or not runs else runs[0].cut
+        one = replace(settings, schemes=(scheme,), out=out.absolute(), cut=cut, data_dir=settings.data_dir.absolute())
+        runs.append(asyncio.run(measured_run(one, console, own_broker=own_broker)))
+    _show(console, settings, runs)
+    return 0
+
+
+def _check_model(settings: HierarchicalSettings) -> None:
+    """What the workers would find wrong is said here, in one line and before anything is started."""
+    study = Study(settings)
+    study.own_samples()
+    if settings.cut is not None:
+        study.fits(settings.cut)
+    smallest = (min(settings.limit or len(study.parts.train), len(study.parts.train))) // settings.edges
+    if smallest < settings.batch_size:
+        raise UsageError("--batch-size", f"at most the {smallest} samples of an edge", settings.batch_size)
+
+
+async def measured_run(settings: HierarchicalSettings, console: Console, *, own_broker: bool = True) -> Run:
+    """One scheme with real processes, to its end. Raises ``MdiExitError`` if one of them fails."""
+    settings.work.mkdir(parents=True, exist_ok=True)
+    fleet = Fleet(settings.work)
+    names = [f"edge{number}" for number in range(1, settings.edges + 1)]
+    secret = {"MDI_EXIT_PASSWORD": settings.password} if settings.password is not None else {}
+    try:
+        if settings.scheme == "edge":
+            if settings.edges > 1:
+                raise UsageError("--scheme edge", "--edges 1: there is nobody to average with", settings.edges)
+            await fleet.start("edge1", _MODULE, _flags(settings, "edge", "edge1", None, 1))
+            await _ended(fleet, settings)
+            return _found(settings, names, "no link")
+        async with _broker(settings, own_broker=own_broker) as (url, place):
+            async with edge_links(names, settings.link, settings.shaping, place) as links:
+                await fleet.start("cloud", _MODULE, _flags(settings, "cloud", "cloud", url, 1), more=secret)
+                for number, name in enumerate(names, 1):
+                    flags = _flags(settings, "edge", name, links.urls[name], number)
+                    await fleet.start(name, _MODULE, flags, inside=links.inside(name), more=secret)
+                console.print(
+                    f"{settings.scheme}: {settings.edges} edge(s), {show_bit_rate(settings.link)}, {links.by}"
+                )
+                outage = None
+                if settings.outage is not None:
+                    await _training_begun(fleet, settings)
+                    outage = asyncio.create_task(links.out(settings.outage), name="outage")
+                try:
+                    await _ended(fleet, settings)
+                finally:
+                    if outage is not None:
+                        outage.cancel()
+                        await asyncio.gather(outage, return_exceptions=True)
+            return _found(settings, names, links.by)
+    finally:
+        with contextlib.suppress(MdiExitError):  # the first reason is told
+            await fleet.stop()
+
+
+@contextlib.asynccontextmanager
+async def _broker(settings: HierarchicalSettings, *, own_broker: bool) -> AsyncIterator[tuple[str, tuple[str, int]]]:
+    if not own_broker:
+        address = settings.broker.addresses[0]
+        if address.is_auto or address.tls:
+            raise UsageError("--broker", "mqtt://HOST:PORT where one command starts all", settings.broker)
+        yield str(address), (address.host, address.port)
+        return
+    async with embedded_broker() as broker:
+        yield broker.url, (broker.host, broker.port)
+
+
+def _flags(settings: HierarchicalSettings, role: str, name: str, url: str | None, shard: int) -> list[str]:
+    """Of a child: everything by flags."""
+    given = {
+        "role": role, "name": name, "broker": url, "scheme": settings.scheme, "out": settings.out,
+        "shard": f"{shard}/{settings.edges}", "edges": settings.edges, "data": settings.data, "model": settings.model,
+        "width": settings.width, "cut": "auto" if settings.cut is None else settings.cut, "codec": settings.codec,
+        "gradient-codec": settings.gradient_codec, "epochs": settings.epochs, "steps": settings.steps,
+        "limit": settings.limit, "batch-size": settings.batch_size, "learning-rate": settings.learning_rate,
+        "augment": settings.augment, "window": settings.window, "staleness": settings.staleness,
+        "dead-after": settings.dead_after, "give-up": settings.give_up, "checkpoint-every": settings.checkpoint_every,
+        "slow-edge": settings.slow_edge, "seed": settings.seed, "threads": settings.threads, "data-dir": settings.data_dir,
+        "input-shape": ",".join(map(str, settings.input_shape)) if settings.input_shape else None,
+        "deployment": settings.deployment, "username": settings.username,
+    }  # fmt: skip
+    return [text for flag, value in given.items() if value is not None for text in (f"--{flag}", str(value))]
+
+
+async def _ended(fleet: Fleet, settings: HierarchicalSettings) -> None:
+    """Until all have ended well. Raises ``MdiExitError``."""
+    while True:
+        if (fallen := fleet.fallen()) is not None:
+            raise MdiExitError(f"{fallen}: {fleet.complaint(fallen)} (its log: {settings.work / fallen}.log)")
+        if all(process.returncode == 0 for process in fleet.processes.values()):
+            return
+        await asyncio.sleep(_POLL_S)
+
+
+async def _training_begun(fleet: Fleet, settings: HierarchicalSettings) -> None:
+    """Until the first edge says so. Raises ``MdiExitError`` if a worker falls before."""
+    log = settings.work / "edge1.log"
+    while "training begins" not in log.read_text(errors="replace"):
+        if (fallen := fleet.fallen()) is not None:
+            raise MdiExitError(f"{fallen}: {fleet.complaint(fallen)}")
+        await asyncio.sleep(_POLL_S)
+
+
+def _found(settings: HierarchicalSettings, names: Sequence[str], shaped_by: str) -> Run:
+    edges = tuple(_read(settings.work / f"{name}.json") for name in names)
+    cloud = _read(settings.work / "cloud.json") if settings.scheme != "edge" else None
+    accuracies = tuple((cloud if cloud is not None else edges[0])["accuracy_by_exit"])
+    return Run(settings.scheme, shaped_by, edges, cloud, accuracies)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise MdiExitError(f"{path}: expected the figures of a worker, got: {error}") from None
+    return found
+
+
+def _show(console: Console, settings: HierarchicalSettings, runs: Sequence[Run]) -> None:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        title=f"{settings.model}, cut after layer {runs[0].cut}, {show_bit_rate(settings.link)}",
+    )
+    for column in ("scheme", "steps", "seconds", "s/step", "MB", "unsent", "stalest", "exit %", "last %"):
+        table.add_column(column, justify="left" if column == "scheme" else "right", no_wrap=True)
+    for run in runs:
+        sent = sum(edge.get("bytes_sent", 0) for edge in run.edges) / 1e6
+        table.add_row(
+            run.scheme, str(sum(edge["steps"] for edge in run.edges)), f"{run.seconds:.1f}", f"{run.step_s:.3f}",
+            f"{sent:.2f}", str(sum(edge.get("batches_skipped", 0) for edge in run.edges)),
+            str(run.cloud["stalest_steps"]) if run.cloud is not None else "",
+            f"{100 * run.accuracies[0]:.2f}", f"{100 * run.accuracies[-1]:.2f}",
+        )  # fmt: skip
+    console.print(table)
+    cloud = runs[0].cloud
+    if cloud is not None and cloud.get("expected_step_s"):
+        console.print(f"expected by the runtime model: {cloud['expected_step_s']:.3f} s a step")
+
+
+if __name__ == "__main__":
+    from mdi_exit.config import run_program
+
+    sys.exit(run_program(_NAME, lambda: main(sys.argv[1:])))

@@ -1,0 +1,228 @@
+"""Hierarchical training of a tiny network over a real Mosquitto: what goes over the wire, and what a cut link does."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from live import Listener, System, run_program
+
+pytest.importorskip("torch", reason="needs the extra 'torch'")
+
+from mdi_exit import values, wire
+from mdi_exit.chaos.packets import Trouble
+from mdi_exit.chaos.proxy import FaultProxy
+from mdi_exit.data import splits
+from mdi_exit.hierarchical.cloud import CloudWorker
+from mdi_exit.hierarchical.config import HierarchicalSettings
+from mdi_exit.hierarchical.edge import EdgeWorker
+from mdi_exit.hierarchical.study import Study
+from mdi_exit.model.artifact import Artifact
+from mdi_exit.outcomes import outcomes
+from mdi_exit.training.checkpoint import read_checkpoint
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
+
+_PIXELS = 16
+_DEADLINE_S = 120.0
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise, brighter in the half that the class names: easy to learn, and every row of pixels tells itself apart."""
+    rng = np.random.default_rng(0)
+    labels_N = rng.integers(0, 2, 360)
+    images_NHW = rng.integers(0, 120, (len(labels_N), _PIXELS, _PIXELS)).astype(np.uint8)
+    half = _PIXELS // 2
+    images_NHW[labels_N == 0, :half] += 120
+    images_NHW[labels_N == 1, half:] += 120
+    path = tmp_path_factory.mktemp("data") / "halves.npz"
+    np.savez(path, x=images_NHW[:260], y=labels_N[:260], x_test=images_NHW[260:], y_test=labels_N[260:])
+    return path
+
+
+def worker_settings(url: str, out: Path, data: Path, role: str, **more: Any) -> HierarchicalSettings:
+    usual: dict[str, Any] = {
+        "name": "edge1" if role == "edge" else "cloud", "model": "small_vgg11", "width": 0.125, "batch_size": 16,
+        "epochs": 3, "augment": "none", "cut": 2, "learning_rate": 0.02,
+    }  # fmt: skip
+    return HierarchicalSettings(
+        broker=values.brokers(url), deployment="test", out=out, data=f"npz:{data}", role=role, **{**usual, **more}
+    )
+
+
+async def until(there: Callable[[], bool]) -> None:
+    async with asyncio.timeout(_DEADLINE_S):
+        while not there():
+            await asyncio.sleep(0.01)
+
+
+class Both:
+    """Edges and a cloud in this process."""
+
+    def __init__(self, url: str, out: Path, data: Path, edge_url: str = "", **more: Any) -> None:
+        count = more.get("edges", 1)
+        self.stop = asyncio.Event()
+        cloud = worker_settings(url, out, data, "cloud", **more)
+        self.study = Study(cloud)
+        self.cloud = CloudWorker(cloud, self.study, self.stop)
+        self.edges = []
+        for number in range(1, count + 1):
+            name, shard = f"edge{number}", (number, count)
+            one = worker_settings(edge_url or url, out, data, "edge", **{"name": name, "shard": shard, **more})
+            self.edges.append(EdgeWorker(one, Study(one), self.stop))
+
+    async def run(self) -> Artifact:
+        async with asyncio.timeout(_DEADLINE_S), asyncio.TaskGroup() as group:
+            for worker in (self.cloud, *self.edges):
+                group.create_task(worker.run(), name="worker")
+        return Artifact.open(self.cloud.settings.out)
+
+
+def lessons(listener: Listener) -> list[tuple[wire.Lesson, bytes]]:
+    found = []
+    for topic, payload, _ in listener.messages:
+        if "/training/" in topic:
+            message, body = wire.decode(payload)
+            if isinstance(message, wire.Lesson):
+                found.append((message, bytes(body)))
+    return found
+
+
+def images_in(study: Study, listener: Listener) -> int:
+    """How many of the training images, or of their normalised values, can be found in anything that was said, by two rows."""
+    everything = b"\0".join(payload for _, payload, _ in listener.messages)
+    images_NHWC = study.parts.train.images_NHWC
+    x_NHWC = ((images_NHWC / 255 - study.spec.mean[0]) / study.spec.std[0]).astype(np.float32)
+    forms = (images_NHWC, x_NHWC, x_NHWC.astype(np.float16))
+    return sum(any(form[index, 4:6].tobytes() in everything for form in forms) for index in range(len(images_NHWC)))
+
+
+async def test_features_and_labels_cross_the_wire_and_neither_images_nor_gradients(
+    mosquitto: Any, data: Path, tmp_path: Path
+) -> None:
+    with Listener(mosquitto.url, "#") as listener:
+        both = Both(mosquitto.url, tmp_path / "model", data)
+        artifact = await both.run()
+        sent = lessons(listener)
+        assert len(sent) == both.edges[0].lessons.steps
+        assert {(message.what, message.codec) for message, _ in sent} == {("features", "int8")}
+        assert {topic for topic in listener.topics() if not topic.startswith("$")} == {
+            "mdi/test/training/cloud/edge1",
+            "mdi/test/training/edge1/cloud",
+        }
+        assert images_in(both.study, listener) == 0
+    assert artifact.manifest.plan.exit_layers == (2, 7)
+    assert artifact.manifest.exits[1].accuracy is not None
+    assert artifact.manifest.exits[1].accuracy > 0.8
+    found = outcomes(artifact, splits(f"npz:{data}", seed=0).test).trace("max-probability")
+    assert found.score(0.9).accuracy > 0.8
+    assert read_checkpoint(both.cloud.keeping.checkpoint_file, both.cloud.keeping.purpose)["trained"] == len(sent)
+    edge = both.edges[0]
+    assert read_checkpoint(edge.keeping.checkpoint_file, edge.keeping.purpose)["step"] == len(sent)
+
+
+async def test_the_baseline_that_sends_images_is_seen_to_do_so(mosquitto: Any, data: Path, tmp_path: Path) -> None:
+    with Listener(mosquitto.url, "#") as listener:
+        both = Both(mosquitto.url, tmp_path / "model", data, schemes=("cloud",), epochs=1)
+        await both.run()
+        assert {message.what for message, _ in lessons(listener)} == {"raw"}
+        assert images_in(both.study, listener) > 200
+
+
+async def test_split_learning_gets_gradients_back(mosquitto: Any, data: Path, tmp_path: Path) -> None:
+    with Listener(mosquitto.url, "#") as listener:
+        both = Both(mosquitto.url, tmp_path / "model", data, schemes=("split",), epochs=2)
+        artifact = await both.run()
+        kinds = [message.what for message, _ in lessons(listener)]
+    assert kinds.count("features") == kinds.count("gradient") == both.edges[0].lessons.steps
+    assert artifact.manifest.exits[1].accuracy is not None
+
+
+async def test_two_edges_with_data_of_their_own_end_with_one_first_part(
+    mosquitto: Any, data: Path, tmp_path: Path
+) -> None:
+    both = Both(mosquitto.url, tmp_path / "model", data, edges=2, epochs=4)
+    artifact = await both.run()
+    first, second = ({image.tobytes() for image in edge.lessons.samples.images_NHWC.numpy()} for edge in both.edges)
+    assert first
+    assert second
+    assert not first & second
+    learned = artifact.manifest.training["learned_by_edge"]
+    assert set(learned) == {"edge1", "edge2"}
+    assert all(count > 0 for count in learned.values())
+    assert artifact.manifest.exits[1].accuracy is not None
+    assert artifact.manifest.exits[1].accuracy > 0.7
+
+
+async def test_the_cut_is_chosen_by_what_was_measured(mosquitto: Any, data: Path, tmp_path: Path) -> None:
+    both = Both(mosquitto.url, tmp_path / "model", data, cut=None, epochs=1)
+    artifact = await both.run()
+    expected = artifact.manifest.training["expected"]
+    assert [row["cut"] for row in expected] == list(range(7))
+    assert both.edges[0].bytes_per_s > 0
+    assert artifact.manifest.plan.exit_layers[0] == both.cloud.cut
+
+
+class Patient:
+    """Works as ever, but after some batches without a link it waits for the link: so that there is a time after it."""
+
+    def __init__(self, edge: EdgeWorker, back: threading.Event) -> None:
+        self.edge, self.back, self.busy_s = edge, back, 0.0
+
+    def __call__(self, call: Callable[[], T]) -> T:
+        if self.edge.flow.skipped >= 5:
+            self.back.wait(_DEADLINE_S)
+        return call()
+
+
+async def test_a_cut_link_stops_neither_side_for_good(mosquitto: Any, data: Path, tmp_path: Path) -> None:
+    back = threading.Event()
+    address = values.broker_address(mosquitto.url)
+    async with FaultProxy((address.host, address.port)) as proxy:
+        both = Both(mosquitto.url, tmp_path / "model", data, edge_url=proxy.url, epochs=8)
+        (edge,) = both.edges
+        edge.work = Patient(edge, back)  # type: ignore[assignment]
+        running = asyncio.create_task(both.run(), name="both")
+        await until(lambda: both.cloud.trained >= 5 or running.done())
+        proxy.trouble("*", Trouble(refuse=True))
+        await until(lambda: edge.flow.skipped >= 5 or running.done())
+        trained = both.cloud.trained
+        proxy.calm("*")
+        mended = time.monotonic()
+        await until(lambda: (edge.flow.heard_at or 0.0) > mended or running.done())
+        back.set()
+        artifact = await running
+    assert edge.step == edge.lessons.steps
+    assert edge.flow.skipped >= 5
+    assert trained < both.cloud.trained <= edge.lessons.steps - 5
+    both.cloud.flow.validate()
+    assert artifact.manifest.exits[0].accuracy is not None
+    assert artifact.manifest.exits[0].accuracy > 0.7
+    assert artifact.manifest.exits[1].accuracy is not None
+    assert artifact.manifest.exits[1].accuracy > 0.7
+
+
+@pytest.mark.slow
+def test_the_command_makes_an_artifact_that_agents_run(system: System, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    done = run_program(
+        "mdi_exit.cli", "train-hierarchical", "--data", f"npz:{data}", "--model", "small_vgg11", "--width", "0.125",
+        "--batch-size", "16", "--epochs", "2", "--cut", "2", "--link", "4Mbit", "--shaping", "relay", "--out", out,
+        "--scheme", "all", deadline_s=240.0,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "hierarchical" in done.stdout
+    assert (tmp_path / "model-cloud" / "model.json").exists()
+    system.agent("far", "3-7")
+    source = system.source("--model", str(out), "--layers", "0-2", "--input", "test", "--exit-threshold", "0.6")
+    summary = source.until_completed()
+    assert summary["errors"] == 0
+    assert summary["completed"] > 0
