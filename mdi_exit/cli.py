@@ -28,6 +28,20 @@ def _train(argv: Sequence[str]) -> int:
     return train(argv)
 
 
+def _train_speech(argv: Sequence[str]) -> int:
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("mdi-exit train-speech", "the extra 'torch' (pip install 'mdi-exit[torch]')", "none")
+    from mdi_exit.training.daisy.command import main as train_speech
+
+    return train_speech(argv)
+
+
+def _speak(argv: Sequence[str]) -> int:
+    from mdi_exit.workbench.speak import main as speak
+
+    return speak(argv)
+
+
 def _simulate(argv: Sequence[str]) -> int:
     from mdi_exit.trial.simulate import main as simulate
 
@@ -167,6 +181,11 @@ def _codecs(argv: Sequence[str]) -> int:
 _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
     "demo": ("the whole system on this machine, with a live view", _demo),
     "train": ("a multi-exit model from a data set to an artifact (needs the extra torch)", _train),
+    "train-speech": (
+        "a speech encoder with DAISY's branches, for keyword and voice (needs torch, offline)",
+        _train_speech,
+    ),
+    "speak": ("spoken words by eSpeak NG, to train speech on", _speak),
     "partition": ("any torch model cut into layers, as an artifact (needs the extra torch)", _partition),
     "calibrate": ("temperatures, and thresholds that keep a promise (needs the extra offline)", _calibrate),
     "profile": ("what every exit says of every sample, for calibration and simulation", _profile),
@@ -186,7 +205,7 @@ _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10} {text}" for name, (text, _) in _TOOLS.items()]
+    lines = [f"  {name:<12} {text}" for name, (text, _) in _TOOLS.items()]
     return "\n".join(("usage: mdi-exit TOOL [options]   (mdi-exit TOOL --help)", "", *lines)) + "\n"
 
 
