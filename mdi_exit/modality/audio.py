@@ -1,9 +1,9 @@
 """Sound: log-mel frames, as the artifact declares them; reckoned here and nowhere else.
 
-A clip is brought to the declared rate, freed of its mean and made of unit power (a whisper near the microphone and a shout
-far from it are the same to the model; what is below a thousandth of full scale is left as silence). Then, for each window:
-Hann, power spectrum, triangular bands evenly spread on the mel scale (2595·log₁₀(1 + f/700)), natural logarithm, mean and
-deviation of each band. What is longer than the input's shape is cut off at its end.
+A clip, cut off where the input's shape ends, is brought to the declared rate, freed of its mean and made of unit power (a
+whisper near the microphone and a shout far from it are the same to the model; below a thousandth of full scale it is left
+as silence). Then, for each window: Hann, power spectrum, triangular bands evenly spread on the mel scale
+(2595·log₁₀(1 + f/700)), natural logarithm, mean and deviation of each band.
 """
 
 from __future__ import annotations
@@ -68,7 +68,11 @@ class AudioInput:
 
 def log_mel(clip: Clip, spec: AudioSpec, most: int, bands: int) -> Array:
     """T×M float32, T of 1 to ``most``: see the module; mean and deviation not applied yet."""
-    values = resampled(clip, spec.rate_hz).samples_T[: (most - 1) * spec.hop + spec.window] / np.float64(32_768)
+    wanted = (most - 1) * spec.hop + spec.window
+    begin = Clip(
+        clip.samples_T[: -(-wanted * clip.rate_hz // spec.rate_hz)], clip.rate_hz
+    )  # what is cut off costs nothing
+    values = resampled(begin, spec.rate_hz).samples_T[:wanted] / np.float64(32_768)
     values = values - values.mean()
     values /= max(float(np.sqrt(np.mean(values**2))), _SILENCE)
     if len(values) < spec.window:
