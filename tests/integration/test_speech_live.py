@@ -54,4 +54,4 @@ async def test_a_folder_of_files_is_an_input_and_a_program_asks_with_a_file(syst
     system.source("--model", model, "--input", "requests", "--name", "asked")
     async with Client(system.url, deployment="test") as client:
         answer = await client.infer(wav_bytes(tone("high", "ann", 0.3, 1)), deadline_s=30)
-    assert answer.label_name in WORDS
+    assert answer.name in WORDS
