@@ -36,6 +36,20 @@ def _train_hierarchical(argv: Sequence[str]) -> int:
     return train_hierarchical(argv)
 
 
+def _train_speech(argv: Sequence[str]) -> int:
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("mdi-exit train-speech", "the extra 'torch' (pip install 'mdi-exit[torch]')", "none")
+    from mdi_exit.training.daisy.command import main as train_speech
+
+    return train_speech(argv)
+
+
+def _speak(argv: Sequence[str]) -> int:
+    from mdi_exit.workbench.speak import main as speak
+
+    return speak(argv)
+
+
 def _simulate(argv: Sequence[str]) -> int:
     from mdi_exit.trial.simulate import main as simulate
 
@@ -191,6 +205,11 @@ _TOOLS: Final[dict[str, tuple[str, Callable[[Sequence[str]], int]]]] = {
         "edges learn the first layers, a cloud the rest, over MQTT (needs the extra torch)",
         _train_hierarchical,
     ),
+    "train-speech": (
+        "a speech encoder with DAISY's branches, for keyword and voice (needs torch, offline)",
+        _train_speech,
+    ),
+    "speak": ("spoken words by eSpeak NG, to train speech on", _speak),
     "partition": ("any torch model cut into layers, as an artifact (needs the extra torch)", _partition),
     "calibrate": ("temperatures, and thresholds that keep a promise (needs the extra offline)", _calibrate),
     "profile": ("what every exit says of every sample, for calibration and simulation", _profile),

@@ -10,6 +10,8 @@ patience         consecutive exits, this one included, that agree on the class, 
                  (PABEE, arXiv 2006.04152)
 gate             JEI-DNN's h (arXiv 2310.09163): from this exit's gate g and those of the exits before it,
                  P = max(0, min(g, 1 - Σg)), h = clip(P / Π(1 - h), 0, 1); 1 where the product is 0
+frame-entropy    DAISY's (arXiv 2406.05464): 1 - H̄ / ln U, where H̄ is the mean entropy over the frames that are there of
+                 what the exit's branch predicts of each frame's unit, of U. The graph reckons it; classes have no say
 ===============  =========================================================================================
 
 The softmax is of the logits divided by the exit's temperature. Patience and gate remember something from exit to exit: it
@@ -63,17 +65,24 @@ def judge(
 ) -> Judgement:
     """What one exit says of N samples. ``states``: of each sample, from the exits before; ``exits``: of the network.
 
-    A row with a NaN gets score 0, so that it never exits early. Raises ``ValueError`` for a gate measure without gate.
+    ``gate_N1``: what the exit's gate, or its branch, gives. A row with a NaN gets score 0, so that it never exits early.
+    Raises ``ValueError`` for a measure that needs a gate or branch where there is none.
     """
     labels = logits_NK.argmax(axis=1).tolist()
     if measure == "patience":
         return _patience(labels, states, exits)
-    if measure == "gate":
+    if measure in ("gate", "frame-entropy"):
         if gate_N1 is None:
-            raise ValueError("expected a gate at every exit, got none")
+            raise ValueError(f"expected a {'gate' if measure == 'gate' else 'branch'} at every exit, got none")
+        if measure == "frame-entropy":
+            return Judgement(labels, _scores(gate_N1.reshape(-1)), list(states))
         return _gate(labels, gate_N1, states)
-    scores_N = np.nan_to_num(_SCORES[measure](probabilities(logits_NK, temperature)), nan=0.0)
-    return Judgement(labels, scores_N.clip(0.0, 1.0).tolist(), list(states))
+    return Judgement(labels, _scores(_SCORES[measure](probabilities(logits_NK, temperature))), list(states))
+
+
+def _scores(scores_N: Array) -> list[float]:
+    clipped: list[float] = np.nan_to_num(scores_N, nan=0.0).clip(0.0, 1.0).tolist()
+    return clipped
 
 
 def _margin(p_NK: Array) -> Array:

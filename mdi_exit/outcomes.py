@@ -53,8 +53,8 @@ Array = NDArray[np.float32]
 class Outcomes:
     """S exits, N samples, K classes, L layers.
 
-    ``gates_SN``: NaN where an exit has no gate. ``temperatures_S``: of the artifact. The costs are those of ``Trace``.
-    ``about``: model, digest, data, codec.
+    ``gates_SN``: what an exit's gate or branch gives, NaN where it has none. ``temperatures_S``: of the artifact. The costs
+    are those of ``Trace``. ``about``: model, digest, data, codec; ``gates``, where they are branches.
     """
 
     logits_SNK: Array
@@ -80,7 +80,7 @@ class Outcomes:
         Raises ``UsageError`` for gates that the artifact does not have.
         """
         if measure not in measures_of(self):
-            raise UsageError(f"measure {measure}", "a gate at each early exit of the artifact", "none for some")
+            raise UsageError(f"measure {measure}", "what it needs at each early exit of the artifact", "none for some")
         divisors = self.temperatures_S.tolist() if temperatures is None else list(temperatures)
         states: list[State] = [()] * len(self)
         scores, labels = [], []
@@ -138,7 +138,9 @@ class Outcomes:
 def measures_of(made: Outcomes) -> tuple[Measure, ...]:
     """The measures that the artifact has what they need for."""
     plain: tuple[Measure, ...] = ("max-probability", "margin", "entropy", "patience")
-    return plain if np.isnan(made.gates_SN[:-1]).any() else (*plain, "gate")
+    if np.isnan(made.gates_SN[:-1]).any():
+        return plain
+    return (*plain, "frame-entropy" if made.about.get("gates") == "frame-entropy" else "gate")
 
 
 def truths_of(dataset: Dataset, manifest: Manifest) -> NDArray[np.int32]:
@@ -195,7 +197,9 @@ def outcomes(
         np.array(manifest.plan.feature_bytes, np.int64),
         np.array([spec.macs for spec in manifest.exits], np.int64),
         np.array([spec.layer for spec in manifest.exits], np.int64),
-        {"model": manifest.name, "digest": manifest.digest, "codec": codec, "data": dataset.name} | (about or {}),
+        {"model": manifest.name, "digest": manifest.digest, "codec": codec, "data": dataset.name}
+        | ({"gates": "frame-entropy"} if any(spec.branch is not None for spec in manifest.exits) else {})
+        | (about or {}),
     )
 
 

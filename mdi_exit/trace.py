@@ -83,7 +83,7 @@ class Trace:
     @property
     def inclusive(self) -> bool:
         """Whether a score equal to the threshold is enough."""
-        return self.measure == "gate"
+        return self.measure in ("gate", "frame-entropy")
 
     @property
     def macs_S(self) -> NDArray[np.int64]:

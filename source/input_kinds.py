@@ -16,6 +16,7 @@ __all__ = [
     "CAMERA",
     "FOLDER",
     "KINDS",
+    "MICROPHONE",
     "REQUESTS",
     "SET",
     "STREAM",
@@ -24,6 +25,7 @@ __all__ = [
     "TOPIC",
     "VIDEO",
     "WATCH",
+    "WAV",
     "InputKind",
     "ParsedInput",
     "parse_input",
@@ -46,16 +48,18 @@ class InputKind:
 SET    = InputKind(f"shipped|{'|'.join((*DATASETS, *TEXT_SETS))}[:N]", "a data set, or its first N items", live=False)
 TEST   = InputKind("test[:N]",      "what the artifact was tested on",                live=False)
 TEXT   = InputKind("text:FILE",     "texts: .csv, .tsv, .jsonl, .txt, or a folder",   live=False, gives="text")
+WAV    = InputKind("wav:DIR",       "a folder of WAV files",                          live=False, gives="audio")
 FOLDER = InputKind("DIR",           "a folder of images",                             live=False, gives="image")
 VIDEO  = InputKind("FILE.mp4",      "a video file",                                   live=False, gives="image")
 CAMERA = InputKind("camera[:N|:DEVICE]", "a webcam",                                  live=True,  gives="image")
 STREAM = InputKind("rtsp://...",    "a network camera (also rtsps, http, https)",     live=True,  gives="image")
+MICROPHONE = InputKind("microphone[:N|:NAME]", "what is said near it (extra audio)",  live=True,  gives="audio")
 WATCH  = InputKind("watch:DIR",     "images that appear in a folder",                 live=True,  gives="image")
 TOPIC  = InputKind("mqtt:TOPIC",    "images or texts published on the broker",        live=True)
 REQUESTS = InputKind("requests",    "only what other programs ask for",               live=False)
 # fmt: on
 
-KINDS: Final = (SET, TEST, TEXT, FOLDER, VIDEO, CAMERA, STREAM, WATCH, TOPIC, REQUESTS)
+KINDS: Final = (SET, TEST, TEXT, WAV, FOLDER, VIDEO, CAMERA, MICROPHONE, STREAM, WATCH, TOPIC, REQUESTS)
 
 _STREAM_SCHEMES: Final = frozenset({"rtsp", "rtsps", "http", "https"})
 _VIDEO_SUFFIXES: Final = frozenset(
@@ -106,6 +110,14 @@ def parse_input(text: str) -> ParsedInput:
         if not rest:
             raise UsageError("", f"text:FILE ({FORMS})", repr(text))
         return ParsedInput(TEXT, rest, stripped)
+    if head == "wav" and colon:
+        if not rest:
+            raise UsageError("", "wav:DIR", repr(text))
+        return ParsedInput(WAV, rest, stripped)
+    if head == "microphone":
+        if colon and not rest:
+            raise UsageError("", "microphone, microphone:N or microphone:NAME", repr(text))
+        return ParsedInput(MICROPHONE, rest, stripped)
     if stripped == "requests":
         return ParsedInput(REQUESTS, "", stripped)
     if head == "camera":

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mdi_exit.data.sound import Clip
 from mdi_exit.events import Record
 from mdi_exit.modality import Raw
 from mdi_exit.wire import Frame, crc32
@@ -36,10 +37,10 @@ class Pictures:
         self._lock = threading.Lock()
 
     def offer(self, sample: str, raw: Raw) -> None:
-        """Remember an item's pixels (uint8, H×W, H×W×1 or H×W×3), thinned out; the oldest are forgotten. Of a text there
-        is no picture.
+        """Remember an item's pixels (uint8, H×W, H×W×1 or H×W×3), thinned out; the oldest are forgotten. Of a text or
+        sound there is no picture.
         """
-        if isinstance(raw, str) or raw.dtype != np.uint8:
+        if isinstance(raw, str | Clip) or raw.dtype != np.uint8:
             return
         pixels = np.asarray(raw, np.uint8)
         step = max(-(-max(pixels.shape[:2]) // _SIDE), 1)

@@ -79,7 +79,7 @@ def read_request(client: str, payload: bytes) -> RequestReceived:
 
 def to_tensor(sent: Sent, modality: Modality) -> NDArray[np.float32]:
     """What enters layer 0. Raises ``ValueError`` or ``MdiExitError``."""
-    if sent.kind in ("", modality.kind):
+    if sent.kind in ("", modality.kind) or (sent.kind, modality.kind) == ("image", "audio"):  # "image": a file's bytes
         return modality.prepared(modality.read(sent.data))
     if sent.kind in ("image", "text"):
         raise ValueError(f"item: expected {modality.kind}, as the model takes, got {sent.kind}")

@@ -281,6 +281,24 @@ def _strategies(args: argparse.Namespace) -> Rows:
     return measure_strategies(args.out, args.data_dir)
 
 
+def _daisy_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="what mdi-exit train-speech wrote")
+    parser.add_argument(
+        "--snrs", type=_numbers, default=(20.0, 15.0, 10.0, 5.0, 0.0, -5.0), metavar="DB,DB",
+        help="ratios of sound to noise beside clean sound (20,15,10,5,0,-5)",
+    )  # fmt: skip
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _daisy(args: argparse.Namespace) -> Rows:
+    from mdi_exit.benchmark.daisy import measure_daisy
+
+    return measure_daisy(args.model, args.snrs, args.out)
+
+
 _TORCH: Final = ("torch", "torch")
 _BENCHMARKS: Final[dict[str, _Benchmark]] = {
     "hop": _Benchmark("what the system costs a hop, beside bare relays", _message_flags, _hop),
@@ -301,6 +319,7 @@ _BENCHMARKS: Final[dict[str, _Benchmark]] = {
     ),
     "risk": _Benchmark("whether calibrated thresholds keep their promise", _risk_flags, _risk, ("offline", "scipy")),
     "bottleneck": _Benchmark("ResNet-50's first cut made small", _data_flag, _bottleneck, _TORCH),
+    "daisy": _Benchmark("speech: where it leaves as noise grows, and what that gives", _daisy_flags, _daisy, _TORCH),
     "strategies": _Benchmark(
         "joint, distilled, frozen and JEI-DNN exits at equal cost", _data_flag, _strategies, _TORCH
     ),

@@ -20,12 +20,13 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mdi_exit.data.sound import Clip
 from mdi_exit.errors import UsageError
 
 __all__ = ["DATASETS", "Dataset", "Items", "Parts", "Split", "load", "shipped"]
 
 Split = Literal["train", "test"]
-Items = NDArray[np.uint8] | tuple[str, ...]
+Items = NDArray[np.uint8] | tuple[str, ...] | tuple[Clip, ...]
 
 FASHION_MNIST_CLASSES: Final = (
     "T-shirt/top",
@@ -57,8 +58,8 @@ SHIPPED: Final = "fashion-mnist-test-2000.npz"
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """``items``: images, uint8, N×H×W×C, or N texts; ``labels_N``: int64, -1 where none is known; ``ids_N``: position in
-    the original split.
+    """``items``: images, uint8, N×H×W×C, or N texts, or N clips of sound; ``labels_N``: int64, -1 where none is known;
+    ``ids_N``: position in the original split.
     """
 
     name: str
@@ -74,17 +75,20 @@ class Dataset:
     def images_NHWC(self) -> NDArray[np.uint8]:
         """Raises ``UsageError`` for a data set of anything but images."""
         if isinstance(self.items, tuple):
-            raise UsageError(f"data {self.name}", "images", "texts")
+            raise UsageError(f"data {self.name}", "images", self.kind)
         return self.items
 
     @property
-    def kind(self) -> Literal["image", "text"]:
+    def kind(self) -> Literal["image", "text", "audio"]:
         """That of a model's input (``InputSpec.kind``)."""
-        return "text" if isinstance(self.items, tuple) else "image"
+        if not isinstance(self.items, tuple):
+            return "image"
+        return "audio" if any(isinstance(item, Clip) for item in self.items[:1]) else "text"
 
     def subset(self, indices: NDArray[np.int64]) -> Dataset:
         items = self.items
-        chosen = tuple(items[index] for index in indices.tolist()) if isinstance(items, tuple) else items[indices]
+        chosen: Any = [items[index] for index in indices.tolist()] if isinstance(items, tuple) else items[indices]
+        chosen = tuple(chosen) if isinstance(items, tuple) else chosen
         return Dataset(self.name, chosen, self.labels_N[indices], self.classes, self.ids_N[indices])
 
 

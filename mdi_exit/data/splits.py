@@ -22,13 +22,25 @@ import numpy as np
 
 from mdi_exit.data.given import from_folder, from_npz
 from mdi_exit.data.sets import DATASETS, Dataset, Parts, load, shipped
+from mdi_exit.data.sound import Clip
+from mdi_exit.data.speech import SPEECH_SETS, from_wavs
 from mdi_exit.data.texts import TEXT_SETS, from_text, read_text_set
 from mdi_exit.errors import UsageError
 from mdi_exit.model.manifest import DataRecord
 
 __all__ = ["SPECS", "Splits", "splits"]
 
-SPECS: Final = (*DATASETS, "shipped", "NAME/test", "folder:PATH", "npz:FILE", "text:FILE", *TEXT_SETS)
+SPECS: Final = (
+    *DATASETS,
+    "shipped",
+    "NAME/test",
+    "folder:PATH",
+    "npz:FILE",
+    "text:FILE",
+    *TEXT_SETS,
+    "wav:DIR",
+    "voices:DIR",
+)
 _TEST_SHARE: Final = 5
 _CALIBRATION_SHARE: Final = 10
 _CALIBRATION_MOST: Final = 5000
@@ -106,6 +118,8 @@ def _read(spec: str, data_dir: Path | None, shape: tuple[int, ...] | None) -> Pa
         return from_npz(Path(place))
     if kind == "text" and place:
         return _labelled(spec, from_text(Path(place)))
+    if kind in SPEECH_SETS and place:
+        return from_wavs(Path(place), kind)
     if spec in TEXT_SETS:
         return read_text_set(spec, data_dir), None
     raise UsageError("data", f"one of {', '.join(SPECS)}", repr(spec))
@@ -119,7 +133,7 @@ def _labelled(spec: str, parts: Parts) -> Parts:
 
 
 def _digest(parts: Sequence[Dataset]) -> str:
-    """SHA-256 over the three parts: sizes, positions, labels, pixels or texts, and the names of the classes."""
+    """SHA-256 over the three parts: sizes, positions, labels, what the items are, and the names of the classes."""
     digest = hashlib.sha256("\0".join(parts[0].classes).encode())
     for part in parts:
         items = part.items
@@ -127,9 +141,15 @@ def _digest(parts: Sequence[Dataset]) -> str:
         for array in (part.ids_N.astype("<i8"), part.labels_N.astype("<i8")):
             digest.update(np.ascontiguousarray(array).data)
         if isinstance(items, tuple):
-            for text in items:
-                raw = text.encode("utf-8", "surrogatepass")
+            for item in items:
+                raw = _raw(item)
                 digest.update(len(raw).to_bytes(8, "little") + raw)
         else:
             digest.update(np.ascontiguousarray(items).data)
     return digest.hexdigest()
+
+
+def _raw(item: str | Clip) -> bytes:
+    if isinstance(item, str):
+        return item.encode("utf-8", "surrogatepass")
+    return item.rate_hz.to_bytes(4, "little") + item.samples_T.astype("<i2").tobytes()

@@ -79,7 +79,18 @@ class TorchEngine:
             try:
                 features = self._network.segment(self._tensor(x), key.entry, key.stop)
                 logits = self._network.exits[str(key.stop - 1)](features) if key.head else None
+                sure = self._sureness(key, features)
             except RuntimeError as error:
                 raise EngineError(f"{key.file}: {str(error).splitlines()[0][:300]}") from None
         ends = key.stop == len(self._network.layers)
-        return SegmentOutput(None if ends else features.cpu().numpy(), None if logits is None else logits.cpu().numpy())
+        return SegmentOutput(
+            None if ends else features.cpu().numpy(), None if logits is None else logits.cpu().numpy(), sure
+        )
+
+    def _sureness(self, key: SegmentKey, features: torch.Tensor) -> Array | None:
+        """What the branch of the segment's exit gives, if it has one."""
+        layer = str(key.stop - 1)
+        if not key.head or layer not in self._network.branches:
+            return None
+        sure_N1: Array = self._network.branches[layer](features).cpu().numpy()
+        return sure_N1

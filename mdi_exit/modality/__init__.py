@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from mdi_exit.modality.audio import AudioInput
 from mdi_exit.modality.base import Modality, Raw
 from mdi_exit.modality.image import ImageInput
 from mdi_exit.modality.tensor import TensorInput
@@ -26,6 +27,8 @@ def modality_of(artifact: Artifact) -> Modality:
             from mdi_exit.modality.text import TextInput, tokenizer_of
 
             return TextInput(spec, tokenizer_of(artifact))
+        case "audio":
+            return AudioInput(spec)
         case "tensor":
             return TensorInput(artifact.manifest)
         case _:

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdi_exit.data.sets import Items
+from mdi_exit.data.sound import Clip
 
 __all__ = ["Modality", "Raw"]
 
 Array = NDArray[np.float32]
-Raw = NDArray[np.uint8] | str | Array
-"""One item before it is prepared: pixels (uint8, H×W, H×W×1 or H×W×3), a text, or values that are ready."""
+Raw = NDArray[np.uint8] | str | Clip | Array
+"""One item before it is prepared: pixels (uint8, H×W, H×W×1 or H×W×3), a text, sound, or values that are ready."""
 
 
 class Modality(Protocol):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mdi_exit.data.pixels import Pixels, inputs_of, pixels_of, preprocess
 from mdi_exit.data.sets import Items
+from mdi_exit.data.sound import Clip
 from mdi_exit.errors import UsageError
 from mdi_exit.limits import MAX_SENT_PIXELS
 from mdi_exit.modality.base import Array, Raw
@@ -39,8 +40,8 @@ class ImageInput:
         return decode_image(data)
 
     def prepared(self, raw: Raw) -> Array:
-        if isinstance(raw, str):
-            raise UsageError("item", "an image, as the model takes", "a text")
+        if isinstance(raw, str | Clip):
+            raise UsageError("item", "an image, as the model takes", "a text" if isinstance(raw, str) else "sound")
         pixels: NDArray[Any] = raw
         return preprocess(pixels, self._spec)
 
@@ -53,7 +54,7 @@ class ImageInput:
 
     def batch(self, items: Items) -> Array:
         if isinstance(items, tuple):
-            raise UsageError("items", "images, as the model takes", "texts")
+            raise UsageError("items", "images, as the model takes", "texts or sound")
         return inputs_of(items, self._spec)
 
 

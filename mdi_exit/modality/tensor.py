@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from mdi_exit.data.sets import Items
+from mdi_exit.data.sound import Clip
 from mdi_exit.errors import UsageError
 from mdi_exit.modality.base import Array, Raw
 from mdi_exit.model.manifest import Manifest
@@ -26,8 +27,8 @@ class TensorInput:
         raise ValueError(f"item: expected float32 values of shape {self._manifest.input.shape}, got a file")
 
     def prepared(self, raw: Raw) -> Array:
-        if isinstance(raw, str) or raw.dtype != np.float32:
-            got = "a text" if isinstance(raw, str) else str(raw.dtype)
+        if isinstance(raw, str | Clip) or raw.dtype != np.float32:
+            got = "a text" if isinstance(raw, str) else "sound" if isinstance(raw, Clip) else str(raw.dtype)
             raise ValueError(f"item: expected float32 values of shape {self._manifest.input.shape}, got {got}")
         return self.ready(np.asarray(raw, np.float32))
 

@@ -59,7 +59,7 @@ class TextInput:
 
     def prepared(self, raw: Raw) -> Array:
         if not isinstance(raw, str):
-            raise UsageError("item", "a text, as the model takes", "an image or values")
+            raise UsageError("item", "a text, as the model takes", "an image, sound or values")
         return self._numbers([raw])[0]
 
     def ready(self, x: Array) -> Array:
@@ -70,9 +70,10 @@ class TextInput:
         return np.ascontiguousarray(x, np.float32)
 
     def batch(self, items: Items) -> Array:
-        if not isinstance(items, tuple):
-            raise UsageError("items", "texts, as the model takes", "images")
-        return stacked(self._numbers(items))
+        texts = [item for item in items if isinstance(item, str)] if isinstance(items, tuple) else []
+        if len(texts) < len(items):
+            raise UsageError("items", "texts, as the model takes", "images or sound")
+        return stacked(self._numbers(texts))
 
     def _numbers(self, texts: Sequence[str]) -> list[Array]:
         most = _CHARACTERS_A_TOKEN * self._most

@@ -88,7 +88,7 @@ class Artifact:
     def files(self) -> list[GraphFile]:
         manifest = self.manifest
         graphs = [*(layer.graph for layer in manifest.layers), *(spec.graph for spec in manifest.exits)]
-        graphs += [spec.gate for spec in manifest.exits if spec.gate is not None]
+        graphs += [extra for spec in manifest.exits for extra in (spec.gate, spec.branch) if extra is not None]
         for layer in manifest.layers:
             if layer.bottleneck is not None:
                 graphs += [layer.bottleneck.encoder, layer.bottleneck.decoder]

@@ -31,6 +31,7 @@ from mdi_exit.model.network import MobileNetV2Config, MultiExitNetwork, mobilene
 from mdi_exit.model.network import rebuilt as rebuilt_mobilenetv2
 from mdi_exit.model.partition import Partition, partitioned
 from mdi_exit.model.program import dumped, loaded
+from mdi_exit.model.speech import rebuilt_speech
 
 __all__ = ["MODEL_FORMS", "PROGRAM_FILE", "TEXT_MODELS", "Built", "at_equal_cost", "built", "built_again", "rebuilt"]
 
@@ -139,6 +140,8 @@ def rebuilt(description: Mapping[str, Any], files: Mapping[str, bytes]) -> Multi
             make = _rebuilt_backbone
         case "transformer":
             make = _rebuilt_transformer
+        case "speech":
+            make = rebuilt_speech
         case _:
             return rebuilt_mobilenetv2(description)
     try:

@@ -148,7 +148,7 @@ class Composer:
                 found += [code.encoder] if layer > key.entry else []
         if key.head:
             exit_ = next(spec for spec in manifest.exits if spec.layer == key.stop - 1)
-            found += [exit_.graph, *([exit_.gate] if exit_.gate is not None else [])]
+            found += [exit_.graph, *(extra for extra in (exit_.gate, exit_.branch) if extra is not None)]
         return found
 
     def _weights_of(self, file: GraphFile) -> _Weights:
@@ -165,6 +165,7 @@ class Composer:
             self._half(layer, "decoder")
         for spec in manifest.exits:
             self._head(spec)
+            self._branch(spec)
 
     def _compose(self, key: SegmentKey) -> ModelProto:
         """Layers in a row, the autoencoders of the cuts inside and at both ends with them, then head and gate."""
@@ -215,10 +216,22 @@ class Composer:
         shape = tuple(dim.dim_value for dim in head.graph.output[0].type.tensor_type.shape.dim[1:])
         return head, checked_graph(self.artifact.read(spec.gate), f"{what}: gate", shape, (1,))
 
+    def _branch(self, spec: ExitSpec) -> ModelProto | None:
+        """What an exit's branch makes of the features that its head gets."""
+        if spec.branch is None:
+            return None
+        layer, what = self.artifact.manifest.layers[spec.layer], f"{self.artifact.folder}: branch at layer {spec.layer}"
+        return checked_graph(self.artifact.read(spec.branch), what, _free(layer.out_shape, layer.out_length), (1,))
+
     def _with_head(self, model: ModelProto, key: SegmentKey, end: str) -> ModelProto:
         manifest = self.artifact.manifest
-        head, gate = self._head(next(spec for spec in manifest.exits if spec.layer == key.stop - 1))
+        spec = next(spec for spec in manifest.exits if spec.layer == key.stop - 1)
+        head, gate = self._head(spec)
         keep = [LOGITS] if key.stop == len(manifest.layers) else [end, LOGITS]
+        if (branch := self._branch(spec)) is not None:
+            branch = _renamed(branch, "branch_", "branch_in", GATE)
+            model = onnx.compose.merge_models(model, branch, io_map=[(end, "branch_in")], outputs=[end, GATE])
+            keep.append(GATE)
         head = _renamed(head, "head_", "head_in", LOGITS)
         model = onnx.compose.merge_models(model, head, io_map=[(end, "head_in")], outputs=keep)
         if gate is None:

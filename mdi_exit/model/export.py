@@ -29,6 +29,7 @@ from mdi_exit.model.manifest import (
     Calibration,
     DataRecord,
     ExitSpec,
+    GraphFile,
     InputSpec,
     LayerSpec,
     Manifest,
@@ -140,8 +141,8 @@ def export_artifact(
     """Write ``folder`` and open it again, checked. ``rebuild`` is what makes the same network anew in torch, together with
     ``files``; ``names``: of the layers; ``timed``: each layer's seconds on this machine are measured and written down.
     ``gates``: from logits to a gate's value, for each early exit (none for a network without gates); with them each early
-    exit gets the threshold of ``calibration``. ``length``: given for a network whose samples may vary in their first axis, at
-    every cut, up to the input's shape; costs are stated for this one.
+    exit gets the threshold of ``calibration``, and so with branches. ``length``: given for a network whose samples may
+    vary in their first axis, at every cut, up to the input's shape; costs are stated for this one.
 
     Raises ``UsageError`` when the folder holds something else than an artifact.
     """
@@ -172,17 +173,20 @@ def export_artifact(
             head = network.exits[str(index)]
             number = network.exit_layers.index(index)
             gate = gates[number] if number < len(gates) else None
+            branch = dict(network.branches.items()).get(str(index))
+            beside = [module for module in (head, branch) if module is not None]
             with torch.no_grad():
                 logits_NK = head(y)
             exits.append(
                 ExitSpec(
                     layer=index,
                     graph=graph_file(folder, f"exit-{index}.onnx", onnx_bytes(head, y, free=(free, False))),
-                    macs=macs(head, y),
-                    params=_params(head),
+                    macs=sum(macs(module, y) for module in beside),
+                    params=sum(map(_params, beside)),
                     accuracy=accuracies[number] if accuracies else None,
                     gate=graph_file(folder, f"gate-{index}.onnx", onnx_bytes(gate, logits_NK)) if gate else None,
-                    threshold=calibration.threshold if gate and calibration else None,
+                    branch=_branch_file(folder, index, branch, y, free=free),
+                    threshold=calibration.threshold if (gate or branch) and calibration else None,
                 )
             )
         x, most = y, most_out
@@ -202,6 +206,12 @@ def export_artifact(
     )
     (folder / MANIFEST_FILE).write_bytes(sealed(manifest))
     return Artifact.open(folder)
+
+
+def _branch_file(folder: Path, layer: int, branch: nn.Module | None, y: Tensor, *, free: bool) -> GraphFile | None:
+    if branch is None:
+        return None
+    return graph_file(folder, f"branch-{layer}.onnx", onnx_bytes(branch, y, free=(free, False)))
 
 
 def _contiguous(network: MultiExitNetwork) -> dict[str, Tensor]:

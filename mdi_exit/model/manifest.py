@@ -25,6 +25,7 @@ from mdi_exit.tensors import CODECS
 __all__ = [
     "FORMAT_VERSION",
     "TOKENIZER_FILE",
+    "AudioSpec",
     "Bottleneck",
     "Calibration",
     "DataRecord",
@@ -46,7 +47,7 @@ Dim = Annotated[int, Meta(ge=1, le=MAX_ELEMENTS)]
 Shape = Annotated[tuple[Dim, ...], Meta(min_length=1, max_length=MAX_AXES)]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}\Z")]
-Measure = Literal["max-probability", "margin", "entropy", "patience", "gate"]
+Measure = Literal["max-probability", "margin", "entropy", "patience", "gate", "frame-entropy"]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 
@@ -104,7 +105,8 @@ class ExitSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The exit at the end of ``layer``; ``accuracy``: on test data.
 
     ``temperature``: by which logits are divided before the softmax. ``threshold``: calibrated, see ``Calibration``.
-    ``gate``: a graph from logits, N×K, to the gate's value in [0, 1], N×1 (JEI-DNN).
+    ``gate``: a graph from logits, N×K, to the gate's value in [0, 1], N×1 (JEI-DNN). ``branch``: instead of it, a graph from
+    the features that the head gets to how sure they are by themselves, in [0, 1], N×1 (DAISY); its costs are in the head's.
     """
 
     layer: Count
@@ -115,6 +117,7 @@ class ExitSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     accuracy: Share | None = None
     temperature: Annotated[float, Meta(gt=0)] = 1.0
     gate: GraphFile | None = None
+    branch: GraphFile | None = None
 
 
 class TextSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -125,19 +128,33 @@ class TextSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokenizer: FileName
 
 
+class AudioSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Log-mel frames: of windows of ``window`` samples (Hann), ``hop`` apart, at ``rate_hz``, the power in triangular bands
+    evenly spread on the mel scale from ``lowest_hz`` to ``highest_hz``. See ``mdi_exit.modality.audio``.
+    """
+
+    rate_hz: Annotated[int, Meta(ge=1_000, le=384_000)] = 16_000
+    window: Annotated[int, Meta(ge=16, le=2**16)] = 400
+    hop: Annotated[int, Meta(ge=1, le=2**16)] = 320
+    lowest_hz: Annotated[float, Meta(ge=0)] = 60.0
+    highest_hz: Annotated[float, Meta(gt=0)] = 7_600.0
+
+
 class InputSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What enters layer 0, always float32, and how it is made of what people have; declared, so that nobody runs code.
 
     * image: ``shape`` is C, H, W; of pixels, fitted to it, as (value/255 - ``mean``) / ``std``, per channel.
     * text: ``shape`` is the most tokens; of a text, see ``TextSpec``.
+    * audio: ``shape`` is the most frames, bands; of sound, see ``AudioSpec``, as (value - ``mean``) / ``std``, per band.
     * tensor: of any shape; of nothing: whoever asks sends what enters layer 0.
     """
 
-    kind: Literal["image", "text", "tensor"]
+    kind: Literal["image", "text", "audio", "tensor"]
     shape: Shape
     mean: tuple[float, ...] = ()
     std: tuple[Annotated[float, Meta(gt=0)], ...] = ()
     text: TextSpec | None = None
+    audio: AudioSpec | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -228,7 +245,7 @@ class Manifest(Struct, frozen=True, kw_only=True, omit_defaults=True):
             feature_bytes=tuple(4 * math.prod(self.stated_shape(layer)) for layer in range(len(self.layers))),
             exit_thresholds=tuple(spec.threshold for spec in self.exits),
             calibrated_at=self.calibration.threshold,
-            inclusive=self.calibration.measure == "gate",
+            inclusive=self.calibration.measure in ("gate", "frame-entropy"),
             stateful=self.calibration.measure in ("gate", "patience"),
             head_macs=tuple(spec.macs for spec in self.exits),
             layer_macs=tuple(layer.macs + heads.get(index, (0, 0))[0] for index, layer in enumerate(self.layers)),
@@ -301,6 +318,10 @@ def _check(manifest: Manifest, where: str) -> None:
         raise ArtifactError(f"{where}: thresholds", "one for each early exit and one for the knob, or none", thresholds)
     if manifest.calibration.measure == "gate" and any(spec.gate is None for spec in manifest.exits[:-1]):
         raise ArtifactError(f"{where}: gates", "one for each early exit", "none for some")
+    if manifest.calibration.measure == "frame-entropy" and any(spec.branch is None for spec in manifest.exits[:-1]):
+        raise ArtifactError(f"{where}: branches", "one for each early exit", "none for some")
+    if any(spec.gate is not None and spec.branch is not None for spec in manifest.exits):
+        raise ArtifactError(f"{where}: exits", "a gate or a branch", "both")
 
 
 def _check_input(manifest: Manifest, where: str) -> None:
@@ -310,11 +331,23 @@ def _check_input(manifest: Manifest, where: str) -> None:
             raise ArtifactError(f"{where}: input shape of images", "C, H, W", spec.shape)
         if not len(spec.mean) == len(spec.std) == spec.shape[0]:
             raise ArtifactError(f"{where}: input mean and std", f"{spec.shape[0]} values each", "others")
+    if spec.kind == "audio":
+        _check_audio(spec, where)
     if spec.kind == "text":
         if len(spec.shape) != 1:
             raise ArtifactError(f"{where}: input shape of texts", "the most tokens", spec.shape)
         if spec.text is None or spec.text.tokenizer not in {extra.file for extra in manifest.files}:
             raise ArtifactError(f"{where}: tokenizer", "one of the artifact's files", spec.text)
+
+
+def _check_audio(spec: InputSpec, where: str) -> None:
+    audio = spec.audio
+    if len(spec.shape) != 2 or audio is None:
+        raise ArtifactError(f"{where}: input of sound", "most frames, bands, and how they are made", spec.shape)
+    if not len(spec.mean) == len(spec.std) == spec.shape[1]:
+        raise ArtifactError(f"{where}: input mean and std", f"{spec.shape[1]} values each", "others")
+    if not audio.hop <= audio.window or not audio.lowest_hz < audio.highest_hz <= audio.rate_hz / 2:
+        raise ArtifactError(f"{where}: input of sound", "hop within window, bands within half the rate", audio)
 
 
 def _check_shapes(manifest: Manifest, where: str) -> None:

@@ -19,18 +19,25 @@ __all__ = ["MobileNetV2Config", "MultiExitNetwork", "mobilenetv2", "rebuilt"]
 class MultiExitNetwork(nn.Module):
     """Layers 0…L-1 in a row; ``exits`` maps a layer to the head at its end. The last layer always has one.
 
-    Layers take and give features (N×C×H×W here); heads give logits, N×K. ``channels_last``: whether the torch engine may run
-    it in that memory layout (traced layers are tied to the layout that they were traced in).
+    Layers take and give features (N×C×H×W here); heads give logits, N×K; ``branches``, at some exits, how sure the
+    features are by themselves, N×1 in [0, 1]. ``channels_last``: whether the torch engine may run it in that memory layout
+    (traced layers are tied to the layout that they were traced in).
     """
 
     channels_last = True
 
-    def __init__(self, layers: Sequence[nn.Module], exits: Mapping[int, nn.Module]) -> None:
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        exits: Mapping[int, nn.Module],
+        branches: Mapping[int, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         if len(layers) - 1 not in exits:
             raise ValueError(f"expected an exit at layer {len(layers) - 1}, got exits at {sorted(exits)}")
         self.layers = nn.ModuleList(layers)
         self.exits = nn.ModuleDict({str(layer): head for layer, head in sorted(exits.items())})
+        self.branches = nn.ModuleDict({str(layer): branch for layer, branch in sorted((branches or {}).items())})
 
     @property
     def exit_layers(self) -> tuple[int, ...]:

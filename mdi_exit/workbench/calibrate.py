@@ -126,6 +126,8 @@ def _check(manifest: Manifest, settings: CalibrateSettings, samples: Samples) ->
         raise UsageError("model", "at least one early exit", "none")
     if settings.measure == "gate" and any(spec.gate is None for spec in manifest.exits[:-1]):
         raise UsageError("--measure gate", "a gate at each early exit of the artifact", "none for some")
+    if settings.measure == "frame-entropy" and any(spec.branch is None for spec in manifest.exits[:-1]):
+        raise UsageError("--measure frame-entropy", "a branch at each early exit of the artifact", "none for some")
     if settings.target_cost is None:
         least = least_for(_max_loss(settings), settings.confidence)
         if len(samples.calibration) < least:

@@ -1,4 +1,4 @@
-"""Where items come from: data sets, folders, videos, cameras, watched folders, topics. The forms are in ``input_kinds``."""
+"""Where items come from: data sets, folders, videos, cameras, microphones, topics. The forms are in ``input_kinds``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from mdi_exit.errors import UsageError
 from mdi_exit.modality import Raw
 from mdi_exit.modality.image import decode_image
 from mdi_exit.model.manifest import Manifest
-from source.input_kinds import CAMERA, KINDS, REQUESTS, STREAM, TOPIC, VIDEO, WATCH, ParsedInput, parse_input
+from source.input_kinds import (
+    CAMERA,
+    KINDS,
+    MICROPHONE,
+    REQUESTS,
+    STREAM,
+    TOPIC,
+    VIDEO,
+    WATCH,
+    ParsedInput,
+    parse_input,
+)
 from source.inputs.live import LiveInput
 from source.inputs.stored import Input, Sample, checked_kind, entries_of, preprocess
 from source.inputs.topic import TopicInput
@@ -69,8 +80,12 @@ def open_live(
         return watched(Path(parsed.target).expanduser(), manifest.labels, limit=limit)
     if parsed.kind is TOPIC:
         return TopicInput(parsed.target, limit=limit, read=read)
+    if parsed.kind is MICROPHONE:
+        from source.inputs.microphone import heard, microphone
+
+        return heard(microphone(parsed.target), manifest.input, limit=limit)
     if parsed.kind not in (VIDEO, CAMERA, STREAM):
-        raise UsageError("input", "a video file, a camera, a watched folder or a topic", str(parsed))
+        raise UsageError("input", "a video file, a camera, a microphone, a watched folder or a topic", str(parsed))
     from source.inputs import video
 
     if parsed.kind is VIDEO:

@@ -18,12 +18,13 @@ from mdi_exit.data.classes import class_map, folded, known_classes
 from mdi_exit.data.given import IMAGE_SUFFIXES
 from mdi_exit.data.pixels import Pixels, pixels_of, preprocess
 from mdi_exit.data.sets import Items
+from mdi_exit.data.speech import read_clip, speaker_of, wavs_in
 from mdi_exit.data.texts import TEXT_SETS, from_text, read_text_set
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.limits import MAX_IMAGE_FILE_PIXELS
 from mdi_exit.modality import Raw
 from mdi_exit.model.manifest import Manifest
-from source.input_kinds import FOLDER, KINDS, TEST, TEXT, ParsedInput
+from source.input_kinds import FOLDER, KINDS, TEST, TEXT, WAV, ParsedInput
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -150,7 +151,7 @@ def checked_kind(parsed: ParsedInput, manifest: Manifest) -> None:
 
 def entries_of(parsed: ParsedInput, manifest: Manifest, data_dir: Path | None) -> tuple[str, list[Entry]]:
     """Name and entries of ``shipped``, a data set (its test part, if it has one), what the artifact was tested on, these with
-    ``:N`` for the first N, texts of a file, or a folder of images.
+    ``:N`` for the first N, texts of a file, or a folder of images or of WAV files.
 
     A folder is read in the order of its file names, sub-folders included; one named after a label of the model gives its
     images that truth. Raises ``UsageError``.
@@ -158,6 +159,8 @@ def entries_of(parsed: ParsedInput, manifest: Manifest, data_dir: Path | None) -
     spec = parsed.target
     if parsed.kind is FOLDER:
         return spec, _of_folder(spec, manifest.labels)
+    if parsed.kind is WAV:
+        return parsed.text, _of_wavs(spec, manifest.labels)
     if parsed.kind is TEXT:
         train, test = from_text(Path(spec))
         return parsed.text, _of_dataset(test or train, manifest.labels)
@@ -240,6 +243,28 @@ def _of_folder(spec: str, labels: Sequence[str]) -> list[Entry]:
         Entry(name.as_posix(), partial(read_image, path), truth_of(name, known))
         for name, path in zip(names, paths, strict=True)
     ]
+
+
+def _of_wavs(spec: str, labels: Sequence[str]) -> list[Entry]:
+    """Truth from the folder's name, or where the labels are speakers from the file's."""
+    folder = Path(spec).expanduser()
+    paths = wavs_in(folder) if folder.is_dir() else []
+    if not paths:
+        raise UsageError(
+            "input", "wav:DIR with WAV files", f"{spec}, which {'has none' if folder.is_dir() else 'is no folder'}"
+        )
+    known = known_classes(labels)
+    return [
+        Entry(
+            path.relative_to(folder).as_posix(), partial(read_clip, path), _said_truth(path.relative_to(folder), known)
+        )
+        for path in paths
+    ]
+
+
+def _said_truth(name: Path, known: dict[str, int]) -> int | None:
+    word = truth_of(name, known)
+    return known.get(folded(speaker_of(name) or "")) if word is None else word
 
 
 def truth_of(name: Path, known: dict[str, int]) -> int | None:

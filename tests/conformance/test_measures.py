@@ -25,6 +25,7 @@ from mdi_exit.policy.exiting import should_exit
 from mdi_exit.segments import SegmentKey
 
 COUNT = 40
+OF_GATES = tuple(measure for measure in MEASURES if measure != "frame-entropy")  # that one is of branches: test_daisy
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ class Walker:
         self.executor.close()
 
 
-@pytest.fixture(params=MEASURES)
+@pytest.fixture(params=OF_GATES)
 def measure(request: pytest.FixtureRequest) -> Measure:
     return request.param
 
@@ -133,4 +134,4 @@ def test_risk_control_takes_every_measure(made: Outcomes, measure: Measure) -> N
 
 
 def test_every_measure_is_offered_where_there_are_gates(made: Outcomes) -> None:
-    assert measures_of(made) == MEASURES
+    assert measures_of(made) == OF_GATES

@@ -21,9 +21,10 @@ pytestmark = pytest.mark.broker
 _COUNT = 200
 _KNOB = 0.6
 _NEAR = 1e-4
+_OF_GATES = [measure for measure in MEASURES if measure != "frame-entropy"]  # that one is of branches: test_speech_live
 
 
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("measure", _OF_GATES)
 def test_items_leave_where_the_trace_says_and_the_promise_is_said(
     system: System, tmp_path: Path, measure: Measure
 ) -> None:

@@ -1,0 +1,43 @@
+"""``mdi-exit speak``: a folder of spoken words, by eSpeak NG, for ``mdi-exit train-speech``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from mdi_exit import values
+from mdi_exit.config import REQUIRED, resolve, setting
+from mdi_exit.data.espeak import VOICES, WORDS, speak
+
+__all__ = ["SpeakSettings", "main"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeakSettings:
+    """Where, and how many."""
+
+    out: Path = setting(REQUIRED, help="folder of WORD/VOICE_nohash_N.wav", parse=values.path, metavar="DIR")
+    clips: int = setting(
+        24, help="of each of the ten words by each of the ten voices", parse=values.positive_int, metavar="N"
+    )
+    seed: int = setting(0, help="of speeds and pitches", parse=values.integer(0), metavar="N")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the tool; returns the exit status. Raises ``MdiExitError``."""
+    settings = resolve(
+        SpeakSettings, argv, os.environ, prog="mdi-exit speak", section="speak",
+        description="Speaks words into WAV files with the program espeak-ng: synthesised voices, many speeds and pitches.",
+        epilog="What is there already stays, so that a run that was cut short goes on.",
+    ).settings  # fmt: skip
+    console = Console()
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("clips", total=settings.clips * len(VOICES) * len(WORDS))
+        made = speak(settings.out, settings.clips, settings.seed, lambda done: progress.update(task, completed=done))
+    console.print(f"{settings.out}: {made:,} clips made, {len(WORDS)} words, {len(VOICES)} voices")
+    return 0

@@ -1,0 +1,245 @@
+"""A speech encoder with DAISY's branches: what it learns from, how sure it is, and that all ways to run it agree."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs the extra 'torch'")
+pytest.importorskip("scipy", reason="needs the extra 'offline'")
+
+import torch
+from tones import SPEAKERS, WORDS, speech_artifacts
+
+from mdi_exit.benchmark.command import main as benchmark
+from mdi_exit.benchmark.daisy import with_noise
+from mdi_exit.confidence import judge
+from mdi_exit.data import splits
+from mdi_exit.engine import make_engine
+from mdi_exit.errors import ArtifactError, UsageError
+from mdi_exit.modality import modality_of
+from mdi_exit.model.artifact import Artifact
+from mdi_exit.model.compose import Composer
+from mdi_exit.model.manifest import Calibration
+from mdi_exit.model.speech import SpeechSizes, UnitBranch
+from mdi_exit.outcomes import measures_of, outcomes
+from mdi_exit.padding import stacked
+from mdi_exit.segments import SegmentKey
+from mdi_exit.trace import Trace
+from mdi_exit.training.daisy.encoder import Learner, Stage, learn, masked
+from mdi_exit.training.daisy.heads import threshold_within
+from mdi_exit.training.daisy.units import ABSENT, units_of
+
+SIZES = SpeechSizes(layers=3, width=16, heads=4, inner=32, bands=12, frames=16, units=6, near=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With ``made/keyword``, ``made/voice`` and the ``tones`` that they were trained on."""
+    root = tmp_path_factory.mktemp("speech")
+    speech_artifacts(root)
+    return root
+
+
+def sounds(count: int, seed: int = 0) -> torch.Tensor:
+    """N×16×12, some shorter than others."""
+    x_NTM = torch.randn(count, 16, 12, generator=torch.Generator().manual_seed(seed))
+    for row, length in enumerate(range(count)):
+        x_NTM[row, 16 - length % 8 :] = 0
+    return x_NTM
+
+
+# --- how sure
+
+
+def test_a_branch_gives_one_less_the_mean_entropy_of_the_frames_that_are_there() -> None:
+    branch, hidden_NTD = UnitBranch(16, 6).eval(), torch.randn(2, 9, 16)
+    hidden_NTD[1, 4:] = 0
+    with torch.no_grad():
+        p_NTU = branch.logits(hidden_NTD).softmax(-1).numpy()
+        sure_N = branch(hidden_NTD)[:, 0].numpy()
+    entropy_NT = -(p_NTU * np.log(p_NTU)).sum(-1)
+    expected = [1 - entropy_NT[0].mean() / np.log(6), 1 - entropy_NT[1, :4].mean() / np.log(6)]
+    np.testing.assert_allclose(sure_N, expected, atol=1e-6)
+
+
+def test_padding_has_no_say_in_features_nor_in_sureness() -> None:
+    torch.manual_seed(0)
+    learner = Learner(SIZES).eval()
+    one, other = torch.randn(1, 5, 12), torch.randn(1, 16, 12)
+    both = torch.from_numpy(stacked([one[0].numpy(), other[0].numpy()]))
+    with torch.no_grad():
+        for layer, (alone, batched) in enumerate(zip(learner.hidden(one), learner.hidden(both), strict=True)):
+            np.testing.assert_allclose(batched[0, :5].numpy(), alone[0].numpy(), atol=1e-5)
+            assert not batched[0, 5:].any()
+            np.testing.assert_allclose(
+                learner.branches[layer](batched)[0].numpy(), learner.branches[layer](alone)[0].numpy(), atol=1e-5
+            )
+
+
+def test_the_measure_takes_the_branch_and_nothing_of_the_classes() -> None:
+    logits_NK = np.array([[9.0, 0.0], [0.0, 0.1]], np.float32)
+    sure_N1 = np.array([[0.25], [np.nan]], np.float32)
+    judged = judge("frame-entropy", logits_NK, states=[(), ()], exits=3, gate_N1=sure_N1)
+    assert judged.labels == [0, 1]
+    assert judged.scores == [0.25, 0.0]
+    with pytest.raises(ValueError, match="branch"):
+        judge("frame-entropy", logits_NK, states=[(), ()], exits=3)
+
+
+# --- learning
+
+
+def test_masks_are_spans_of_frames_that_are_there() -> None:
+    there_NT = torch.ones(40, 30)
+    there_NT[:20, 12:] = 0
+    hidden_NT = masked(there_NT, torch.Generator().manual_seed(0))
+    assert hidden_NT.any(1).all()
+    assert not hidden_NT[there_NT == 0].any()
+    assert 0.25 < float(hidden_NT[20:].float().mean()) < 0.65
+
+
+def test_units_are_given_to_frames_that_are_there_the_same_by_the_same_seed() -> None:
+    x_NTM = sounds(12)
+    units_NT = units_of(x_NTM, 6, seed=1)
+    assert (units_NT == units_of(x_NTM, 6, seed=1)).all()
+    assert ((units_NT == ABSENT) == ~x_NTM.any(-1)).all()
+    assert set(units_NT[units_NT != ABSENT].tolist()) <= set(range(6))
+    with pytest.raises(UsageError, match="--units"):
+        units_of(sounds(1), 12, seed=0)
+
+
+def test_a_run_cut_short_goes_on_to_the_same_end_and_branches_leave_the_encoder_alone(tmp_path: Path) -> None:
+    x_NTM = sounds(24)
+    units_NT = units_of(x_NTM, 6, seed=0)
+    stages = [Stage("encoder", 2, 1e-3, 8), Stage("branches", 2, 1e-2, 8)]
+
+    def run(checkpoint: Path | None, stop_after: int | None) -> Learner:
+        torch.manual_seed(0)
+        learner, said = Learner(SIZES), 0
+
+        def say(_: str) -> None:
+            nonlocal said
+            said += 1
+            if said == stop_after:
+                raise KeyboardInterrupt
+
+        learn(learner, stages, x_NTM, units_NT, seed=0, purpose={"for": "this"}, checkpoint=checkpoint, say=say)
+        return learner
+
+    whole = run(None, None).state_dict()
+    for stop_after in (2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "state.pt", stop_after)
+    resumed = run(tmp_path / "state.pt", None).state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    torch.manual_seed(0)
+    first_stage = Learner(SIZES)
+    learn(first_stage, stages[:1], x_NTM, units_NT, seed=0, purpose={}, checkpoint=None, say=lambda _: None)
+    changed = {
+        name.split(".")[0] for name, value in first_stage.state_dict().items() if not torch.equal(value, whole[name])
+    }
+    assert changed == {"branches"}
+    assert torch.equal(first_stage.state_dict()["branches.2.linear.weight"], whole["branches.2.linear.weight"])
+
+
+def test_the_threshold_is_the_cheapest_that_gives_up_no_more_than_allowed() -> None:
+    scores_NS = np.array([[0.9, 0], [0.8, 0], [0.5, 0], [0.4, 0]], np.float64)
+    labels_NS = np.array([[1, 1], [1, 1], [0, 1], [1, 1]], np.int32)
+    costs = (
+        np.array([10, 10], np.int64),
+        np.array([4, 4], np.int64),
+        np.array([1, 1], np.int64),
+        np.array([0, 1], np.int64),
+    )
+    trace = Trace("frame-entropy", scores_NS, labels_NS, np.ones(4, np.int32), *costs, {})
+    assert trace.score(threshold_within(trace, 0.0)).exits == (2, 2)
+    assert trace.score(threshold_within(trace, 0.25)).exits == (4, 0)
+
+
+# --- artifacts
+
+
+def test_both_tasks_share_every_layer_and_branch_byte_for_byte(folder: Path) -> None:
+    keyword, voice = (Artifact.open(folder / "made" / task).manifest for task in ("keyword", "voice"))
+    assert keyword.labels == tuple(sorted(WORDS))
+    assert voice.labels == tuple(sorted(SPEAKERS))
+    assert [layer.graph.sha256 for layer in keyword.layers] == [layer.graph.sha256 for layer in voice.layers]
+    branches = [[spec.branch.sha256 for spec in one.exits if spec.branch] for one in (keyword, voice)]
+    assert branches[0] == branches[1]
+    assert len(branches[0]) == 2
+    assert all(spec.graph.sha256 != other.graph.sha256 for spec, other in zip(keyword.exits, voice.exits, strict=True))
+    assert keyword.calibration.measure == voice.calibration.measure == "frame-entropy"
+
+
+def test_every_engine_and_every_cut_gives_the_same_features_logits_and_sureness(folder: Path) -> None:
+    artifact = Artifact.open(folder / "made" / "keyword")
+    x_NTM = modality_of(artifact).batch(splits(f"wav:{folder / 'tones'}").test.items)
+    engines = [make_engine("torch", model=str(artifact.folder)), make_engine("onnxruntime")]
+    composer, keys = (
+        Composer(artifact),
+        [SegmentKey(0, 2, head=True), SegmentKey(0, 1, head=True), SegmentKey(1, 2, head=True)],
+    )
+    found = []
+    for engine in engines:
+        for key in keys:
+            engine.load(key, composer.segment(key))
+        whole, first = engine.run(keys[0], x_NTM), engine.run(keys[1], x_NTM)
+        found += [whole, engine.run(keys[2], first.features)]
+    for other in found[1:]:
+        for name in ("features", "logits_NK", "gate_N1"):
+            np.testing.assert_allclose(getattr(other, name), getattr(found[0], name), atol=1e-4)
+    assert found[0].gate_N1.shape == (len(x_NTM), 1)
+
+
+def test_offline_the_measure_is_there_and_jei_gates_are_not(folder: Path) -> None:
+    artifact = Artifact.open(folder / "made" / "keyword")
+    made = outcomes(artifact, splits(f"wav:{folder / 'tones'}").test, batch=4)
+    assert "frame-entropy" in measures_of(made)
+    assert "gate" not in measures_of(made)
+    trace = made.trace("frame-entropy")
+    np.testing.assert_array_equal(trace.scores_NS[:, 0], made.gates_SN[0].astype(np.float64).clip(0, 1))
+
+
+def test_a_measure_without_branches_is_refused(folder: Path) -> None:
+    from msgspec.structs import replace
+
+    from mdi_exit.model.artifact import sealed
+    from mdi_exit.model.manifest import parse_manifest
+
+    manifest = Artifact.open(folder / "made" / "keyword").manifest
+    bare = replace(manifest, exits=tuple(replace(spec, branch=None) for spec in manifest.exits))
+    with pytest.raises(ArtifactError, match="branches"):
+        parse_manifest(sealed(bare), "model")
+    parse_manifest(
+        sealed(replace(bare, calibration=Calibration(), exits=tuple(replace(s, threshold=None) for s in bare.exits))),
+        "m",
+    )
+    for change in ({"audio": None}, {"shape": (3,)}, {"mean": (0.0,)}):
+        with pytest.raises(ArtifactError, match="input"):
+            parse_manifest(sealed(replace(manifest, input=replace(manifest.input, **change))), "model")
+
+
+def test_the_table_has_every_ratio_rule_and_depth_for_both_tasks(folder: Path, tmp_path: Path) -> None:
+    flags = ["daisy", "--model", str(folder / "made"), "--snrs", "10,0", "--out", str(tmp_path)]
+    assert benchmark(flags, {}) == 0
+    rows = json.loads(next(tmp_path.glob("daisy-*.json")).read_text())["rows"]
+    for task in ("keyword", "voice"):
+        points = [row for row in rows if row["name"] == "point" and row["task"] == task]
+        assert [(row["snr_db"], row["rule"]) for row in points] == [
+            (snr, rule) for snr in ("clean", 10.0, 0.0) for rule in ("daisy", "confidence")
+        ]
+        assert all(1 <= row["layers"] <= 3 and 0 <= row["accuracy"] <= 1 for row in points)
+        fixed = [row for row in rows if row["name"] == "fixed" and row["task"] == task and row["snr_db"] == "clean"]
+        assert [row["layers"] for row in fixed] == [1, 2, 3]
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_noise_is_the_same_each_time_and_another_for_each_clip(folder: Path) -> None:
+    test = splits(f"wav:{folder / 'tones'}").test
+    once, again = with_noise(test, 0.0, 1), with_noise(test, 0.0, 1)
+    assert all((a.samples_T == b.samples_T).all() for a, b in zip(once.items, again.items, strict=True))  # type: ignore[union-attr]
+    assert with_noise(test, None, 1) is test

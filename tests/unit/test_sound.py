@@ -1,0 +1,235 @@
+"""Sound: files, rates, noise, frames; folders of words; a microphone in whose place a file plays."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tones import RATE_HZ, SPEAKERS, WORDS, tone, tones
+
+from mdi_exit.data import splits
+from mdi_exit.data.espeak import VOICES, speak
+from mdi_exit.data.espeak import WORDS as ENGLISH
+from mdi_exit.data.sound import Clip, noisy, read_wav, resampled, wav_bytes
+from mdi_exit.data.speech import from_wavs, read_clip
+from mdi_exit.errors import UsageError
+from mdi_exit.modality.audio import AudioInput, log_mel
+from mdi_exit.model.manifest import AudioSpec, InputSpec
+from source.input_kinds import MICROPHONE, WAV, parse_input
+from source.inputs.microphone import Microphone, heard
+
+AUDIO = AudioSpec()
+SPEC = InputSpec(kind="audio", shape=(20, 24), mean=(-3.0,) * 24, std=(2.0,) * 24, audio=AUDIO)
+
+
+def sine(hz: float, seconds: float = 0.5, rate_hz: int = RATE_HZ, loudness: float = 8_000) -> Clip:
+    time_T = np.arange(int(seconds * rate_hz)) / rate_hz
+    return Clip((loudness * np.sin(2 * np.pi * hz * time_T)).astype(np.int16), rate_hz)
+
+
+def peak_hz(clip: Clip) -> float:
+    return float(np.abs(np.fft.rfft(clip.samples_T)).argmax() * clip.rate_hz / len(clip.samples_T))
+
+
+def wav(values: bytes, *, width: int, channels: int = 1, rate_hz: int = 8_000) -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(rate_hz)
+        file.writeframes(values)
+    return buffer.getvalue()
+
+
+# --- files
+
+
+def test_a_clip_written_is_read_back_as_it_was() -> None:
+    clip = tone("high", "ann", 0.2, 0)
+    again = read_wav(wav_bytes(clip))
+    assert again.rate_hz == clip.rate_hz
+    assert (again.samples_T == clip.samples_T).all()
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_every_width_of_pcm_gives_the_same_loudness(width: int) -> None:
+    value = {1: bytes([192]), 2: b"\x00\x40", 3: b"\x00\x00\x40", 4: b"\x00\x00\x00\x40"}[width]
+    assert read_wav(wav(value * 50, width=width)).samples_T.tolist() == [0x4000] * 50
+
+
+def test_two_channels_become_one() -> None:
+    raw = np.array([[100, 300], [-50, 50]], "<i2").tobytes()
+    assert read_wav(wav(raw, width=2, channels=2)).samples_T.tolist() == [200, 0]
+
+
+@pytest.mark.parametrize("raw", [b"", b"RIFF", b"\x89PNG", wav_bytes(sine(500))[:30], wav(b"", width=2)])
+def test_what_is_no_sound_is_refused(raw: bytes) -> None:
+    with pytest.raises(ValueError, match="sound: expected"):
+        read_wav(raw)
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 22_050, 48_000])
+def test_another_rate_keeps_pitch_length_and_loudness(rate_hz: int) -> None:
+    clip = resampled(sine(1_000, rate_hz=rate_hz), RATE_HZ)
+    assert clip.rate_hz == RATE_HZ
+    assert clip.seconds == pytest.approx(0.5, abs=1e-3)
+    assert peak_hz(clip) == pytest.approx(1_000, abs=2)
+    assert np.abs(clip.samples_T.astype(int)).max() == pytest.approx(8_000, rel=0.05)
+
+
+@pytest.mark.parametrize("snr_db", [20.0, 0.0, -5.0])
+def test_noise_is_as_strong_as_stated(snr_db: float) -> None:
+    clip = sine(700, seconds=2, loudness=1_000)
+    noise_T = noisy(clip, snr_db, np.random.default_rng(1)).samples_T.astype(float) - clip.samples_T
+    found_db = 10 * np.log10(np.mean(clip.samples_T.astype(float) ** 2) / np.mean(noise_T**2))
+    assert found_db == pytest.approx(snr_db, abs=0.3)
+
+
+# --- frames
+
+
+def test_a_tone_is_loudest_in_the_band_that_it_lies_in() -> None:
+    low, high = (int(log_mel(sine(hz), AUDIO, 20, 24).mean(0).argmax()) for hz in (400, 3_000))
+    assert low < high
+    assert log_mel(sine(400), AUDIO, 20, 24).shape == (20, 24)
+
+
+def test_loudness_is_nothing_to_the_model_and_length_is_cut_off_at_the_most() -> None:
+    loud, soft = (AudioInput(SPEC).prepared(sine(600, loudness=loudness)) for loudness in (20_000, 200))
+    heard = loud > -1  # below that is what 16 bits cannot say of a soft tone
+    assert heard.any()
+    np.testing.assert_allclose(loud[heard], soft[heard], atol=0.05)
+    assert len(AudioInput(SPEC).prepared(sine(600, seconds=0.1))) == 4
+    assert len(AudioInput(SPEC).prepared(sine(600, seconds=5))) == 20
+    assert len(AudioInput(SPEC).prepared(Clip(np.zeros(3, np.int16), RATE_HZ))) == 1
+
+
+def test_no_frame_counts_as_padding_even_where_it_would_be_zero() -> None:
+    silence = Clip(np.zeros(4_000, np.int16), RATE_HZ)
+    floor = float(log_mel(silence, AUDIO, 20, 24)[0, 0])
+    spec = InputSpec(kind="audio", shape=(20, 24), mean=(floor,) * 24, std=(1.0,) * 24, audio=AUDIO)
+    assert AudioInput(spec).prepared(silence).any(axis=1).all()
+
+
+def test_a_batch_is_padded_and_each_clip_is_in_it_as_it_is_alone() -> None:
+    modality = AudioInput(SPEC)
+    clips = (sine(500, seconds=0.1), sine(900, seconds=0.3))
+    x_NTM = modality.batch(clips)
+    for row, clip in zip(x_NTM, clips, strict=True):
+        alone = modality.prepared(clip)
+        assert (row[: len(alone)] == alone).all()
+        assert not row[len(alone) :].any()
+
+
+def test_other_things_than_sound_are_refused() -> None:
+    modality = AudioInput(SPEC)
+    for wrong in ("a text", np.zeros((4, 4), np.uint8)):
+        with pytest.raises(UsageError, match="sound"):
+            modality.prepared(wrong)
+    with pytest.raises(UsageError, match="sound"):
+        modality.batch(("a text",))
+    for values in (np.zeros((21, 24), np.float32), np.zeros((3, 23), np.float32), np.full((3, 24), np.nan, np.float32)):
+        with pytest.raises(ValueError, match="array"):
+            modality.ready(values)
+
+
+# --- folders
+
+
+def test_words_and_voices_of_one_folder_are_split_alike(tmp_path: Path) -> None:
+    folder = tones(tmp_path / "tones", clips=4)
+    words, voices = (splits(f"{kind}:{folder}", seed=3) for kind in ("wav", "voices"))
+    assert words.test.kind == "audio"
+    assert words.test.classes == tuple(sorted(WORDS))
+    assert voices.test.classes == tuple(sorted(SPEAKERS))
+    for one, other in ((words.train, voices.train), (words.test, voices.test)):
+        assert (one.ids_N == other.ids_N).all()
+        assert (one.labels_N != other.labels_N).any()
+    assert words.record.sha256 != voices.record.sha256
+
+
+def test_a_folder_without_speakers_has_words_only(tmp_path: Path) -> None:
+    (tmp_path / "yes").mkdir()
+    (tmp_path / "yes" / "1.wav").write_bytes(wav_bytes(sine(500)))
+    (tmp_path / "_background_noise_").mkdir()
+    (tmp_path / "_background_noise_" / "rain.wav").write_bytes(b"not looked at")
+    assert from_wavs(tmp_path)[0].classes == ("yes",)
+    with pytest.raises(UsageError, match="_nohash_"):
+        from_wavs(tmp_path, "voices")
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "yes").mkdir()
+    (tmp_path / "yes" / "1.wav").write_bytes(b"RIFFWAVE")
+    with pytest.raises(UsageError, match=r"1\.wav"):
+        from_wavs(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs the program espeak-ng")
+def test_espeak_says_each_word_by_each_voice_and_what_is_there_stays(tmp_path: Path) -> None:
+    assert speak(tmp_path, 1, seed=0) == len(ENGLISH) * len(VOICES)
+    assert speak(tmp_path, 1, seed=0) == 0
+    dataset, _ = from_wavs(tmp_path, "voices")
+    assert len(dataset.classes) == len(VOICES)
+    assert all(isinstance(clip, Clip) and 0.1 < clip.seconds < 3 for clip in dataset.items)
+
+
+# --- inputs
+
+
+def test_forms_of_inputs() -> None:
+    assert parse_input("wav:here").kind is WAV
+    assert parse_input("microphone").target == ""
+    assert parse_input("microphone:2").kind is MICROPHONE
+    for wrong in ("wav:", "microphone:"):
+        with pytest.raises(UsageError):
+            parse_input(wrong)
+
+
+class Played:
+    """A clip in the place of a microphone."""
+
+    def __init__(self, clip: Clip) -> None:
+        self._left = clip.samples_T
+
+    def read(self, count: int) -> tuple[NDArray[np.int16], bool]:
+        now, self._left = self._left[:count], self._left[count:]
+        return now[:, None], False
+
+
+async def test_a_microphone_gives_windows_with_something_in_them(tmp_path: Path) -> None:
+    parts = [np.zeros(RATE_HZ, np.int16), sine(800, seconds=0.3).samples_T, np.zeros(RATE_HZ, np.int16)]
+    (tmp_path / "said.wav").write_bytes(wav_bytes(Clip(np.concatenate(parts), RATE_HZ)))
+
+    @contextmanager
+    def opened() -> Iterator[Played]:
+        yield Played(read_clip(tmp_path / "said.wav"))
+
+    windows: list[Clip] = []
+    async with asyncio.timeout(20), heard(Microphone("file", RATE_HZ, opened), SPEC) as live:
+        while (sample := await live.next()) is not None:
+            assert isinstance(sample.raw, Clip)
+            windows.append(sample.raw)
+    assert live.came == 4  # of twelve windows of 0.4 s, 0.2 s apart: those that the tone of 0.3 s touches
+    assert len(windows) + live.skipped == live.came
+    assert peak_hz(windows[-1]) == pytest.approx(800, abs=5)
+    assert len(AudioInput(SPEC).prepared(windows[0])) == SPEC.shape[0]
+
+
+async def test_a_microphone_that_fails_ends_the_input_in_one_line() -> None:
+    @contextmanager
+    def opened() -> Iterator[Played]:
+        raise RuntimeError("unplugged")
+        yield Played(sine(1))
+
+    async with asyncio.timeout(20), heard(Microphone("file", RATE_HZ, opened), SPEC) as live:
+        with pytest.raises(Exception, match="input file: unplugged"):
+            await live.next()
