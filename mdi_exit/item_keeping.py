@@ -266,7 +266,8 @@ class ItemKeeping:
     def _offered(self, now: float, event: InputOffered) -> None:
         self._own_offered += 1
         deadline_at = now + self.config.deadline_s if self.config.deadline_s else math.inf
-        full = self._paced and self._full  # without a pace a sample was asked for because there was room
+        # Without a pace a sample was asked for because there was room in the queue, whatever a batch made of that.
+        full = self._full if self._paced else len(self.pending) >= self._turns.most
         if not self._turns.offered() or full or self._ended or now + self._expected_s(now) >= deadline_at:
             self._own_refused += 1
             return
