@@ -206,8 +206,7 @@ class ItemKeeping:
 
     @property
     def _full(self) -> bool:
-        most = max(self.config.max_queue, self._turns.batch)
-        return self.queue >= most or len(self.pending) >= self._turns.most
+        return self.queue >= self.config.max_queue or len(self.pending) >= self._turns.most
 
     def _draw(self, now: float) -> None:
         """Ask for the samples that are due and prepare the requests that there is room for, in turn."""
