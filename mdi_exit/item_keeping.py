@@ -206,8 +206,7 @@ class ItemKeeping:
 
     @property
     def _full(self) -> bool:
-        most = max(self.config.max_queue, self._turns.batch)
-        return self.queue >= most or len(self.pending) >= self._turns.most
+        return self.queue >= self.config.max_queue or len(self.pending) >= self._turns.most
 
     def _draw(self, now: float) -> None:
         """Ask for the samples that are due and prepare the requests that there is room for, in turn."""
@@ -266,7 +265,8 @@ class ItemKeeping:
     def _offered(self, now: float, event: InputOffered) -> None:
         self._own_offered += 1
         deadline_at = now + self.config.deadline_s if self.config.deadline_s else math.inf
-        full = self._paced and self._full  # without a pace a sample was asked for because there was room
+        # Without a pace a sample was asked for because there was room in the queue, whatever a batch made of that.
+        full = self._full if self._paced else len(self.pending) >= self._turns.most
         if not self._turns.offered() or full or self._ended or now + self._expected_s(now) >= deadline_at:
             self._own_refused += 1
             return

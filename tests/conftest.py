@@ -14,11 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from broker.embedded import dies_with_parent, find_mosquitto, free_port, mosquitto_config
 
 _CONNECT = bytes.fromhex("100c00044d5154540402000a0000")
 _DEADLINE_S = 15.0
+
+# No test fails because the machine is busy.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def _answers(port: int) -> bool:

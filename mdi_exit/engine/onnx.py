@@ -81,20 +81,15 @@ def open_session(graph: bytes, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False  # many small sessions: an arena each would cost more than it saves
     options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry(
-        "session.load_model_format", "ONNX"
-    )  # never ONNX Runtime's own, which is not checked
-    options.add_session_config_entry(
-        "session.strict_shape_type_inference", "1"
-    )  # a declared shape that is wrong: refused
+    # Never ONNX Runtime's own format, which is not checked; and a declared shape that is wrong is refused.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.add_session_config_entry("session.strict_shape_type_inference", "1")
     providers = _providers()
     return onnxruntime.InferenceSession(
         graph,
         options,
         providers=providers,
-        enable_fallback=int(
-            len(providers) > 1
-        ),  # to the CPU; from it there is none, and trying prints lines of its own
+        enable_fallback=int(len(providers) > 1),  # to the CPU, from which there is none: trying prints lines
         read_config_from_model=0,
     )
 

@@ -102,7 +102,8 @@ def _write_head(head: Any, run: Run) -> None:
     head.text(0.03, 0.62, run.name, fontsize=15, fontweight="bold", va="center")
     emulated = (run.summary or {}).get("emulated")
     parts = [items.subtitle(run.items)] if run.items else []
-    if (bound_per_s := _bound_of(run)) is not None:
-        parts.append(f"{(run.summary or {}).get('efficiency', 0.0):.1%} of the bound {bound_per_s:.1f}/s")
+    if (bound_per_s := _bound_of(run)) is not None:  # beside the name: the line below is long enough
+        reached = f"{(run.summary or {}).get('efficiency', 0.0):.1%} of the bound {bound_per_s:.1f}/s"
+        head.text(0.97, 0.62, reached, fontsize=9.5, color="#555", va="center", ha="right")
     parts += [f"compute emulated: {emulated}"] if emulated else []
     head.text(0.03, 0.12, "   ·   ".join(parts), fontsize=9.5, color="#555", va="center")
