@@ -91,7 +91,7 @@ def test_an_agents_rules_name_it_wherever_it_speaks_for_itself() -> None:
     written = {topic for kind, topic in rules if kind != "read"}
     assert written == {
         "mdi/yard/layers/+/+", "mdi/yard/links/+/nano", "mdi/yard/agents/nano", "mdi/yard/telemetry/nano",
-        "mdi/yard/results/nano",
+        "mdi/yard/results/nano", "mdi/yard/training/+/nano",
     }  # fmt: skip
     assert ("read", "mdi/yard/layers/+/nano") in rules
     assert not [topic for _, topic in rules if topic.endswith("layers/+/+") and ("read", topic) in rules]

@@ -94,7 +94,7 @@ def test_texts_are_split_by_seed_like_anything_else(tmp_path: Path) -> None:
     rows = [json.loads(line)["text"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     for part in (first.train, first.calibration, first.test):
         assert part.items == tuple(rows[position] for position in part.ids_N)
-    with pytest.raises(UsageError, match="expected images, got texts"):
+    with pytest.raises(UsageError, match="expected images, got text"):
         _ = first.train.images_NHWC
 
 
