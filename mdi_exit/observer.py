@@ -107,7 +107,8 @@ class Happened:
 class DeploymentView:
     """All that is known now. ``source``: its last report, None before the first; ``source_age_s``: of that report.
 
-    ``trouble``: why nothing can be seen, in words; empty when all is well. ``labels``: of the model's classes.
+    ``trouble``: why nothing can be seen, in words; empty when all is well. ``labels``: of the model's classes. ``takes``:
+    the kind of its input, as in the manifest; empty: not known yet.
     """
 
     deployment: str
@@ -125,6 +126,7 @@ class DeploymentView:
     nodes: tuple[NodeView, ...]
     links: tuple[LinkView, ...]
     happened: tuple[Happened, ...]
+    takes: str = ""
 
     @property
     def accuracy(self) -> float | None:
@@ -258,6 +260,7 @@ class Watched:
                 for to, (load, tasks_per_s, bytes_per_s) in sorted(node.links.items())
             ),
             happened=tuple(self.happened),
+            takes=manifest.input.kind if manifest else "",
         )
 
     def reports(self, now: float) -> list[tuple[Status, Telemetry | None]]:

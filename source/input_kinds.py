@@ -22,6 +22,7 @@ __all__ = [
     "STREAM",
     "TEST",
     "TEXT",
+    "TEXT_SET",
     "TOPIC",
     "VIDEO",
     "WATCH",
@@ -45,7 +46,8 @@ class InputKind:
 
 
 # fmt: off
-SET    = InputKind(f"shipped|{'|'.join((*DATASETS, *TEXT_SETS))}[:N]", "a data set, or its first N items", live=False)
+SET    = InputKind(f"shipped|{'|'.join(DATASETS)}[:N]", "a data set, or its first N items", live=False, gives="image")
+TEXT_SET = InputKind(f"{'|'.join(TEXT_SETS)}[:N]", "the same of texts",               live=False, gives="text")
 TEST   = InputKind("test[:N]",      "what the artifact was tested on",                live=False)
 TEXT   = InputKind("text:FILE",     "texts: .csv, .tsv, .jsonl, .txt, or a folder",   live=False, gives="text")
 WAV    = InputKind("wav:DIR",       "a folder of WAV files",                          live=False, gives="audio")
@@ -55,11 +57,11 @@ CAMERA = InputKind("camera[:N|:DEVICE]", "a webcam",                            
 STREAM = InputKind("rtsp://...",    "a network camera (also rtsps, http, https)",     live=True,  gives="image")
 MICROPHONE = InputKind("microphone[:N|:NAME]", "what is said near it (extra audio)",  live=True,  gives="audio")
 WATCH  = InputKind("watch:DIR",     "images that appear in a folder",                 live=True,  gives="image")
-TOPIC  = InputKind("mqtt:TOPIC",    "images or texts published on the broker",        live=True)
+TOPIC  = InputKind("mqtt:TOPIC",    "images, texts or WAV files published on the broker", live=True)
 REQUESTS = InputKind("requests",    "only what other programs ask for",               live=False)
 # fmt: on
 
-KINDS: Final = (SET, TEST, TEXT, WAV, FOLDER, VIDEO, CAMERA, MICROPHONE, STREAM, WATCH, TOPIC, REQUESTS)
+KINDS: Final = (SET, TEXT_SET, TEST, TEXT, WAV, FOLDER, VIDEO, CAMERA, MICROPHONE, STREAM, WATCH, TOPIC, REQUESTS)
 
 _STREAM_SCHEMES: Final = frozenset({"rtsp", "rtsps", "http", "https"})
 _VIDEO_SUFFIXES: Final = frozenset(
@@ -75,13 +77,6 @@ class ParsedInput:
     kind: InputKind
     target: str = field(repr=False)
     text: str = field(repr=False)
-
-    @property
-    def gives(self) -> str:
-        """Which kind of items; empty: whichever the model takes."""
-        if self.kind is SET:
-            return "text" if self.target.partition(":")[0] in TEXT_SETS else "image"
-        return self.kind.gives
 
     def __str__(self) -> str:
         """As it may be shown: a camera's user and password are left out."""
@@ -102,8 +97,10 @@ def parse_input(text: str) -> ParsedInput:
     head, colon, rest = stripped.partition(":")
     if not stripped:
         raise UsageError("", ", ".join(kind.form for kind in KINDS), repr(text))
-    if head == "shipped" or head in DATASETS or head in TEXT_SETS:
+    if head == "shipped" or head in DATASETS:
         return ParsedInput(SET, stripped, stripped)
+    if head in TEXT_SETS:
+        return ParsedInput(TEXT_SET, stripped, stripped)
     if head == "test":
         return ParsedInput(TEST, stripped, stripped)
     if head == "text" and colon:

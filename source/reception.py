@@ -1,6 +1,6 @@
 """Requests of other programs as they come over the broker, and the replies to them.
 
-A request is a frame of ``mdi_exit.Client``, or in plain: a file as it is (an image, a text), or JSON with the image in base64
+A request is a frame of ``mdi_exit.Client``, or in plain: a file as it is (an image, sound, a text), or JSON with it in base64
 or the text. A plain one is answered in JSON. Nothing here decides anything: ``SourceState`` does.
 """
 
@@ -36,11 +36,13 @@ from source.recorder import Sent
 
 __all__ = ["Reception", "read_request", "reply_json", "to_tensor"]
 
+_PLAIN: Final = "JSON with image or audio (base64) or text"
 _MAX_PLAIN_BYTES: Final = MAX_REQUEST_BYTES * 4 // 3 + 4096  # of an image in base64, and the JSON around it
 
 
 class _PlainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    image: bytes | None = None  # base64 in JSON
+    image: bytes | None = None  # base64 in JSON, as audio is
+    audio: bytes | None = None
     text: str | None = None
     id: RequestId | Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     deadline_s: Patience | None = None
@@ -62,12 +64,9 @@ def read_request(client: str, payload: bytes) -> RequestReceived:
         try:
             plain = msgspec.json.decode(payload, type=_PlainRequest)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise WireError("request", f"expected JSON with image (base64) or text, id, deadline_s: {error}") from None
+            raise WireError("request", f"expected {_PLAIN}, id, deadline_s: {error}") from None
         identity = "" if plain.id is None else str(plain.id)
-        if (plain.image is None) == (plain.text is None):
-            raise WireError("request", "expected JSON with image (base64) or text, got both or neither")
-        given = plain.text.encode("utf-8", "replace") if plain.image is None and plain.text is not None else plain.image
-        sent = Sent("text" if plain.image is None else "image", (), given or b"")
+        sent = _sent(plain)
         deadline_s = plain.deadline_s
     else:
         sent, identity, deadline_s = Sent("", (), payload), "", None
@@ -75,6 +74,19 @@ def read_request(client: str, payload: bytes) -> RequestReceived:
         raise WireError("payload-size", f"expected an item of 1 to {MAX_REQUEST_BYTES} bytes, got {len(sent.data)}")
     plainly = payload[:1] != bytes((VERSION,))
     return RequestReceived(client, identity, sent, len(sent.data), deadline_s, plainly)
+
+
+def _sent(plain: _PlainRequest) -> Sent:
+    text = None if plain.text is None else plain.text.encode("utf-8", "replace")
+    given = [
+        (kind, data)
+        for kind, data in (("image", plain.image), ("image", plain.audio), ("text", text))
+        if data is not None
+    ]
+    if len(given) != 1:
+        raise WireError("request", f"expected {_PLAIN}, got {'several' if given else 'none'} of them")
+    kind, data = given[0]
+    return Sent(kind, (), data)
 
 
 def to_tensor(sent: Sent, modality: Modality) -> NDArray[np.float32]:

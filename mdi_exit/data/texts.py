@@ -50,7 +50,7 @@ def from_text(place: Path) -> Parts:
         case ".jsonl" | ".ndjson":
             rows = list(_of_objects(path))
         case ".txt":
-            rows = [(line, None) for line in _lines(path)]
+            rows = [(line, None) for _, line in _lines(path)]
         case _:
             raise UsageError(f"data text:{place}", FORMS, f"{place}{'' if path.exists() else ', which is not there'}")
     return _dataset(path, [(text, label) for text, label in rows if text.strip()]), None
@@ -67,12 +67,14 @@ def _of_table(path: Path, delimiter: str) -> Iterator[tuple[str, str | None]]:
                 )
             for row in reader:
                 yield row["text"] or "", row.get("label") or None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise UsageError(f"data file {path}", "a readable file", error.strerror or error) from None
+    except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"data file {path}", "a readable table", error) from None
 
 
 def _of_objects(path: Path) -> Iterator[tuple[str, str | None]]:
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in _lines(path):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -92,8 +94,9 @@ def _of_folder(root: Path) -> Iterator[tuple[str, str | None]]:
             yield _read(path), folder.name
 
 
-def _lines(path: Path) -> list[str]:
-    return [line for line in _read(path).splitlines() if line.strip()]
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """With their numbers. Other ends of lines than these (U+2028, a form feed) may stand inside a text."""
+    return ((number, line) for number, line in enumerate(_read(path).split("\n"), 1) if line.strip())
 
 
 def _read(path: Path) -> str:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mdi_exit import values
-from mdi_exit.config import setting
+from mdi_exit.config import Derived, setting
+from mdi_exit.model.artifact import manifest_of
 from source.input_kinds import ParsedInput, parse_input
 
 __all__ = ["DemoSettings"]
+
+
+def _input(known: Mapping[str, Any]) -> ParsedInput | Derived:
+    """The images that come with the package; for a model of texts or sound, what it was tested on."""
+    found = manifest_of(known["artifact"])
+    if found is None or found.input.kind == "image":
+        return parse_input("shipped")
+    return Derived(parse_input("test"), f"model {known['artifact']}: takes {found.input.kind}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +43,9 @@ class DemoSettings:
     exit_threshold: float = setting(0.9, help="threshold at the start", parse=values.fraction, metavar="T")
     seed: int = setting(0, help="of the order of the images and of all choices", parse=values.integer(0), metavar="N")
     input: ParsedInput = setting(
-        parse_input("shipped"), help="what to classify, see edge-source", parse=parse_input, metavar="SPEC"
-    )
+        parse_input("shipped"), help="what to classify, see edge-source; test for a model that takes no images",
+        parse=parse_input, metavar="SPEC", derive=_input,
+    )  # fmt: skip
     artifact: str = setting(
         "fashion-mnist-mobilenetv2",
         help="a shipped model's name, or the path of an artifact",

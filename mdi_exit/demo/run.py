@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 from rich.console import Console
 
 from broker.embedded import embedded_broker
@@ -38,8 +39,8 @@ from mdi_exit.results import Summary
 from mdi_exit.segments import SegmentKey
 from mdi_exit.snapshot import Snapshot, read_timeline
 from mdi_exit.span import LayerSpan
-from source.input_kinds import FOLDER, REQUESTS, SET, ParsedInput
-from source.inputs import open_input
+from source.input_kinds import FOLDER, REQUESTS, SET, TEST, TEXT, TEXT_SET, WAV, ParsedInput
+from source.inputs import checked_kind, open_input
 
 __all__ = ["main"]
 
@@ -48,7 +49,8 @@ _LOAD_FACTOR: Final = 4.0
 _FRAMES_PER_S: Final = 2.0
 _START_S: Final = 60.0
 _POLL_S: Final = 0.1
-_SINGLE_IMAGES: Final = 300
+_SINGLE_ITEMS: Final = 300
+_SHUFFLED: Final = (SET, TEXT_SET, TEST, TEXT, WAV, FOLDER)
 # Unequal boards: the agents' speeds relative to the profile.
 _SPEEDS: Final = (1.0, 0.6, 0.4)
 
@@ -61,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         os.environ,
         prog="mdi-exit demo",
         section="demo",
-        description="Runs the whole system on this machine: broker, source, agents, real images, a live view.",
+        description="Runs the whole system on this machine: broker, source, agents, real items, a live view.",
     )
     given = {key for key, origin in resolved.origins.items() if origin != "default"}
     return asyncio.run(_demo(resolved.settings, given))
@@ -120,7 +122,7 @@ def _source_flags(settings: DemoSettings, run: RunSpec, duration_s: float, folde
     seed = run.seed if run.seed is not None else settings.seed
     return [
         *("--input", settings.input.text, "--model", settings.artifact, "--seed", str(seed)),
-        *(["--shuffle"] if settings.input.kind in (SET, FOLDER) else []),
+        *(["--shuffle"] if settings.input.kind in _SHUFFLED else []),
         *("--adapt", run.adapt or settings.adapt, "--exit-threshold", f"{threshold:g}"),
         *("--min-threshold", f"{min(0.4, threshold):g}", "--duration", f"{duration_s:g}s", "--overwrite"),
         *("--results", str(folder / "results.jsonl"), "--summary", str(folder / "summary.json")),
@@ -135,6 +137,7 @@ async def _demo(settings: DemoSettings, given: AbstractSet[str]) -> int:
     console = Console()
     artifact = Artifact.open(settings.artifact)
     Composer(artifact).check()
+    checked_kind(settings.input, artifact.manifest)
     layers = len(artifact.manifest.layers)
     if settings.profile != "none":
         parse_profile(settings.profile)
@@ -257,10 +260,12 @@ def _single_process_per_s(artifact: Artifact, spec: ParsedInput) -> float:
     composer, engine = Composer(artifact), OnnxEngine(1)
     key = SegmentKey(0, plan.layer_count, head=True)
     engine.load(key, composer.segment(key))
-    text = "shipped" if spec.kind.live or spec.kind is REQUESTS else spec.text
-    samples = itertools.islice(iter(open_input(text, artifact.manifest, cycle=True)), _SINGLE_IMAGES)
-    modality = modality_of(artifact)
-    items = [modality.prepared(sample.raw)[None] for sample in samples]
+    if spec.kind.live or spec.kind is REQUESTS:
+        items = [np.ones((1, *artifact.manifest.stated_shape(0)), np.float32)] * _SINGLE_ITEMS
+    else:
+        samples = itertools.islice(iter(open_input(spec.text, artifact.manifest, cycle=True)), _SINGLE_ITEMS)
+        modality = modality_of(artifact)
+        items = [modality.prepared(sample.raw)[None] for sample in samples]
     engine.run(key, items[0])
     begin = time.perf_counter()
     for item in items:

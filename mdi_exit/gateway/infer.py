@@ -18,7 +18,8 @@ __all__ = ["MAX_IMAGE_BYTES", "Answer", "Fault", "RejectedError", "deadline_of",
 
 MAX_IMAGE_BYTES: Final = MAX_REQUEST_BYTES
 _LONGEST_DEADLINE_S: Final = 60.0
-_EXPECTED: Final = "expected a form with a part 'image' or 'text'"
+_FILES: Final = ("image", "audio")
+_EXPECTED: Final = "expected a form with a part 'image', 'audio' or 'text'"
 
 
 class _JsonText(Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,7 +27,7 @@ class _JsonText(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Answer(Struct, frozen=True):
-    """The label of an image or a text. ``frame``: its number among the frames of late, null if none is kept."""
+    """The label of an image, a sound or a text. ``frame``: its number among the frames of late, null if none is kept."""
 
     label: int
     name: str
@@ -74,7 +75,8 @@ def deadline_of(request: web.Request, default_s: float) -> float:
 
 
 async def item_of(request: web.Request) -> bytes | Text:
-    """The bytes of an image, or a text: the body, or the part ``image`` or ``text`` of a form, or ``text`` of JSON.
+    """The bytes of an image or of sound, or a text: the body, or the part ``image``, ``audio`` or ``text`` of a form, or
+    ``text`` of JSON.
 
     Raises ``RejectedError``.
     """
@@ -93,19 +95,19 @@ async def item_of(request: web.Request) -> bytes | Text:
     except ValueError as error:
         raise RejectedError(400, "form", f"body: {_EXPECTED}, got {error}") from None
     if not item:
-        raise RejectedError(400, "empty", "body: expected an image or a text, got none")
+        raise RejectedError(400, "empty", "body: expected an image, a sound or a text, got none")
     return item
 
 
 async def _part(request: web.Request) -> bytes | Text:
     async for part in await request.multipart():
-        if isinstance(part, BodyPartReader) and part.name in ("image", "text"):
+        if isinstance(part, BodyPartReader) and part.name in (*_FILES, "text"):
             read = bytearray()
             while chunk := await part.read_chunk(64 * 1024):
                 read += chunk
                 if len(read) > MAX_IMAGE_BYTES:
                     raise _too_large()
-            return bytes(read) if part.name == "image" else _text(bytes(read))
+            return bytes(read) if part.name in _FILES else _text(bytes(read))
     raise RejectedError(400, "form", f"body: {_EXPECTED}, got one without")
 
 
@@ -120,7 +122,7 @@ def _json_text(raw: bytes) -> Text:
     try:
         return Text(msgspec.json.decode(raw, type=_JsonText).text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        expected = 'the bytes of an image, or {"text": ...}'
+        expected = 'the bytes of an image or of sound, or {"text": ...}'
         raise RejectedError(415, "type", f"body: expected {expected}, got other JSON") from None
 
 

@@ -17,7 +17,7 @@ _FAULTS: Final = {
     400: "Not what the model takes, or a deadline that is none",
     403: "Sent by the page of another site",
     413: f"More than {MAX_IMAGE_BYTES:,} bytes",
-    415: "Neither the bytes of an image nor a text",
+    415: "Neither the bytes of an image or of sound nor a text",
     429: "Refused under overload; Retry-After says in how many seconds to try again",
     502: "Admitted, but no label could be found",
     503: "No broker or no source",
@@ -36,7 +36,7 @@ def description() -> dict[str, Any]:
         "info": {
             "title": "mdi-exit",
             "version": __version__,
-            "description": "Labels for images or texts, from a network that is spread over several boards.",
+            "description": "Labels for images, sound or texts, from a network that is spread over several boards.",
         },
         "paths": {
             "/v1/infer": {"post": _infer(answer, fault)},
@@ -52,9 +52,10 @@ def description() -> dict[str, Any]:
 
 def _infer(answer: Any, fault: Any) -> dict[str, Any]:
     text = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
-    form = {"type": "object", "properties": {"image": _BINARY, "text": {"type": "string"}}, "minProperties": 1}
+    parts = {"image": _BINARY, "audio": _BINARY, "text": {"type": "string"}}
+    form = {"type": "object", "properties": parts, "minProperties": 1}
     return {
-        "summary": "The label of an image, or of a text where the model takes texts",
+        "summary": "The label of an image, or of sound or a text where the model takes these",
         "operationId": "infer",
         "parameters": [
             {
@@ -66,9 +67,10 @@ def _infer(answer: Any, fault: Any) -> dict[str, Any]:
         ],
         "requestBody": {
             "required": True,
-            "description": "JPEG, PNG or another usual format; or a text in UTF-8",
+            "description": "JPEG, PNG or another usual format; a WAV file; or a text in UTF-8",
             "content": {
                 "image/*": {"schema": _BINARY},
+                "audio/wav": {"schema": _BINARY},
                 "multipart/form-data": {"schema": form},
                 "text/plain": {"schema": {"type": "string"}},
                 "application/json": {"schema": text},

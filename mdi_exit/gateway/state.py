@@ -107,7 +107,9 @@ class Happening(Struct, frozen=True):
 
 
 class State(Struct, frozen=True):
-    """All that is known now. ``run`` is null before a source has reported."""
+    """All that is known now. ``run`` is null before a source has reported. ``takes``: what the model takes: image, text,
+    audio or tensor; empty before that is known.
+    """
 
     version: str
     deployment: str
@@ -122,6 +124,7 @@ class State(Struct, frozen=True):
     nodes: tuple[Node, ...]
     links: tuple[Link, ...]
     happenings: tuple[Happening, ...]
+    takes: str = ""
 
 
 class Sample(Struct, frozen=True):
@@ -155,6 +158,7 @@ def state_of(view: DeploymentView, wall: float) -> State:
         nodes=tuple(map(_node, view.nodes)),
         links=tuple(map(_link, view.links)),
         happenings=tuple(Happening(each.at, each.kind, each.text) for each in view.happened[-_HAPPENINGS:]),
+        takes=view.takes,
     )
 
 

@@ -50,13 +50,19 @@ def _folder(name_or_path: str | Path) -> Path:
     return _assets() / str(name_or_path) if shipped else folder
 
 
-def calibration_of(name_or_path: str | Path) -> Calibration | None:
-    """What an artifact's calibration says, its files unread; None for one that cannot be opened, which says so itself."""
+def manifest_of(name_or_path: str | Path) -> Manifest | None:
+    """An artifact's manifest, its files unread; None for one that cannot be opened, which says so itself."""
     path = _folder(name_or_path) / MANIFEST_FILE
     try:
-        return parse_manifest(path.read_bytes(), str(path)).calibration
+        return parse_manifest(path.read_bytes(), str(path))
     except (OSError, ArtifactError):
         return None
+
+
+def calibration_of(name_or_path: str | Path) -> Calibration | None:
+    """What it says of its calibration; None as ``manifest_of``."""
+    found = manifest_of(name_or_path)
+    return found.calibration if found is not None else None
 
 
 class Artifact:

@@ -27,7 +27,17 @@ from source.inputs.stored import Input, Sample, checked_kind, entries_of, prepro
 from source.inputs.topic import TopicInput
 from source.inputs.watch import watched
 
-__all__ = ["Input", "LiveInput", "Sample", "TopicInput", "open_any", "open_input", "open_live", "preprocess"]
+__all__ = [
+    "Input",
+    "LiveInput",
+    "Sample",
+    "TopicInput",
+    "checked_kind",
+    "open_any",
+    "open_input",
+    "open_live",
+    "preprocess",
+]
 
 
 def open_input(

@@ -19,12 +19,12 @@ from mdi_exit.data.given import IMAGE_SUFFIXES
 from mdi_exit.data.pixels import Pixels, pixels_of, preprocess
 from mdi_exit.data.sets import Items
 from mdi_exit.data.speech import read_clip, speaker_of, wavs_in
-from mdi_exit.data.texts import TEXT_SETS, from_text, read_text_set
+from mdi_exit.data.texts import from_text, read_text_set
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.limits import MAX_IMAGE_FILE_PIXELS
 from mdi_exit.modality import Raw
 from mdi_exit.model.manifest import Manifest
-from source.input_kinds import FOLDER, KINDS, TEST, TEXT, WAV, ParsedInput
+from source.input_kinds import FOLDER, KINDS, TEST, TEXT, TEXT_SET, WAV, ParsedInput
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -140,11 +140,9 @@ def _sample(entry: Entry, raw: Raw, number: int, position: int) -> Sample:
 def checked_kind(parsed: ParsedInput, manifest: Manifest) -> None:
     """Raises ``UsageError`` for an input that gives something else than the model takes."""
     taken = manifest.input.kind
-    if parsed.gives not in (taken, ""):
+    if (given := parsed.kind.gives) not in (taken, ""):
         forms = [kind.form for kind in KINDS if kind.gives in (taken, "")]
-        raise UsageError(
-            "input", f"{taken}, as the model takes ({', '.join(forms)})", f"{parsed}, which is {parsed.gives}"
-        )
+        raise UsageError("input", f"{taken}, as the model takes ({', '.join(forms)})", f"{parsed}, which gives {given}")
     if taken == "image" and (channels := manifest.input.shape[0]) not in (1, 3):
         raise UsageError("model input", "1 or 3 channels, to be made of images", channels)
 
@@ -168,7 +166,7 @@ def entries_of(parsed: ParsedInput, manifest: Manifest, data_dir: Path | None) -
     first = _first(spec, count) if colon else None
     if parsed.kind is TEST:
         return "test", _of_dataset(_tested_on(manifest, data_dir), manifest.labels)[:first]
-    if name in TEXT_SETS:
+    if parsed.kind is TEXT_SET:
         dataset = read_text_set(name, data_dir)
     else:
         dataset = shipped() if name == "shipped" else load(name, "test", data_dir)

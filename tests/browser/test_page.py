@@ -63,6 +63,45 @@ async def test_it_outlives_its_gateway(page: Any, site: Site, faults: list[str])
     faults.clear()
 
 
+@pytest.mark.parametrize(
+    ("kind", "title", "offered"),
+    [
+        ("image", "Images", {"choose", "camera", "frames"}),
+        ("audio", "Sound", {"choose"}),
+        ("text", "Texts", {"ask"}),
+        ("tensor", "Values", set()),
+    ],
+)
+async def test_it_offers_what_the_model_takes(page: Any, kind: str, title: str, offered: set[str]) -> None:
+    ways = ["choose", "camera", "frames", "ask"]
+    shown = await page.evaluate(
+        """async ([kind, ways]) => {
+            const { Frames } = await import("/frames.js");
+            const frames = new Frames();
+            frames.takes("text");
+            frames.takes(kind);
+            return ways.filter((id) => document.getElementById(id).checkVisibility());
+        }""",
+        [kind, ways],
+    )
+    assert set(shown) == offered
+    assert await page.inner_text("#frames-title") == title
+    assert ("image" in await page.inner_text("#answer")) == (kind == "image")
+
+
+async def test_a_text_is_sent_as_one(page: Any, faults: list[str]) -> None:
+    await page.evaluate(
+        "async () => { const { Frames } = await import('/frames.js'); new Frames().takes('text'); }",
+    )
+    await page.fill("#text", "You have won")
+    async with page.expect_request("**/v1/infer") as asked:
+        await page.click("#ask button")
+    assert (await asked.value).headers["content-type"] == "text/plain"
+    await true(page, "document.querySelector('#answer').dataset.level === 'bad'")
+    assert await page.inner_text("#answer") == "item: expected image, as the model takes, got text"
+    faults.clear()  # the status 400 that this model's source answers with
+
+
 async def test_a_chosen_image_gets_its_label(page: Any, faults: list[str]) -> None:
     images = shipped()
     file = io.BytesIO()

@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from mdi_exit.config import resolve
+from mdi_exit.demo.config import DemoSettings
 from mdi_exit.demo.deployment import PhaseSpec, RunSpec, read_deployment
 from mdi_exit.errors import UsageError
+from mdi_exit.model.artifact import sealed
+from mdi_exit.model.manifest import AudioSpec, ExitSpec, GraphFile, InputSpec, LayerSpec, Manifest
 from mdi_exit.span import LayerSpan
 
 SCENARIOS = Path(__file__).parents[2] / "benchmarks" / "scenarios"
@@ -178,3 +182,27 @@ neighbours = []
 """
     with pytest.raises(UsageError, match="neighbours of a: expected one that holds layer 6, got nobody"):
         read_deployment(written(tmp_path, content))
+
+
+INPUTS = {
+    "image": InputSpec(kind="image", shape=(1, 4, 4), mean=(0.5,), std=(0.5,)),
+    "audio": InputSpec(kind="audio", shape=(6, 2), mean=(0.0, 0.0), std=(1.0, 1.0), audio=AudioSpec()),
+    "tensor": InputSpec(kind="tensor", shape=(3,)),
+}
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("image", "shipped"), ("audio", "test"), ("tensor", "test")])
+def test_the_demo_gives_a_model_what_it_takes(tmp_path: Path, kind: str, wanted: str) -> None:
+    graph, taken = GraphFile(file="a.onnx", bytes=10, sha256="0" * 64), INPUTS[kind]
+    layer = LayerSpec(graph=graph, in_shape=taken.shape, out_shape=(2,), macs=1, params=0)
+    exits = (ExitSpec(layer=0, graph=graph, macs=1, params=0),)
+    manifest = Manifest(format=2, name="m", input=taken, labels=("a", "b"), layers=(layer,), exits=exits)
+    (tmp_path / "model.json").write_bytes(sealed(manifest))
+
+    def resolved(*flags: str) -> tuple[str, str]:
+        argv = ["--artifact", str(tmp_path), *flags]
+        found = resolve(DemoSettings, argv, {}, prog="demo", description="", section="demo")
+        return found.settings.input.text, found.origins["input"]
+
+    assert resolved() == (wanted, "default" if kind == "image" else f"model {tmp_path}: takes {kind}")
+    assert resolved("--input", "text:a.csv") == ("text:a.csv", "flag --input")

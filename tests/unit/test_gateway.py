@@ -24,6 +24,7 @@ from aiohttp.web import AppKey
 
 from mdi_exit import values, wire
 from mdi_exit.client import Answer as Reply
+from mdi_exit.data.sound import Clip, wav_bytes
 from mdi_exit.errors import BadRequest, DeadlineExceeded, Failed, Refused, UsageError
 from mdi_exit.gateway import guard, openapi
 from mdi_exit.gateway.app import Gateway
@@ -59,7 +60,8 @@ def png(width: int = 28, height: int = 28, mode: str = "L", **saved: Any) -> byt
 
 def test_the_state_is_what_is_seen() -> None:
     state = state_of(VIEW, 1000.0)
-    assert (state.deployment, state.at, state.problem) == ("d", 1000.0, None)
+    assert (state.deployment, state.at, state.problem, state.takes) == ("d", 1000.0, None, "")
+    assert state_of(replace(VIEW, takes="audio"), 1000.0).takes == "audio"
     assert state.run is not None
     assert (state.run.completed, state.run.completed_per_s, state.run.latency_s) == (40, 12.5, (0.02, 0.05, 0.125))
     assert (state.nodes[0].name, state.nodes[0].inputs, state.nodes[0].memory_bytes) == ("a", 3, None)
@@ -263,6 +265,13 @@ async def test_a_form_and_a_bare_body_do_as_well(http: TestClient[Any, Any], ask
     bare = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl says of --data-binary
     assert (await http.post("/v1/infer", data=png(), headers=bare)).status == 200
     assert asked.seen == [(png(), 10.0)] * 2
+
+
+async def test_sound_has_a_part_of_its_own_and_no_picture(http: TestClient[Any, Any], asked: Asked) -> None:
+    sound = wav_bytes(Clip(np.arange(99, dtype=np.int16), 16_000))
+    answer = await http.post("/v1/infer", data={"audio": io.BytesIO(sound)})
+    assert (answer.status, (await answer.json())["frame"]) == (200, None)
+    assert asked.seen == [(sound, 10.0)]
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_a_picture_of_absurd_size_is_a_bad_file(tmp_path: Path) -> None:
     [
         (
             "imagenet",
-            "input: expected one of shipped|fashion-mnist|cifar10|cifar100|svhn|spam-assassin[:N], test[:N], text:FILE, "
+            "input: expected one of shipped|fashion-mnist|cifar10|cifar100|svhn[:N], spam-assassin[:N], test[:N], text:FILE, "
             "wav:DIR, DIR, FILE.mp4, camera[:N|:DEVICE], microphone[:N|:NAME], rtsp://..., watch:DIR, mqtt:TOPIC, requests, "
             "got 'imagenet'",
         ),

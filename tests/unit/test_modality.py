@@ -15,7 +15,7 @@ from mdi_exit.modality import modality_of
 from mdi_exit.modality.image import ImageInput
 from mdi_exit.modality.tensor import TensorInput
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact, sealed
-from mdi_exit.model.manifest import ExitSpec, GraphFile, InputSpec, LayerSpec, Manifest, parse_manifest
+from mdi_exit.model.manifest import AudioSpec, ExitSpec, GraphFile, InputSpec, LayerSpec, Manifest, parse_manifest
 from mdi_exit.segments import SegmentKey
 from mdi_exit.simulation.costs import costs_of_manifest
 from source.inputs import open_any
@@ -88,10 +88,23 @@ def test_an_image_model_takes_neither_texts_nor_ready_values_of_another_shape() 
         modality.ready(np.zeros((1, 4, 5), np.float32))
 
 
-@pytest.mark.parametrize("spec", ["text:words.txt", "spam-assassin"])
-def test_an_input_of_texts_is_refused_by_an_image_model(spec: str) -> None:
-    with pytest.raises(UsageError, match=r"expected image, as the model takes .*got .*which is text"):
+@pytest.mark.parametrize("spec", ["text:words.txt", "spam-assassin", "spam-assassin:3", "wav:words", "microphone"])
+def test_an_input_of_another_kind_is_refused_by_an_image_model(spec: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"expected image, as the model takes .*got .*which gives (text|audio)"
+    ) as caught:
         open_any(spec, Artifact.open(DEFAULT_MODEL).manifest)
+    assert "shipped" in str(caught.value)
+    assert "spam-assassin[:N]" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["shipped", "pictures", "camera", "spam-assassin"])
+def test_what_is_named_instead_gives_what_the_model_takes(spec: str) -> None:
+    audio = InputSpec(kind="audio", shape=(6, 2), mean=(0.0, 0.0), std=(1.0, 1.0), audio=AudioSpec())
+    with pytest.raises(UsageError, match="expected audio, as the model takes") as caught:
+        open_any(spec, manifest(audio))
+    forms = str(caught.value).partition("(")[2].partition(")")[0]
+    assert forms == "test[:N], wav:DIR, microphone[:N|:NAME], mqtt:TOPIC, requests"
 
 
 def test_what_an_artifact_was_tested_on_needs_a_record_of_it() -> None:

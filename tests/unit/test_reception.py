@@ -66,9 +66,18 @@ def test_json_may_give_an_id_and_a_deadline(fields: dict[str, object], identity:
     assert np.array_equal(to_tensor(event.payload, IMAGES), expected)
 
 
+def test_json_may_give_sound_or_a_text_instead() -> None:
+    file = base64.b64encode(b"RIFF").decode()
+    sound = read_request("desk", json.dumps({"audio": file, "id": "a"}).encode())
+    assert (sound.id, sound.payload) == ("a", Sent("image", (), b"RIFF")), "as the bytes of any file"
+    assert read_request("desk", b'{"text": "hello"}').payload == Sent("text", (), b"hello")
+
+
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
+        (plain(audio="UklGRg=="), "request"),
+        (plain(text="x"), "request"),
         (plain(deadline=2), "request"),
         (plain(deadline_s=0), "request"),
         (plain(deadline_s=3601), "request"),

@@ -55,6 +55,17 @@ def test_lines_and_rows_without_a_label_have_none(tmp_path: Path) -> None:
         splits(f"text:{tmp_path / 'a.csv'}")
 
 
+def test_lines_end_where_lines_of_a_file_do(tmp_path: Path) -> None:
+    """A text may have what Python's ``splitlines`` takes for the end of one."""
+    (tmp_path / "a.jsonl").write_bytes('{"text": "one\u2028two\x85"}\r\n\n{"text": 3}\n'.encode())
+    with pytest.raises(UsageError, match=r"a\.jsonl, line 3: expected a JSON object with a text"):
+        from_text(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_bytes('{"text": "one\u2028two\x85"}\r\n'.encode())
+    assert from_text(tmp_path / "a.jsonl")[0].items == ("one\u2028two\x85",)
+    (tmp_path / "a.txt").write_bytes(b"one\x0ctwo\nthree\r\n")
+    assert from_text(tmp_path / "a.txt")[0].items == ("one\x0ctwo", "three")
+
+
 def test_a_folder_has_a_class_a_folder_and_perhaps_a_test_part(tmp_path: Path) -> None:
     for part, name, text in (("train", "ham", "a"), ("train", "spam", "b"), ("test", "spam", "c")):
         (tmp_path / part / name).mkdir(parents=True)
@@ -74,7 +85,7 @@ def test_a_folder_has_a_class_a_folder_and_perhaps_a_test_part(tmp_path: Path) -
         ("a.jsonl", "{\n", "line 1: expected a JSON object"),
         ("a.txt", "\n", "at least one text, got none"),
         ("a.pdf", "x", "columns text and label"),
-        ("a.csv", None, "a readable table"),
+        ("a.csv", None, "a readable file, got No such file or directory$"),
     ],
 )
 def test_a_file_that_is_none_is_told_in_one_line(tmp_path: Path, name: str, content: str | None, told: str) -> None:

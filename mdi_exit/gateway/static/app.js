@@ -85,6 +85,7 @@ function draw() {
 
 function onUpdate(update) {
   latest = update.state;
+  frames.takes(latest.takes);
   frames.add(update.frames, { anew: cut });
   charts.add(update.samples);
   lastSample = update.samples.at(-1) ?? (cut ? null : lastSample);

@@ -1,4 +1,4 @@
-// Images of late, and the ways to post one: a file, a drop, the camera.
+// Images of late, and the ways to post an item: a file, a drop, the camera; a text. What the model takes decides.
 
 import { byId, el, percent, say, time } from "./dom.js";
 
@@ -6,6 +6,12 @@ const MOST = 24;
 const CAMERA_MS = 700;
 const LARGEST_BYTES = 8 * 1024 * 1024;
 const SIDE = 640;
+const KINDS = {
+  image: { title: "Images", hint: "Drop an image here, or choose one, to have it labelled.", choose: "Try an image", accept: "image/*" },
+  audio: { title: "Sound", hint: "Drop a WAV file here, or choose one, to have it labelled.", choose: "Try a WAV file", accept: ".wav,audio/wav" },
+  text: { title: "Texts", hint: "Write a text to have it labelled." },
+  tensor: { title: "Values", hint: "What this model takes is prepared by a program." },
+};
 
 export class Frames {
   constructor() {
@@ -13,12 +19,17 @@ export class Frames {
     this.own = new Set();
     this.recent = [];
     this.stream = null;
+    this.kind = "image";
     byId("file").addEventListener("change", (event) => {
       this.postAll([...event.target.files]);
       event.target.value = "";
     });
     this.acceptDrops(byId("drop"));
     this.offerCamera(byId("camera"));
+    byId("ask").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.post(new Blob([byId("text").value], { type: "text/plain" }));
+    });
     let width = 0;
     new ResizeObserver(() => {
       if (width === this.list.clientWidth) return;
@@ -26,6 +37,22 @@ export class Frames {
       this.layOut();
     }).observe(this.list);
     this.layOut();
+  }
+
+  /** The kind of the model's input, as in its manifest; of texts and sound there are no pictures. */
+  takes(kind) {
+    if (kind === this.kind || !KINDS[kind]) return;
+    this.kind = kind;
+    this.stopCamera();
+    const { title, hint, choose, accept } = KINDS[kind];
+    say(byId("frames-title"), title);
+    this.tell([hint]);
+    byId("choose").hidden = !choose;
+    say(byId("choose-word"), choose ?? "");
+    byId("file").accept = accept ?? "";
+    byId("camera").hidden = this.list.hidden = kind !== "image";
+    byId("ask").hidden = kind !== "text";
+    if (kind === "image") this.layOut();
   }
 
   /** Each new frame takes the place of the oldest, so that nothing else moves. After a gap all begins anew. */
@@ -72,12 +99,12 @@ export class Frames {
 
   async post(blob) {
     if (blob.size > LARGEST_BYTES) {
-      this.tell([`${blob.name ?? "The image"} is larger than 8 MiB.`], "bad");
+      this.tell([`${blob.name ?? "This"} is larger than 8 MiB.`], "bad");
       return;
     }
     this.tell(["Asking …"]);
     try {
-      const type = blob.type.startsWith("image/") ? blob.type : "application/octet-stream";
+      const type = /^(image\/|text\/plain)/.test(blob.type) ? blob.type : "application/octet-stream";
       const answer = await fetch("/v1/infer", { method: "POST", body: blob, headers: { "Content-Type": type } });
       const body = await answer.json();
       if (answer.ok) this.answered(body);
@@ -113,7 +140,8 @@ export class Frames {
     panel.addEventListener("dragleave", over(false));
     panel.addEventListener("drop", (event) => {
       over(false)(event);
-      this.postAll([...event.dataTransfer.files].filter((file) => file.type.startsWith("image/")));
+      const wanted = { image: "image/", audio: "audio/", text: "text/plain" }[this.kind];
+      this.postAll([...event.dataTransfer.files].filter((file) => wanted && file.type.startsWith(wanted)));
     });
     document.addEventListener("paste", (event) => this.postAll([...event.clipboardData.files]));
   }
