@@ -8,7 +8,6 @@ segment is checked against the size and the SHA-256 that the manifest message st
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from mdi_exit.wire import Chunk, SegmentFile, crc32, encode
 from mdi_exit.wire import Manifest as ManifestMessage
 
 if TYPE_CHECKING:  # composing needs onnx, which an agent does not load
-    from mdi_exit.model.compose import Composer
+    from mdi_exit.model.compose import Composed, Composer
 
 __all__ = ["FETCHED", "LocalModel", "ModelClient", "ModelHost"]
 
@@ -81,8 +80,7 @@ class ModelHost:
         try:
             while new := sorted(self._wanted - self._offered.keys()):
                 for key in new:
-                    outline, weights = await asyncio.to_thread(self.composer.outline, key)
-                    self._offer(key, self.composer.segment(key), {**weights, key.file: outline})
+                    self._offer(key, await asyncio.to_thread(self.composer.composed, key))
                 self._publish_manifest()
         finally:
             self._busy = False
@@ -100,12 +98,11 @@ class ModelHost:
         )  # fmt: skip
         return b""
 
-    def _offer(self, key: SegmentKey, graph: bytes, files: Mapping[str, bytes]) -> None:
+    def _offer(self, key: SegmentKey, made: Composed) -> None:
         """Publish those of the segment's files that are not published yet."""
-        sha256, chunks = hashlib.sha256(graph).hexdigest(), chunk_count(len(files[key.file]))
-        signed = self._signature_of(key, sha256)
-        self._offered[key] = SegmentFile(key.entry, key.stop, key.head, len(graph), sha256, chunks, signed)
-        for name, raw in files.items():
+        frame, signed = encode(made.outline, made.body), self._signature_of(key, made.sha256)
+        self._offered[key] = SegmentFile(*key, made.size_bytes, made.sha256, chunk_count(len(frame)), signed)
+        for name, raw in {**made.weights, key.file: frame}.items():
             if name not in self._files:
                 self._files[name] = raw
                 self._publish_file(name, raw)
