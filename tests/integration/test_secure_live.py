@@ -84,6 +84,26 @@ async def test_what_one_may_not_say_reaches_nobody(overheard: Production, record
     await said_by_each(USERS, "tester", partial(signed_in, overheard), recorder)
 
 
+def test_an_agent_with_the_credentials_of_another_says_that_nobody_hears_it(
+    guarded: Production, tmp_path: Path
+) -> None:
+    (tmp_path / "nodes").mkdir()
+    system = System(guarded.url, tmp_path / "nodes", deployment="default")
+    config = ("--config", str(guarded.board("nano") / "mdi-exit.toml"), "--layers", "0-4")
+    try:
+        honest = system.program("edge_agent.cli", "honest", *config)
+        liar = system.program("edge_agent.cli", "liar", *config, "--name", "pi")
+        liar.until_says("name pi: expected the broker to pass on this node's status, got nothing for 5 s")
+        twin = system.program("edge_agent.cli", "twin", *config)
+        assert twin.until_ends() == 3
+        assert twin.log.splitlines()[-1].endswith(
+            "name nano: expected one that no live node has, got one in use (--name)"
+        )
+        assert "expected the broker to pass on" not in honest.log
+    finally:
+        system.close()
+
+
 async def test_a_name_that_is_claimed_beside_the_certificate_counts_nothing(
     overheard: Production, recorder: Any
 ) -> None:
