@@ -45,6 +45,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
+class _Unserved:
+    """A node without what it needs: the bytes that it has fetched, and since when no more have come."""
+
+    got: int
+    since: float
+    patience_s: float = _PATIENCE_S
+
+
+@dataclass(slots=True)
 class ModelHost:
     """The source's side: composes and publishes."""
 
@@ -58,8 +67,7 @@ class ModelHost:
     _sending: bool = False
     _wanted: set[SegmentKey] = field(default_factory=set)
     _busy: bool = False
-    _patience_s: float = _PATIENCE_S
-    _waiting: dict[str, tuple[int, float]] = field(default_factory=dict)
+    _waiting: dict[str, _Unserved] = field(default_factory=dict)
 
     @property
     def manifest(self) -> Manifest:
@@ -81,7 +89,7 @@ class ModelHost:
             while new := sorted(self._wanted - self._offered.keys()):
                 for key in new:
                     self._offer(key, await asyncio.to_thread(self.composer.composed, key))
-                self._publish_manifest()
+                self.publish_manifest()
         finally:
             self._busy = False
 
@@ -111,22 +119,23 @@ class ModelHost:
         """After a reconnect: the broker may have forgotten everything."""
         for name, raw in self._files.items():
             self._publish_file(name, raw)
-        self._publish_manifest()
+        self.publish_manifest()
 
     def look_after(self, now: float, unserved: Mapping[str, int]) -> None:
-        """Offer everything again, ever less often, while a node stays without what it needs and gets no further.
+        """Offer everything again, ever less often for the same node, while one lacks what it needs and gets no further.
 
         Something else may have taken its place in the broker's memory. ``unserved``: bytes that such nodes have fetched.
         """
-        known, self._waiting = self._waiting, {}
-        for name, got in unserved.items():
-            before, since = known.get(name, (got, now))
-            self._waiting[name] = got, since if got == before else now
-        if not unserved:
-            self._patience_s = _PATIENCE_S
-        elif any(now - since >= self._patience_s for _, since in self._waiting.values()):
-            self._patience_s = min(2 * self._patience_s, _MOST_PATIENCE_S)
-            self._waiting = {name: (got, now) for name, (got, _) in self._waiting.items()}
+        self._waiting = {name: self._waiting.get(name, _Unserved(got, now)) for name, got in unserved.items()}
+        for name, node in self._waiting.items():
+            if node.got != unserved[name]:
+                node.got, node.since = unserved[name], now
+        stuck = [node for node in self._waiting.values() if now - node.since >= node.patience_s]
+        for node in stuck:
+            node.patience_s = min(2 * node.patience_s, _MOST_PATIENCE_S)
+        if stuck:
+            for node in self._waiting.values():
+                node.since = now
             self.driver.announce_again()
             self.republish()
 
@@ -155,7 +164,8 @@ class ModelHost:
     def _sent(self, topic: str, frame: bytes) -> bool:
         return self.driver.pending_bytes() <= _AHEAD_BYTES and self.driver.publish(kinds.CHUNK, topic, frame)
 
-    def _publish_manifest(self) -> None:
+    def publish_manifest(self) -> None:
+        """What is on offer."""
         raw = self.composer.artifact.manifest_bytes
         message = ManifestMessage(
             run=self.run,

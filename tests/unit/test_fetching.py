@@ -160,6 +160,17 @@ async def test_all_is_offered_again_to_a_node_that_gets_no_further_and_to_no_oth
     assert len(driver.published) == 3
 
 
+async def test_who_needs_something_is_not_kept_waiting_by_one_that_has_long_been_offered_all_in_vain() -> None:
+    driver = Publishing()
+    host = ModelHost(cast(Any, driver), Composer(Artifact.open("fashion-mnist-mobilenetv2")), 1)
+    for number in range(25):
+        host.look_after(float(number), {"busy": 0})
+    assert len(driver.published) == 3, "after 3, 9 and 21 seconds; the next is due after 45"
+    for number in range(25, 29):
+        host.look_after(float(number), {"busy": 0, "new": 7})
+    assert len(driver.published) == 4
+
+
 def test_what_is_wrong_is_told_forgotten_and_awaited_anew() -> None:
     fetching = Fetching()
     fetching.want(offer())
