@@ -8,7 +8,7 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.limits import MAX_ARRAYS_BYTES
 
-__all__ = ["read_arrays", "read_record", "write_record"]
+__all__ = ["axes_of", "read_arrays", "read_record", "write_record"]
 
 _ABOUT: Final = "about"
 
@@ -78,8 +78,14 @@ def write_record(path: Path, about: Mapping[str, Any], arrays: Mapping[str, NDAr
         raise MdiExitError(f"could not write {path}: {error.strerror or error}") from None
 
 
-def read_record(path: Path, what: str, form: str, dims: Mapping[str, int]) -> tuple[dict[str, Any], Arrays]:
-    """What ``write_record`` wrote, ``about["form"]`` being ``form`` and each array of ``dims`` there with so many axes.
+def axes_of(name: str) -> str:
+    """The letters of an array's axes, behind the last underscore of its name."""
+    return name.rpartition("_")[2]
+
+
+def read_record(path: Path, what: str, form: str, names: Iterable[str]) -> tuple[dict[str, Any], Arrays]:
+    """What ``write_record`` wrote, ``about["form"]`` being ``form`` and each array of ``names`` there with its axes, of which
+    those of the same letter are of the same length.
 
     Raises ``UsageError``.
     """
@@ -91,7 +97,13 @@ def read_record(path: Path, what: str, form: str, dims: Mapping[str, int]) -> tu
     got = about.get("form") if isinstance(about, dict) else None
     if got != form:
         raise UsageError(f"{what} {path}", f"form {form}", repr(got) if got else "another file")
-    wrong = [name for name, count in dims.items() if name not in arrays or arrays[name].ndim != count]
-    if wrong:
-        raise UsageError(f"{what} {path}", f"array {wrong[0]} with {dims[wrong[0]]} axes", "none or another")
+    sizes: dict[str, int] = {}
+    for name in names:
+        axes = axes_of(name)
+        if name not in arrays or arrays[name].ndim != len(axes):
+            raise UsageError(f"{what} {path}", f"array {name} with {len(axes)} axes", "none or another")
+        shape = arrays[name].shape
+        expected = tuple(sizes.setdefault(letter, size) for letter, size in zip(axes, shape, strict=True))
+        if shape != expected:
+            raise UsageError(f"{what} {path}: {name}", f"shape {expected}", shape)
     return about, arrays

@@ -89,6 +89,7 @@ _CONFIRM_S: Final = 10.0
 _DRAIN_S: Final = 5.0
 _STATUS_S: Final = 0.25
 _LIFE_S: Final = 2.0
+_ECHO_S: Final = 5.0
 _LEAST_WAIT_S: Final = 0.0005
 _FULL_S: Final = 0.01  # what a full transport does not take is tried again after this, not as fast as the loop turns
 _BRIEF_IN_A_ROW: Final = 8
@@ -131,6 +132,7 @@ class NodeDriver:
         self._claimed = self._leaving = False
         self._own_status: asyncio.Future[None] | None = None
         self._own_life: asyncio.Future[None] | None = None
+        self._heard_itself = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -205,8 +207,23 @@ class NodeDriver:
         await transport.unsubscribe(self.topics.telemetry(self.name))
         for pattern, qos in self.subscriptions():
             await transport.subscribe(pattern, qos)
+        self.spawn("own voice", self._miss_own_voice(transport))
         if transport.connected:
             self.feed(TransportUp())
+
+    async def _miss_own_voice(self, transport: Transport) -> None:
+        """Say so if what this node says of itself does not come back: a broker drops what may not be said without a word."""
+        while not self._heard_itself.is_set():
+            connects = transport.counters.connects
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._heard_itself.wait(), _ECHO_S)
+                return
+            if transport.connected and transport.counters.connects == connects:
+                log.warning(
+                    "name %s: expected the broker to pass on this node's status, got nothing for %g s: others learn nothing "
+                    "of it if its credentials may not speak as %s (--name)", self.name, _ECHO_S, self.name,
+                )  # fmt: skip
+                return
 
     async def finish(self) -> None:
         """Finish what is here, say goodbye, stop."""
@@ -360,7 +377,9 @@ class NodeDriver:
                     self.feed(StatusReceived(message, retained))
                 elif message.incarnation != self.worker.config.incarnation:
                     self._namesake(message, retained=retained)
-                elif not message.online:
+                elif message.online:
+                    self._heard_itself.set()
+                else:
                     self.announce_again()  # a will of a connection that is over, from another broker or a late one
             case Control():
                 self.cuts.deploy(message.codec)
@@ -395,12 +414,12 @@ class NodeDriver:
             _resolve(self._own_life)
 
     def _namesake(self, status: Status, *, retained: bool) -> None:
-        """A status of another start of this name: an old will is overwritten; of two that start at once one yields."""
+        """A status of another start of this name: an old will is overwritten; of two that are alive the later one yields."""
         mine = self.worker.config.incarnation
         if status.online and not retained and status.incarnation < mine:
             self.fail(StartError(f"name {self.name}: expected one that no live node has, got one in use (--name)"))
-        elif not status.online:
-            self.feed(TransportUp())
+        elif not (status.online and retained):
+            self.announce_again()
 
     def _task(self, route: Route, message: Features, body: memoryview) -> TaskReceived:
         manifest, plan = self.manifest, self.plan

@@ -8,7 +8,6 @@ segment is checked against the size and the SHA-256 that the manifest message st
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from mdi_exit.wire import Chunk, SegmentFile, crc32, encode
 from mdi_exit.wire import Manifest as ManifestMessage
 
 if TYPE_CHECKING:  # composing needs onnx, which an agent does not load
-    from mdi_exit.model.compose import Composer
+    from mdi_exit.model.compose import Composed, Composer
 
 __all__ = ["FETCHED", "LocalModel", "ModelClient", "ModelHost"]
 
@@ -43,6 +42,15 @@ _FULL_S: Final = 0.02
 _AHEAD_BYTES: Final = 4 * CHUNK_BYTES
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Unserved:
+    """A node without what it needs: the bytes that it has fetched, and since when no more have come."""
+
+    got: int
+    since: float
+    patience_s: float = _PATIENCE_S
 
 
 @dataclass(slots=True)
@@ -59,8 +67,7 @@ class ModelHost:
     _sending: bool = False
     _wanted: set[SegmentKey] = field(default_factory=set)
     _busy: bool = False
-    _patience_s: float = _PATIENCE_S
-    _waiting: dict[str, tuple[int, float]] = field(default_factory=dict)
+    _waiting: dict[str, _Unserved] = field(default_factory=dict)
 
     @property
     def manifest(self) -> Manifest:
@@ -81,9 +88,8 @@ class ModelHost:
         try:
             while new := sorted(self._wanted - self._offered.keys()):
                 for key in new:
-                    outline, weights = await asyncio.to_thread(self.composer.outline, key)
-                    self._offer(key, self.composer.segment(key), {**weights, key.file: outline})
-                self._publish_manifest()
+                    self._offer(key, await asyncio.to_thread(self.composer.composed, key))
+                self.publish_manifest()
         finally:
             self._busy = False
 
@@ -100,12 +106,11 @@ class ModelHost:
         )  # fmt: skip
         return b""
 
-    def _offer(self, key: SegmentKey, graph: bytes, files: Mapping[str, bytes]) -> None:
+    def _offer(self, key: SegmentKey, made: Composed) -> None:
         """Publish those of the segment's files that are not published yet."""
-        sha256, chunks = hashlib.sha256(graph).hexdigest(), chunk_count(len(files[key.file]))
-        signed = self._signature_of(key, sha256)
-        self._offered[key] = SegmentFile(key.entry, key.stop, key.head, len(graph), sha256, chunks, signed)
-        for name, raw in files.items():
+        frame, signed = encode(made.outline, made.body), self._signature_of(key, made.sha256)
+        self._offered[key] = SegmentFile(*key, made.size_bytes, made.sha256, chunk_count(len(frame)), signed)
+        for name, raw in {**made.weights, key.file: frame}.items():
             if name not in self._files:
                 self._files[name] = raw
                 self._publish_file(name, raw)
@@ -114,22 +119,23 @@ class ModelHost:
         """After a reconnect: the broker may have forgotten everything."""
         for name, raw in self._files.items():
             self._publish_file(name, raw)
-        self._publish_manifest()
+        self.publish_manifest()
 
     def look_after(self, now: float, unserved: Mapping[str, int]) -> None:
-        """Offer everything again, ever less often, while a node stays without what it needs and gets no further.
+        """Offer everything again, ever less often for the same node, while one lacks what it needs and gets no further.
 
         Something else may have taken its place in the broker's memory. ``unserved``: bytes that such nodes have fetched.
         """
-        known, self._waiting = self._waiting, {}
-        for name, got in unserved.items():
-            before, since = known.get(name, (got, now))
-            self._waiting[name] = got, since if got == before else now
-        if not unserved:
-            self._patience_s = _PATIENCE_S
-        elif any(now - since >= self._patience_s for _, since in self._waiting.values()):
-            self._patience_s = min(2 * self._patience_s, _MOST_PATIENCE_S)
-            self._waiting = {name: (got, now) for name, (got, _) in self._waiting.items()}
+        self._waiting = {name: self._waiting.get(name, _Unserved(got, now)) for name, got in unserved.items()}
+        for name, node in self._waiting.items():
+            if node.got != unserved[name]:
+                node.got, node.since = unserved[name], now
+        stuck = [node for node in self._waiting.values() if now - node.since >= node.patience_s]
+        for node in stuck:
+            node.patience_s = min(2 * node.patience_s, _MOST_PATIENCE_S)
+        if stuck:
+            for node in self._waiting.values():
+                node.since = now
             self.driver.announce_again()
             self.republish()
 
@@ -158,7 +164,8 @@ class ModelHost:
     def _sent(self, topic: str, frame: bytes) -> bool:
         return self.driver.pending_bytes() <= _AHEAD_BYTES and self.driver.publish(kinds.CHUNK, topic, frame)
 
-    def _publish_manifest(self) -> None:
+    def publish_manifest(self) -> None:
+        """What is on offer."""
         raw = self.composer.artifact.manifest_bytes
         message = ManifestMessage(
             run=self.run,

@@ -15,7 +15,7 @@ from typing import Final
 from mdi_exit.events import Notice, RoutesSolved, SolveRoutes
 from mdi_exit.item_keeping import ItemKeeping
 from mdi_exit.policy.batching import MAX_BATCH
-from mdi_exit.policy.drift import Choice, best_choice
+from mdi_exit.policy.drift import Choice, best_choice, most_under_way
 from mdi_exit.policy.latency import LatencyControl
 from mdi_exit.policy.mix import ExitMix
 from mdi_exit.routes import NodeLoad, RoutingChoice, RoutingProblem
@@ -120,8 +120,7 @@ class Guidance(ItemKeeping):
             choices.append(Choice(knob, mix.sureness(thresholds), work))
         drift, backlog = self.config.drift, float(len(self.pending) + self.queue)
         chosen = best_choice(backlog, choices, drift.v)
-        most = math.ceil(drift.v_rate * chosen.accuracy / max(chosen.work, 0.05))
-        self._turns.most = min(max(most, 1), self.config.max_pending)
+        self._turns.most = min(most_under_way(chosen, drift.v_rate), self.config.max_pending)
         return chosen.threshold
 
     def _block_seconds(self, plan: ModelPlan) -> list[float]:

@@ -23,7 +23,6 @@ from mdi_exit.worker_config import Totals, WorkerConfig
 __all__ = ["NodeState"]
 
 _STORY_LENGTH: Final = 40
-_ROWS_KEPT: Final = 4096
 
 
 class NodeState:
@@ -53,8 +52,9 @@ class NodeState:
         self._seconds = SegmentSeconds()
         self._running: Running | None = None
         self._batches = 0
-        self._rows: deque[ResultRow] = deque(maxlen=_ROWS_KEPT)
-        self._moved: deque[Moved] = deque(maxlen=_ROWS_KEPT)
+        self._rows: deque[ResultRow] = deque()
+        self._moved: deque[Moved] = deque()
+        self._untold = 0
         self._moved_due_at: float | None = None
         self._telemetry_at = 0.0
         self._status: Status | None = None

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mdi_exit.arrays import read_record, write_record
 from mdi_exit.confidence import State, judge
 from mdi_exit.data.classes import class_map
 from mdi_exit.data.sets import Dataset
@@ -26,53 +24,37 @@ from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.model.manifest import Manifest, Measure
 from mdi_exit.padding import stacked, unpadded
+from mdi_exit.recorded import SHARED_TYPES, Recorded
 from mdi_exit.segments import SegmentKey
 from mdi_exit.tensors import decode_tensor, encode_tensor, without_compression
 from mdi_exit.trace import Trace
 
 __all__ = ["Outcomes", "measures_of", "outcomes", "truths_of"]
 
-_FORM: Final = "mdi-exit outcomes 1"
-_TYPES: Final[dict[str, Any]] = {
-    "logits_SNK": np.float32,
-    "gates_SN": np.float32,
-    "truth_N": np.int32,
-    "temperatures_S": np.float64,
-    "layer_macs_L": np.int64,
-    "layer_bytes_L": np.int64,
-    "head_macs_S": np.int64,
-    "exit_layers_S": np.int64,
-}
-_DIMS: Final = {name: len(name.rpartition("_")[2]) for name in _TYPES}
 _LOSSLESS: Final = "float32"
 
 Array = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcomes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcomes(Recorded):
     """S exits, N samples, K classes, L layers.
 
-    ``gates_SN``: what an exit's gate or branch gives, NaN where it has none. ``temperatures_S``: of the artifact. The costs
-    are those of ``Trace``. ``about``: model, digest, data, codec; ``gates``, where they are branches.
+    ``gates_SN``: what an exit's gate or branch gives, NaN where it has none. ``temperatures_S``: of the artifact. ``about``
+    has also ``gates``, where they are branches.
     """
+
+    KIND: ClassVar = "outcomes"
+    TYPES: ClassVar = {
+        "logits_SNK": np.float32,
+        "gates_SN": np.float32,
+        "temperatures_S": np.float64,
+        **SHARED_TYPES,
+    }
 
     logits_SNK: Array
     gates_SN: Array
-    truth_N: NDArray[np.int32]
     temperatures_S: NDArray[np.float64]
-    layer_macs_L: NDArray[np.int64]
-    layer_bytes_L: NDArray[np.int64]
-    head_macs_S: NDArray[np.int64]
-    exit_layers_S: NDArray[np.int64]
-    about: dict[str, Any]
-
-    def __len__(self) -> int:
-        return len(self.truth_N)
-
-    @property
-    def exits(self) -> int:
-        return len(self.logits_SNK)
 
     def trace(self, measure: Measure, temperatures: Sequence[float] | None = None) -> Trace:
         """Confidences by ``measure``. ``temperatures``: one for each exit (None: the artifact's).
@@ -100,39 +82,12 @@ class Outcomes:
             scores.append(judged.scores)
             labels.append(judged.labels)
         return Trace(
-            measure,
-            np.array(scores, np.float64).T.copy(),
-            np.array(labels, np.int32).T.copy(),
-            self.truth_N,
-            self.layer_macs_L,
-            self.layer_bytes_L,
-            self.head_macs_S,
-            self.exit_layers_S,
-            self.about,
+            measure=measure,
+            scores_NS=np.array(scores, np.float64).T.copy(),
+            labels_NS=np.array(labels, np.int32).T.copy(),
+            about=self.about,
+            **{name: getattr(self, name) for name in SHARED_TYPES},
         )
-
-    def subset(self, indices: NDArray[np.intp]) -> Outcomes:
-        """The samples at ``indices``."""
-        rows = (self.logits_SNK[:, indices], self.gates_SN[:, indices], self.truth_N[indices], self.temperatures_S)
-        costs = (self.layer_macs_L, self.layer_bytes_L, self.head_macs_S, self.exit_layers_S)
-        return Outcomes(*rows, *costs, self.about)
-
-    def save(self, path: Path) -> None:
-        """Raises ``MdiExitError``."""
-        write_record(path, {"form": _FORM, **self.about}, {name: getattr(self, name) for name in _DIMS})
-
-    @classmethod
-    def load(cls, path: Path) -> Outcomes:
-        """Raises ``UsageError``."""
-        about, arrays = read_record(path, "outcomes", _FORM, _DIMS)
-        exits, samples, _ = arrays["logits_SNK"].shape
-        layers = len(arrays["layer_macs_L"])
-        shapes = ((exits, samples), (samples,), (exits,), (layers,), (layers,), (exits,), (exits,))
-        for name, shape in zip(tuple(_TYPES)[1:], shapes, strict=True):
-            if arrays[name].shape != shape:
-                raise UsageError(f"outcomes {path}: {name}", f"shape {shape}", arrays[name].shape)
-        about.pop("form")
-        return cls(about=about, **{name: arrays[name].astype(_TYPES[name]) for name in _TYPES})
 
 
 def measures_of(made: Outcomes) -> tuple[Measure, ...]:
@@ -189,15 +144,15 @@ def outcomes(
             gates[number].append(gate_N1[:, 0])
         progress(min(begin + batch, len(dataset)))
     return Outcomes(
-        np.stack([np.concatenate(rows) for rows in logits]),
-        np.stack([np.concatenate(rows) for rows in gates]),
-        truth_N,
-        np.array([spec.temperature for spec in manifest.exits], np.float64),
-        np.array([_layer_macs(manifest, layer) for layer in range(len(manifest.layers))], np.int64),
-        np.array(manifest.plan.feature_bytes, np.int64),
-        np.array([spec.macs for spec in manifest.exits], np.int64),
-        np.array([spec.layer for spec in manifest.exits], np.int64),
-        {"model": manifest.name, "digest": manifest.digest, "codec": codec, "data": dataset.name}
+        logits_SNK=np.stack([np.concatenate(rows) for rows in logits]),
+        gates_SN=np.stack([np.concatenate(rows) for rows in gates]),
+        truth_N=truth_N,
+        temperatures_S=np.array([spec.temperature for spec in manifest.exits], np.float64),
+        layer_macs_L=np.array([_layer_macs(manifest, layer) for layer in range(len(manifest.layers))], np.int64),
+        layer_bytes_L=np.array(manifest.plan.feature_bytes, np.int64),
+        head_macs_S=np.array([spec.macs for spec in manifest.exits], np.int64),
+        exit_layers_S=np.array([spec.layer for spec in manifest.exits], np.int64),
+        about={"model": manifest.name, "digest": manifest.digest, "codec": codec, "data": dataset.name}
         | ({"gates": "frame-entropy"} if any(spec.branch is not None for spec in manifest.exits) else {})
         | (about or {}),
     )

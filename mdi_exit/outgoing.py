@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
 from mdi_exit.errors import IllegalEventError
 from mdi_exit.events import (
     Drained,
+    Notice,
     SendAck,
     SendProbe,
     SendResults,
@@ -22,7 +25,12 @@ from mdi_exit.policy.offloading import HERE, Candidate, Own, forward
 from mdi_exit.queues import Held, Origin
 from mdi_exit.wire import Moved, Probe, ResultRow, Status, Telemetry
 
-__all__ = ["Outgoing"]
+__all__ = ["MOST_TO_TELL", "Outgoing"]
+
+MOST_TO_TELL: Final = 4096
+"""Results, and hand-overs, that wait to be told to the source."""
+
+T = TypeVar("T")
 
 
 class Outgoing(NodeState):
@@ -118,7 +126,7 @@ class Outgoing(NodeState):
         task = held.task
         seq = peer.out.sent(now, layer, task.item, task.size_bytes)
         self.totals.sent[to] += 1
-        self._moved.append(Moved(task.item, task.attempt, to))
+        self._keep_to_tell(self._moved, [Moved(task.item, task.attempt, to)])
         if self._moved_due_at is None:
             self._moved_due_at = now + self.config.moved_delay_s
         waited_s = max(now - task.since, 0.0)
@@ -133,8 +141,8 @@ class Outgoing(NodeState):
         """The transport did not take it: results are kept, a task goes back to the head of O_n, its credit to the link."""
         if isinstance(command, SendResults):
             if command.run == self.run:
-                self._rows.extend(command.rows)
-                self._moved.extend(command.moved)
+                self._keep_to_tell(self._rows, command.rows)
+                self._keep_to_tell(self._moved, command.moved)
             return
         self.totals.sent[command.to] -= 1
         self.totals.unsent[command.to] += 1
@@ -156,7 +164,21 @@ class Outgoing(NodeState):
     # --- reports
 
     def _row(self, row: ResultRow) -> None:
-        self._rows.append(row)
+        self._keep_to_tell(self._rows, [row])
+
+    def _keep_to_tell(self, waiting: deque[T], news: Sequence[T]) -> None:
+        """Keep what the source is to be told; the oldest of too much is dropped and counted."""
+        waiting.extend(news)
+        while len(waiting) > MOST_TO_TELL:
+            waiting.popleft()
+            self.totals.untold += 1
+
+    def _own_up(self) -> None:
+        """Say how much was dropped since the last time."""
+        if lost := self.totals.untold - self._untold:
+            self._untold = self.totals.untold
+            text = f"dropped {lost:,} results and hand-overs, since more than {MOST_TO_TELL:,} waited to be sent"
+            self._out.append(Notice("untold", f"{text}: the source has their items done again"))
 
     def _report(self, now: float) -> None:
         if (self._rows or self._moved_due_at is not None) and (self.connected or self.config.role == "source"):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from mdi_exit.errors import WireError
-from mdi_exit.wire import MAX_HEADER_BYTES, Outline, Piece, WeightFile, crc32, decode, encode
+from mdi_exit.wire import MAX_HEADER_BYTES, Outline, Piece, WeightFile, crc32, decode
 
 __all__ = ["CHUNK_BYTES", "LEAST_PIECE_BYTES", "assembled", "chunk_count", "most_chunks", "outlined", "parse_outline"]
 
@@ -32,9 +32,9 @@ def most_chunks(segment_bytes: int) -> int:
 
 
 def outlined(
-    graph: bytes, tensors: Iterable[bytes], places: Mapping[bytes, tuple[str, int]], sizes: Mapping[str, int]
-) -> bytes:
-    """The outline of ``graph`` as a frame.
+    graph: bytes, tensors: Iterable[bytes], places: Mapping[memoryview, tuple[str, int]], sizes: Mapping[str, int]
+) -> tuple[Outline, bytes]:
+    """The outline of ``graph``, and what of it that has itself.
 
     ``tensors``: raw data in the order in which the graph has it; ``places``: for a tensor the digest of the file of weights
     that has it, and where in that; ``sizes``: bytes of these files. What is in none of them stays in the outline.
@@ -42,7 +42,7 @@ def outlined(
     found: list[tuple[int, int, str, int]] = []
     cursor = 0
     for raw in tensors:
-        place = places.get(raw)
+        place = places.get(memoryview(raw))
         if place is not None and len(raw) >= LEAST_PIECE_BYTES and (at := graph.find(raw, cursor)) >= 0:
             found.append((at, len(raw), *place))
             cursor = at + len(raw)
@@ -56,7 +56,7 @@ def outlined(
         rest.append(graph[end : piece.at])
         end = piece.at + piece.bytes
     body = b"".join([*rest, graph[end:]])
-    return encode(Outline(crc32(body), tuple(WeightFile(d, sizes[d]) for d in digests), pieces), body)
+    return Outline(crc32(body), tuple(WeightFile(d, sizes[d]) for d in digests), pieces), body
 
 
 def parse_outline(frame: bytes, name: str, size: int) -> tuple[Outline, memoryview]:
@@ -75,7 +75,7 @@ def parse_outline(frame: bytes, name: str, size: int) -> tuple[Outline, memoryvi
     return outline, body
 
 
-def assembled(outline: Outline, body: memoryview, weights: Mapping[str, bytes]) -> bytes:
+def assembled(outline: Outline, body: bytes | memoryview, weights: Mapping[str, bytes]) -> bytes:
     """The segment; ``weights``: the files that the outline names, by digest."""
     parts: list[bytes | memoryview] = []
     used = end = 0

@@ -23,27 +23,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mdi_exit.arrays import read_record, write_record
 from mdi_exit.errors import UsageError
+from mdi_exit.recorded import SHARED_TYPES, Recorded
 
 __all__ = ["Score", "Trace"]
-
-_FORM: Final = "mdi-exit trace 1"
-_TYPES: Final[dict[str, Any]] = {
-    "scores_NS": np.float64,
-    "labels_NS": np.int32,
-    "truth_N": np.int32,
-    "layer_macs_L": np.int64,
-    "layer_bytes_L": np.int64,
-    "head_macs_S": np.int64,
-    "exit_layers_S": np.int64,
-}
-_DIMS: Final = {name: 2 if name.endswith("_NS") else 1 for name in _TYPES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +47,17 @@ class Score:
     loss: float
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """See the module. ``measure``: of confidence; ``about``: model, digest, data, codec."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace(Recorded):
+    """See the module. ``measure``: of confidence."""
+
+    KIND: ClassVar = "trace"
+    TYPES: ClassVar = {"scores_NS": np.float64, "labels_NS": np.int32, **SHARED_TYPES}
+    WORDS: ClassVar = ("measure",)
 
     measure: str
     scores_NS: NDArray[np.float64]
     labels_NS: NDArray[np.int32]
-    truth_N: NDArray[np.int32]
-    layer_macs_L: NDArray[np.int64]
-    layer_bytes_L: NDArray[np.int64]
-    head_macs_S: NDArray[np.int64]
-    exit_layers_S: NDArray[np.int64]
-    about: dict[str, Any]
-
-    def __len__(self) -> int:
-        return len(self.truth_N)
-
-    @property
-    def exits(self) -> int:
-        return len(self.exit_layers_S)
 
     @property
     def inclusive(self) -> bool:
@@ -132,37 +111,10 @@ class Trace:
             loss=float(self.harm_NS[rows_N, exit_N].mean()),
         )
 
-    def subset(self, indices: NDArray[np.intp]) -> Trace:
-        """The samples at ``indices``, of which some may be there twice."""
-        rows = (self.scores_NS[indices], self.labels_NS[indices], self.truth_N[indices])
-        costs = (self.layer_macs_L, self.layer_bytes_L, self.head_macs_S, self.exit_layers_S)
-        return Trace(self.measure, *rows, *costs, self.about)
-
-    def save(self, path: Path) -> None:
-        """Raises ``MdiExitError``."""
-        arrays = {name: getattr(self, name) for name in _DIMS}
-        write_record(path, {"form": _FORM, "measure": self.measure, **self.about}, arrays)
-
-    @classmethod
-    def load(cls, path: Path) -> Trace:
+    def check(self, path: Path) -> None:
         """Raises ``UsageError``."""
-        about, arrays = read_record(path, "trace", _FORM, _DIMS)
-        samples, exits = arrays["scores_NS"].shape
-        layers = len(arrays["layer_macs_L"])
-        expected = {
-            "labels_NS": (samples, exits),
-            "truth_N": (samples,),
-            "layer_bytes_L": (layers,),
-            "head_macs_S": (exits,),
-            "exit_layers_S": (exits,),
-        }
-        for name, shape in expected.items():
-            if arrays[name].shape != shape:
-                raise UsageError(f"trace {path}: {name}", f"shape {shape}", arrays[name].shape)
-        ends = arrays["exit_layers_S"].tolist()
-        if ends != sorted(set(ends)) or ends[-1:] != [layers - 1] or not samples:
+        ends, layers = self.exit_layers_S.tolist(), len(self.layer_macs_L)
+        if ends != sorted(set(ends)) or ends[-1:] != [layers - 1] or not len(self):
             raise UsageError(f"trace {path}", f"samples, and rising exits that end at layer {layers - 1}", ends)
-        if not ((arrays["scores_NS"] >= 0) & (arrays["scores_NS"] <= 1)).all():
+        if not ((self.scores_NS >= 0) & (self.scores_NS <= 1)).all():
             raise UsageError(f"trace {path}: scores_NS", "0 to 1", "others")
-        measure, _ = str(about.pop("measure", "")), about.pop("form")
-        return cls(measure=measure, about=about, **{name: arrays[name].astype(_TYPES[name]) for name in _TYPES})

@@ -56,6 +56,7 @@ class Totals:
     """What has happened since the start. ``exits`` is by exit number, ``sent`` by neighbour, ``run_s`` by entry layer.
 
     ``unsent``: tasks that the transport did not take, by neighbour; they are not in ``sent``.
+    ``untold``: results and hand-overs that were dropped because too many waited to be told to the source.
     ``hurried``: of ``exited``, those that took the best exit so far because of their deadline. ``scores``: by exit number,
     how many scores fell into each bin of ``policy.mix``.
     """
@@ -69,6 +70,7 @@ class Totals:
     duplicates: int = 0
     dropped: int = 0
     hurried: int = 0
+    untold: int = 0
     exits: Counter[int] = field(default_factory=Counter)
     sent: Counter[str] = field(default_factory=Counter)
     unsent: Counter[str] = field(default_factory=Counter)

@@ -387,6 +387,7 @@ class WorkerState(Hurrying):
     def _transport_up(self, now: float) -> None:
         if not self.connected:
             self.members.connected(now)
+            self._own_up()
         self.connected = True
         self._status = None
         self._telemetry_at = now

@@ -300,7 +300,7 @@ class SourceDriver(NodeDriver):
         """What others have put in the place of the source's words, or the broker has from long ago, is overwritten."""
         for topic in self._retained.astray(self._loop.time()):
             log.warning("the broker gives out another %s than the source's: publishing it again", topic)
-            again = self.announce_again if topic == self.topics.control else self._host.republish
+            again = self.announce_again if topic == self.topics.control else self._host.publish_manifest
             self._loop.call_soon(again)
 
     def _begin(self) -> None:

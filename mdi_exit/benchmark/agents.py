@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from broker.embedded import embedded_broker
+from mdi_exit.benchmark.programs import started
 from mdi_exit.errors import MdiExitError
 
 __all__ = ["measure_agents"]
@@ -24,14 +24,11 @@ async def measure_agents() -> list[dict[str, Any]]:
     rows = []
     async with embedded_broker() as broker:
         with tempfile.TemporaryDirectory(prefix="mdi-exit-agent-") as folder:
-            source = await _program("source.cli", broker.url, Path(folder) / "source.log", "--input", "shipped")
-            try:
-                await _line(Path(folder) / "source.log", "no node holds")
+            log = Path(folder) / "source.log"
+            async with started("source.cli", ["--broker", broker.url, "--input", "shipped"], log):
+                await _line(log, "no node holds")
                 for span in ("0-8", "4-8", "0-3"):
                     rows.append(await _one_agent(broker.url, span, Path(folder)))
-            finally:
-                source.terminate()
-                await source.wait()
     table = Table(title="edge-agent on ONNX Runtime")
     for column in ("layers", "ready after", "resident"):
         table.add_column(column, justify="right")
@@ -39,13 +36,6 @@ async def measure_agents() -> list[dict[str, Any]]:
         table.add_row(row["layers"], f"{row['ready_s']:.2f} s", f"{row['resident_mib']:.1f} MiB")
     Console().print(table)
     return rows
-
-
-async def _program(module: str, url: str, log: Path, *flags: str) -> asyncio.subprocess.Process:
-    with log.open("wb") as output:
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", module, "--broker", url, *flags, stdout=output, stderr=output
-        )
 
 
 async def _line(log: Path, text: str) -> None:
@@ -60,12 +50,9 @@ async def _line(log: Path, text: str) -> None:
 async def _one_agent(url: str, span: str, folder: Path) -> dict[str, Any]:
     log = folder / f"agent-{span}.log"
     begin = time.perf_counter()
-    agent = await _program("edge_agent.cli", url, log, "--layers", span, "--name", f"agent-{span}")
-    try:
+    flags = ["--broker", url, "--layers", span, "--name", f"agent-{span}"]
+    async with started("edge_agent.cli", flags, log) as agent:
         await _line(log, "ready: ")
         ready_s = time.perf_counter() - begin
         resident = psutil.Process(agent.pid).memory_info().rss
-    finally:
-        agent.terminate()
-        await agent.wait()
     return {"layers": span, "ready_s": ready_s, "resident_mib": resident / 2**20}

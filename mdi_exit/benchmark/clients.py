@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -21,12 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mdi_exit.benchmark.programs import started
 from mdi_exit.client import Client
 from mdi_exit.data import shipped
 from mdi_exit.errors import MdiExitError, RequestError
 from mdi_exit.items import percentile
 
-__all__ = ["ClientLoad", "ClientRow", "measure_clients", "started"]
+__all__ = ["ClientLoad", "ClientRow", "measure_clients"]
 
 Pixels = NDArray[np.uint8]
 
@@ -157,18 +157,3 @@ async def _deployment(url: str, load: ClientLoad) -> AsyncIterator[None]:
         for number, (module, *flags) in enumerate(programs):
             await stack.enter_async_context(started(module, [*flags, *shared], folder / f"{number}.log"))
         yield
-
-
-@asynccontextmanager
-async def started(module: str, flags: list[str], log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A program, until the end; what it says goes to ``log``."""
-    with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", module, *flags, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
-        )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()

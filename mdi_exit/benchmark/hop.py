@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 
 from broker.embedded import free_port
+from mdi_exit.benchmark.programs import started
 from mdi_exit.benchmark.relays import RelayResult
 from mdi_exit.driver import NodeDriver
 from mdi_exit.engine import make_engine
@@ -161,14 +162,8 @@ async def _agent(
 ) -> AsyncIterator[psutil.Process]:
     flags = ["--layers", span, "--name", "agent", "--deployment", deployment, "--broker", url]
     flags += ["--engine", "noop", "--window", str(window), "--log-level", "warning", "--metrics", metrics, *more]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "edge_agent.cli", *flags, stdin=asyncio.subprocess.DEVNULL
-    )
-    try:
+    async with started("edge_agent.cli", flags) as process:
         yield psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        await process.wait()
 
 
 @asynccontextmanager

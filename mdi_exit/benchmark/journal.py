@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from broker.embedded import embedded_broker
+from mdi_exit.benchmark.programs import started
 from mdi_exit.client import Client
 from mdi_exit.data import shipped
 from mdi_exit.errors import MdiExitError
@@ -78,19 +79,9 @@ def _sync_s(folder: Path) -> float:
     return median(seconds)
 
 
-@asynccontextmanager
-async def _agent(url: str) -> AsyncIterator[None]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "edge_agent.cli", "--layers", "0-8", "--name", "agent", "--deployment", "journal"),
-        *("--broker", url, "--metrics", "off", "--log-level", "warning"),
-        stdin=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        yield
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
+def _agent(url: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    flags = ["--layers", "0-8", "--name", "agent", "--deployment", "journal", "--broker", url]
+    return started("edge_agent.cli", [*flags, "--metrics", "off", "--log-level", "warning"])
 
 
 @asynccontextmanager

@@ -9,12 +9,13 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+from mdi_exit.benchmark.programs import started
 from mdi_exit.benchmark.synthetic import write_identity_artifact
 from mdi_exit.driver import NodeDriver
 from mdi_exit.engine import make_engine
@@ -161,18 +162,8 @@ class _Counter:
         del reason
 
 
-@asynccontextmanager
-async def _program(module: str, *flags: str) -> AsyncIterator[None]:
-    null = asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module, *flags, stdin=null, stdout=null, stderr=null
-    )
-    try:
-        yield
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
+def _program(module: str, *flags: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    return started(module, flags, asyncio.subprocess.DEVNULL)
 
 
 async def telemetry_rows(url: str, seconds: float = 12.0) -> list[dict[str, Any]]:

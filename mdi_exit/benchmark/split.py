@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from broker.embedded import embedded_broker
-from mdi_exit.benchmark.clients import started
+from mdi_exit.benchmark.programs import started
 from mdi_exit.data import splits
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.model.artifact import Artifact

@@ -85,13 +85,16 @@ def open_session(graph: bytes, threads: int) -> Any:
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.strict_shape_type_inference", "1")
     providers = _providers()
-    return onnxruntime.InferenceSession(
+    session = onnxruntime.InferenceSession(
         graph,
         options,
         providers=providers,
         enable_fallback=int(len(providers) > 1),  # to the CPU, from which there is none: trying prints lines
         read_config_from_model=0,
     )
+    if len(providers) == 1:
+        session._model_bytes = None  # the whole graph, kept beside what was made of it to start anew on the CPU
+    return session
 
 
 def _check_ends(key: SegmentKey, signature: Signature) -> None:

@@ -181,9 +181,11 @@ def _outline(data: bytes) -> None:
 def _outlines() -> list[bytes]:
     files = {"ab" * 32: bytes(range(256)) * 8, "cd" * 32: bytes(range(255, -1, -1)) * 4}
     tensors = [files["ab" * 32][:1000], files["cd" * 32][:500], files["ab" * 32][1000:1300]]
-    places = {raw: (digest, files[digest].index(raw)) for raw in tensors for digest in files if raw in files[digest]}
+    places = {
+        memoryview(raw): (name, at) for raw in tensors for name, file in files.items() if (at := file.find(raw)) >= 0
+    }
     graph = b"".join(b"graph" + raw for raw in tensors).ljust(_SEGMENT_BYTES, b".")
-    return [outlined(graph, tensors, places, {digest: len(raw) for digest, raw in files.items()})]
+    return [wire.encode(*outlined(graph, tensors, places, {digest: len(raw) for digest, raw in files.items()}))]
 
 
 # --- topics

@@ -83,6 +83,10 @@ _OF_NODES: Final[dict[str, Row]] = {
     "mdi_exit_tasks_failed": _node("counter", "Tasks whose segment failed here.", "tasks"),
     "mdi_exit_tasks_duplicate": _node("counter", "Tasks received a second time and put aside.", "tasks"),
     "mdi_exit_tasks_dropped": _node("counter", "Tasks of an earlier run or model, put aside.", "tasks"),
+    "mdi_exit_results_untold": _node(
+        "counter", "Results and hand-overs dropped since too many waited to be sent; their items are done again.",
+        "results",
+    ),
     "mdi_exit_exits": _node("counter", "Items that left the network here, by exit.", "items", "exit"),
     "mdi_exit_compute_seconds": _node("counter", "Seconds spent in segments.", "seconds"),
     "mdi_exit_threshold": _node("gauge", "Exit threshold in force; absent until a source has said it.", "ratio"),

@@ -88,6 +88,7 @@ def _tasks(driver: NodeDriver, now: float) -> Iterator[Sample]:
     yield "mdi_exit_tasks_failed", (), totals.failed
     yield "mdi_exit_tasks_duplicate", (), totals.duplicates
     yield "mdi_exit_tasks_dropped", (), totals.dropped
+    yield "mdi_exit_results_untold", (), totals.untold
     yield "mdi_exit_compute_seconds", (), totals.compute_s
     for number, count in totals.exits.items():
         yield "mdi_exit_exits", (str(number),), count

@@ -6,9 +6,11 @@ ONNX Runtime computes every output of a graph whatever is fetched, so a segment 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Literal
 
 import onnx
@@ -17,10 +19,11 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, numpy_help
 from mdi_exit.errors import ArtifactError
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.manifest import ExitSpec, GraphFile
-from mdi_exit.outline import LEAST_PIECE_BYTES, outlined
+from mdi_exit.outline import LEAST_PIECE_BYTES, assembled, outlined
 from mdi_exit.segments import SegmentKey
+from mdi_exit.wire import Outline
 
-__all__ = ["FEATURES", "GATE", "INPUT", "LOGITS", "Composer", "checked_graph"]
+__all__ = ["FEATURES", "GATE", "INPUT", "LOGITS", "Composed", "Composer", "checked_graph"]
 
 INPUT = "x"
 FEATURES = "features"
@@ -97,46 +100,66 @@ def _made_raw(model: ModelProto) -> ModelProto:
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """The larger tensors of one graph in a row: a file; ``places``: where in it each is."""
+    """The larger tensors of one graph in a row: a file; ``places``: where in ``raw`` each view of it begins."""
 
     raw: bytes
     sha256: str
-    places: dict[bytes, int]
+    places: dict[memoryview, int]
 
 
 def _weights(model: ModelProto) -> _Weights:
-    places: dict[bytes, int] = {}
-    size = 0
-    for tensor in _tensors(model.graph):
-        if len(tensor.raw_data) >= LEAST_PIECE_BYTES and tensor.raw_data not in places:
-            places[tensor.raw_data] = size
-            size += len(tensor.raw_data)
-    raw = b"".join(places)
+    found = dict.fromkeys(
+        tensor.raw_data for tensor in _tensors(model.graph) if len(tensor.raw_data) >= LEAST_PIECE_BYTES
+    )
+    raw = b"".join(found)
+    stops = itertools.accumulate(map(len, found), initial=0)
+    places = {memoryview(raw)[start:stop]: start for start, stop in itertools.pairwise(stops)}
     return _Weights(raw, hashlib.sha256(raw).hexdigest(), places)
 
 
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """A segment as an outline, ``body`` being what that has itself, and the files of ``weights`` that it names, by digest.
+
+    ``size_bytes``, ``sha256``: of the whole segment.
+    """
+
+    outline: Outline
+    body: bytes
+    weights: dict[str, bytes]
+    size_bytes: int
+    sha256: str
+
+
 class Composer:
-    """Composes segments of one artifact, each once."""
+    """Composes segments of one artifact, each once, from whichever thread, and keeps each weight once for all of them."""
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self._made: dict[SegmentKey, bytes] = {}
+        self._made: dict[SegmentKey, Composed] = {}
         self._weights: dict[str, _Weights] = {}
+        self._lock = Lock()
 
     def segment(self, key: SegmentKey) -> bytes:
         """The ONNX graph of a segment: input ``x``; outputs ``features`` (unless the network ends), ``logits``, ``gate``."""
-        if key not in self._made:
-            self._made[key] = _made_raw(self._compose(key)).SerializeToString(deterministic=True)
-        return self._made[key]
+        made = self.composed(key)
+        return assembled(made.outline, made.body, made.weights)
 
-    def outline(self, key: SegmentKey) -> tuple[bytes, dict[str, bytes]]:
-        """The segment for sending: its outline as a frame, and the files of weights that this names, by digest."""
-        graph, found = self.segment(key), [self._weights_of(file) for file in self._files(key)]
-        places = {raw: (one.sha256, start) for one in found for raw, start in one.places.items()}
+    def composed(self, key: SegmentKey) -> Composed:
+        """The same for sending."""
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = self._outlined(key)
+            return self._made[key]
+
+    def _outlined(self, key: SegmentKey) -> Composed:
+        graph = _made_raw(self._compose(key)).SerializeToString(deterministic=True)
+        found = [self._weights_of(file) for file in self._files(key)]
+        places = {view: (one.sha256, start) for one in found for view, start in one.places.items()}
         files = {one.sha256: one.raw for one in found if one.raw}
         tensors = (tensor.raw_data for tensor in _tensors(onnx.load_from_string(graph).graph))
-        frame = outlined(graph, tensors, places, {digest: len(raw) for digest, raw in files.items()})
-        return frame, files
+        outline, body = outlined(graph, tensors, places, {digest: len(raw) for digest, raw in files.items()})
+        return Composed(outline, body, files, len(graph), hashlib.sha256(graph).hexdigest())
 
     def _files(self, key: SegmentKey) -> list[GraphFile]:
         """The artifact's files that are in the segment."""

@@ -7,13 +7,17 @@ O(1/V) of the optimum, backlogs grow with O(V).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Final
 
 from mdi_exit.policy.candidates import Candidate, Own
 
-__all__ = ["Choice", "DriftConfig", "admits", "best_choice", "most_relief"]
+__all__ = ["Choice", "DriftConfig", "best_choice", "most_relief", "most_under_way"]
+
+_LEAST_WORK: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,9 @@ def best_choice(backlog: float, choices: Sequence[Choice], v: float) -> Choice:
     return max(choices, key=lambda choice: (v * choice.accuracy - backlog * choice.work, choice.threshold))
 
 
-def admits(backlog: float, choice: Choice, v_rate: float) -> bool:
-    """Whether an item is let in: its utility outweighs what it adds to the backlog, V·accuracy ≥ backlog·work."""
-    return v_rate * choice.accuracy >= backlog * choice.work
+def most_under_way(choice: Choice, v_rate: float) -> int:
+    """How many items are let in at once: one more while its utility outweighs what it adds, V·accuracy > backlog·work."""
+    return max(math.ceil(v_rate * choice.accuracy / max(choice.work, _LEAST_WORK)), 1)
 
 
 def most_relief(own: Own, candidates: Sequence[Candidate], rng: Random) -> str | None:

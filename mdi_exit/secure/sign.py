@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,10 +30,9 @@ __all__ = ["sign", "signature_of"]
 def signature_of(artifact: Artifact, key: Ed25519PrivateKey) -> ModelSignature:
     """Signs the artifact as it was opened, hence with every file checked against the manifest."""
     digest = artifact.manifest.digest
-    segments = {}
+    segments, composer = {}, Composer(artifact)
     for segment in sorted(possible_segments(artifact.manifest.plan)):
-        graph = Composer(artifact).segment(segment)  # a new one each time: it keeps what it makes
-        sha256 = hashlib.sha256(graph).hexdigest()
+        sha256 = composer.composed(segment).sha256
         statement = segment_statement(digest, segment.file, sha256)
         segments[segment.file] = SignedSegment(sha256=sha256, signature=key.sign(statement).hex())
     return ModelSignature(

@@ -46,15 +46,15 @@ def trace_of(trainee: Trainee, evaluation: Evaluation, costs: Costs, measure: Me
         for number, gate in enumerate(trainee.gates):
             gates_SN[number] = gate(evaluation.logits_LNK[number])[:, 0].numpy()
     made = Outcomes(
-        logits_SNK,
-        gates_SN,
-        evaluation.labels_N.numpy().astype(np.int32),
-        np.ones(len(logits_SNK)),
-        np.array(costs.layers, np.int64),
-        np.zeros(len(costs.layers), np.int64),
-        np.array(costs.heads, np.int64),
-        np.array(costs.exit_layers, np.int64),
-        {},
+        logits_SNK=logits_SNK,
+        gates_SN=gates_SN,
+        truth_N=evaluation.labels_N.numpy().astype(np.int32),
+        temperatures_S=np.ones(len(logits_SNK)),
+        layer_macs_L=np.array(costs.layers, np.int64),
+        layer_bytes_L=np.zeros(len(costs.layers), np.int64),
+        head_macs_S=np.array(costs.heads, np.int64),
+        exit_layers_S=np.array(costs.exit_layers, np.int64),
+        about={},
     )
     return made.trace(measure)
 

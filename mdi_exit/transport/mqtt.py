@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import socket
 import ssl
@@ -278,10 +279,13 @@ class MqttTransport:
         return stream, ended
 
     async def _restore(self, client: aiomqtt.Client) -> bool:
-        """Subscribe to everything wanted, also what comes to be wanted meanwhile; False if the connection was lost."""
+        """Subscribe to everything wanted, also what comes to be wanted meanwhile; False if the connection was lost.
+
+        The answer may come late, behind much that was retained: to give up a connection that lives would be to begin anew.
+        """
         restored: dict[str, int] = {}
         while missing := [item for item in self._subscriptions.items() if item not in restored.items()]:
-            if await self._unless_ended(client.subscribe(missing)) is None:
+            if await self._unless_ended(client.subscribe(missing, timeout=math.inf)) is None:
                 return False
             restored.update(missing)
         return True
@@ -312,13 +316,15 @@ class MqttTransport:
         self._leave.set()
 
     async def _unless_ended(self, call: Coroutine[Any, Any, T]) -> T | None:
-        """The result of ``call``, or None if the broker did not answer or the connection ended first."""
-        task = asyncio.ensure_future(call)
+        """The result of ``call``, or None if the broker did not answer, or the connection ended or was to end first."""
+        task, stopping = asyncio.ensure_future(call), asyncio.ensure_future(self._stopping.wait())
+        waits: set[asyncio.Future[Any]] = {task, stopping, *((self._ended,) if self._ended else ())}
         try:
-            await asyncio.wait({task, *((self._ended,) if self._ended else ())}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             task.cancel()
-        await asyncio.wait({task})
+            stopping.cancel()
+        await asyncio.wait({task, stopping})
         if task.cancelled() or isinstance(task.exception(), aiomqtt.MqttError):
             return None
         return task.result()

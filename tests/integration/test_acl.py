@@ -18,6 +18,21 @@ from typing import Any
 
 import pytest
 from live import Program, System, environment, run_program
+from rights import (
+    DEPLOYMENT,
+    INBOXES,
+    LESSONS,
+    LINKS,
+    ORDERS,
+    RESULTS,
+    STATUSES,
+    TELEMETRY,
+    TOPICS,
+    WATCHED,
+    Rights,
+    heard_by_each,
+    said_by_each,
+)
 
 from broker.credentials import HEALTH, hashed, make, show
 from broker.embedded import find_mosquitto
@@ -31,47 +46,33 @@ ACL = ROOT / "broker" / "acl"
 
 TESTER = "tester"  # who may all, and is known to this test's broker only
 
-OF_THE_SYSTEM = {
-    "layers": "mdi/default/layers/4-8/nano",
-    "results": "mdi/default/results/nano",
-    "telemetry": "mdi/default/telemetry/nano",
-    "agents": "mdi/default/agents/nano",
-    "links": "mdi/default/links/nano/source",
-    "control": "mdi/default/control",
-    "commands": "mdi/default/commands/someone",
-    "manifest": "mdi/default/model/manifest",
-    "chunk": "mdi/default/model/0123456789abcdef/4-6.onnx/0",
-    "requests": "mdi/default/requests/someone",
-    "replies": "mdi/default/replies/someone",
-    "frames": "mdi/default/frames/source",
-    "home": "mdi/default/home/nano",
-    "training": "mdi/default/training/nano/cloud",
-}
-TOPICS = OF_THE_SYSTEM | {
-    "discovery": "homeassistant/sensor/mdi-exit/nano/config",
-    "foreign": "house/labels",
-    "top": "mdi",
-}
-WATCHED = {"telemetry", "agents", "control", "manifest", "frames"}
-READ = {
-    "source": {*OF_THE_SYSTEM, "discovery"},
-    "agent": {"layers", "telemetry", "agents", "links", "control", "commands", "manifest", "chunk", "training"},
-    "client": {"replies", "control"},
-    "observer": WATCHED,
-    "operator": {*WATCHED, "commands", "replies"},
-    "gateway": {*WATCHED, "replies"},
-    "homeassistant": {"home", "discovery"},
-    HEALTH: set(),
-}
-WRITE = {
-    "source": {*OF_THE_SYSTEM, "discovery"},
-    "agent": {"layers", "results", "telemetry", "agents", "links", "training"},
-    "client": {"requests"},
-    "observer": set(),
-    "operator": {"commands", "requests"},
-    "gateway": {"requests"},
-    "homeassistant": {"discovery"},
-    HEALTH: set(),
+# One user for all programs of a role, in all deployments.
+SEEN = WATCHED | {"another deployment"}
+USERS = {
+    "source": Rights(
+        DEPLOYMENT | {"another deployment", "discovery"}, DEPLOYMENT | {"another deployment", "discovery"}
+    ),
+    "agent": Rights(
+        {
+            *INBOXES,
+            *TELEMETRY,
+            *STATUSES,
+            *LINKS,
+            *LESSONS,
+            *ORDERS,
+            "another deployment",
+            "control",
+            "manifest",
+            "chunk",
+        },
+        {*INBOXES, *RESULTS, *TELEMETRY, *STATUSES, *LINKS, *LESSONS, "another deployment"},
+    ),
+    "client": Rights({"reply", "control"}, {"request"}),
+    "observer": Rights(SEEN, set()),
+    "operator": Rights({*SEEN, *ORDERS, "reply"}, {*ORDERS, "request"}),
+    "gateway": Rights({*SEEN, "reply"}, {"request"}),
+    "homeassistant": Rights({"home", "discovery"}, {"discovery"}),
+    HEALTH: Rights(set(), set()),
 }
 
 
@@ -120,39 +121,18 @@ def guarded(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Guarded]
 
 def test_there_is_a_row_for_every_user_and_topic() -> None:
     users = set(re.findall(r"^user (\w+)$", ACL.read_text(), re.MULTILINE))
-    assert users == set(READ) == set(WRITE)
+    assert users == set(USERS)
     kinds = [kind for kind in vars(topics).values() if isinstance(kind, topics.TopicKind)]
-    first = {topic.split("/")[2] for topic in OF_THE_SYSTEM.values()}
+    first = {TOPICS[name].split("/")[2] for name in DEPLOYMENT}
     assert {kind.template.split("/")[0] for kind in kinds} <= first, "a topic that no rule has been thought of for"
 
 
 async def test_each_user_is_told_what_its_rules_let_it_hear_and_nothing_else(guarded: Guarded, recorder: Any) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        speaker = await stack.enter_async_context(guarded.signed_in(TESTER, recorder()))
-        ears = {user: recorder() for user in READ}
-        listeners = [await stack.enter_async_context(guarded.signed_in(user, ear)) for user, ear in ears.items()]
-        for listener in listeners:
-            await listener.subscribe("#", 1)
-        for topic in TOPICS.values():
-            assert await speaker.publish_confirmed(topic, b"x", qos=1, timeout_s=10)
-        for listener in listeners:
-            await listener.unsubscribe("#")  # whose answer comes behind all that was passed on
-        heard = {user: {topic for topic, *_ in ear.messages} for user, ear in ears.items()}
-    assert heard == {user: {TOPICS[name] for name in names} for user, names in READ.items()}
+    await heard_by_each(USERS, TESTER, guarded.signed_in, recorder)
 
 
 async def test_what_a_user_may_not_say_reaches_nobody(guarded: Guarded, recorder: Any) -> None:
-    ear = recorder()
-    async with contextlib.AsyncExitStack() as stack:
-        listener = await stack.enter_async_context(guarded.signed_in(TESTER, ear))
-        await listener.subscribe("#", 1)
-        for user in WRITE:
-            transport = await stack.enter_async_context(guarded.signed_in(user, recorder()))
-            for topic in TOPICS.values():
-                await transport.publish_confirmed(topic, user.encode(), qos=1, timeout_s=10)
-        await listener.unsubscribe("#")
-        said = {user: {topic for topic, payload, _ in ear.messages if payload == user.encode()} for user in WRITE}
-    assert said == {user: {TOPICS[name] for name in names} for user, names in WRITE.items()}
+    await said_by_each(USERS, TESTER, guarded.signed_in, recorder)
 
 
 async def test_who_does_not_know_the_password_stays_outside(guarded: Guarded, recorder: Any) -> None:

@@ -143,6 +143,48 @@ async def test_a_broker_that_accepts_and_closes_is_asked_again_less_and_less_oft
     assert waits[:8] == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0], "as for a short outage: this one is"
 
 
+async def test_a_connection_that_lives_is_not_given_up_because_subscriptions_are_answered_late(
+    recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind what is retained of a whole model, on a slow link."""
+    monkeypatch.setattr(module, "_ANSWER_S", 0.2)
+
+    async def answer_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\x00\x04MQTT\x04")
+        writer.write(b"\x20\x02\x00\x00")
+        asked = await reader.readuntil(b"\x00\x03a/b")
+        await asyncio.sleep(4 * module._ANSWER_S)
+        writer.write(b"\x90\x03" + asked[-7:-5] + b"\x01")
+        await reader.read()
+        writer.close()
+
+    handler, server = recorder(), await asyncio.start_server(answer_late, "127.0.0.1", 0)
+    async with server, client(f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}", handler) as transport:
+        await transport.subscribe("a/b", 1)
+        await handler.until(lambda: handler.connects or handler.reasons)
+        assert handler.reasons == []
+        assert transport.connected
+
+
+async def test_who_is_to_stop_waits_for_no_answer_to_its_subscriptions(recorder: Any) -> None:
+    asked = asyncio.Event()
+
+    async def answer_never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\x00\x04MQTT\x04")
+        writer.write(b"\x20\x02\x00\x00")
+        await reader.readuntil(b"\x00\x03a/b")
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    handler, server = recorder(), await asyncio.start_server(answer_never, "127.0.0.1", 0)
+    url = f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with asyncio.timeout(20), server, client(url, handler, keepalive_s=60) as transport:
+        await transport.subscribe("a/b", 1)
+        await asked.wait()
+    assert handler.connects == 0
+
+
 async def test_a_slow_broker_that_still_takes_what_waits_is_not_given_up(recorder: Any) -> None:
     """Its answer to a ping waits behind a long message of ours for longer than the keepalive interval."""
     payload, received = bytes(1_000_000), asyncio.Event()

@@ -7,16 +7,18 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from live import Listener, System, run_program, until
 
 from mdi_exit import __version__
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact
 from mdi_exit.topics import Topics
-from mdi_exit.wire import Status, decode
+from mdi_exit.wire import Status, decode, encode
 
 pytestmark = pytest.mark.broker
 
+TOPICS = Topics("test")
 PROGRAMS = {"edge_agent.cli": "edge-agent", "source.cli": "edge-source"}
 NEEDED = {"edge_agent.cli": ["--layers", "4-8"], "source.cli": ["--input", "shipped"]}
 
@@ -81,6 +83,30 @@ def test_a_name_in_use_is_refused_and_its_owner_serves_on(system: System) -> Non
     assert first.running
 
 
+def test_who_starts_later_and_heard_nothing_of_the_other_is_told_so_by_it(mosquitto: Any, system: System) -> None:
+    """A second agent of the name that missed the first one's signs of life; the first speaks up, which makes it yield."""
+    agent = system.agent("a", "0-8")
+    agent.until_says("waiting for a source")
+    with Listener(mosquitto.url) as ear:
+        until(lambda: bool(ear.on(TOPICS.agents("a"))), lambda: "the agent's status")
+        first, _ = decode(ear.on(TOPICS.agents("a"))[-1])
+        assert isinstance(first, Status)
+        later = msgspec.structs.replace(first, incarnation=first.incarnation + 1)
+        ear.publish(TOPICS.agents("a"), encode(later), retain=True)
+        until(
+            lambda: (
+                [decode(raw)[0].incarnation for raw in ear.on(TOPICS.agents("a"))][-2:]
+                == [later.incarnation, first.incarnation]
+            ),
+            lambda: "the first one's status again",
+        )
+    earlier = msgspec.structs.replace(first, incarnation=first.incarnation - 1)
+    with Listener(mosquitto.url) as ear:
+        ear.publish(TOPICS.agents("a"), encode(earlier), retain=True)
+        assert agent.until_ends() == 3
+    assert "name a: expected one that no live node has" in agent.log.splitlines()[-1]
+
+
 def test_a_source_whose_name_is_in_use_is_refused(system: System) -> None:
     system.agent("a", "4-8")
     first = system.source("--layers", "0-3", "--rate", "100/s", "--duration", "60s")
@@ -95,7 +121,7 @@ def test_a_source_whose_name_is_in_use_is_refused(system: System) -> None:
 
 
 def _last_status(listener: Listener, name: str) -> Status | None:
-    found = listener.on(Topics("test").agents(name))
+    found = listener.on(TOPICS.agents(name))
     if not found:
         return None
     status, _ = decode(found[-1])

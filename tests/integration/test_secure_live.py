@@ -6,12 +6,25 @@ import contextlib
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from guarded import Production, production
 from live import Program, System, run_program
+from rights import (
+    DEPLOYMENT,
+    INBOXES,
+    ORDERS,
+    STATUSES,
+    TELEMETRY,
+    TOPICS,
+    WATCHED,
+    Rights,
+    heard_by_each,
+    said_by_each,
+)
 
 from broker.embedded import find_mosquitto
 from mdi_exit.secure.authority import Authority
@@ -21,59 +34,18 @@ from mdi_exit.transport.tls import tls_context
 pytestmark = pytest.mark.broker
 
 ALSO = "cam:client,eye:observer,boss:operator,web:gateway,house:homeassistant"
-FROM = "mdi/default"
-
-TOPICS = {
-    "own inbox": f"{FROM}/layers/4-8/nano",
-    "inbox of another": f"{FROM}/layers/4-8/pi",
-    "own results": f"{FROM}/results/nano",
-    "results of another": f"{FROM}/results/pi",
-    "own telemetry": f"{FROM}/telemetry/nano",
-    "telemetry of another": f"{FROM}/telemetry/pi",
-    "telemetry of the source": f"{FROM}/telemetry/source",
-    "own status": f"{FROM}/agents/nano",
-    "status of another": f"{FROM}/agents/pi",
-    "link to it": f"{FROM}/links/nano/pi",
-    "link from it": f"{FROM}/links/pi/nano",
-    "link between others": f"{FROM}/links/pi/source",
-    "control": f"{FROM}/control",
-    "orders of another": f"{FROM}/commands/boss",
-    "orders of its own": f"{FROM}/commands/nano",
-    "manifest": f"{FROM}/model/manifest",
-    "chunk": f"{FROM}/model/0123456789abcdef/segment-4-5-head/0",
-    "request": f"{FROM}/requests/cam",
-    "reply": f"{FROM}/replies/cam",
-    "frames": f"{FROM}/frames/source",
-    "another deployment": "mdi/other/telemetry/nano",
-    "discovery": "homeassistant/sensor/mdi-exit/nano/config",
-    "home": f"{FROM}/home/nano",
-    "foreign": "house/labels",
-}
-WATCHED = {
-    "own telemetry", "telemetry of another", "telemetry of the source", "own status", "status of another", "control",
-    "manifest", "frames",
-}  # fmt: skip
-ALL_OF_THE_DEPLOYMENT = set(TOPICS) - {"another deployment", "discovery", "foreign"}
-HEAR = {
-    "nano": {
-        "own inbox", "own telemetry", "telemetry of another", "telemetry of the source", "own status", "status of another",
-        "link to it", "control", "orders of another", "orders of its own", "manifest", "chunk",
-    },
-    "source": ALL_OF_THE_DEPLOYMENT | {"discovery"},
-    "cam": {"control", "reply"},
-    "eye": WATCHED,
-    "boss": WATCHED | {"orders of another", "orders of its own"},
-    "web": WATCHED,
-    "house": {"discovery", "home"},
-}  # fmt: skip
-SAY = {
-    "nano": {"own inbox", "inbox of another", "own results", "own telemetry", "own status", "link from it"},
-    "source": ALL_OF_THE_DEPLOYMENT | {"discovery"},
-    "cam": {"request"},
-    "eye": set(),
-    "boss": {"orders of another"},  # which are boss's own
-    "web": set(),
-    "house": {"discovery"},
+# One user for each program, in one deployment, its name in its topics.
+USERS = {
+    "nano": Rights(
+        {"own inbox", *TELEMETRY, *STATUSES, "link to it", "lesson to it", "control", *ORDERS, "manifest", "chunk"},
+        {*INBOXES, "own results", "own telemetry", "own status", "link from it", "lesson from it"},
+    ),
+    "source": Rights(DEPLOYMENT | {"discovery"}, DEPLOYMENT | {"discovery"}),
+    "cam": Rights({"control", "reply"}, {"request"}),
+    "eye": Rights(WATCHED, set()),
+    "boss": Rights(WATCHED | ORDERS, {"orders of another"}),  # which are boss's own
+    "web": Rights(WATCHED, set()),
+    "house": Rights({"discovery", "home"}, {"discovery"}),
 }
 EXTRA = "user tester\ntopic readwrite #\n"  # who hears and says all
 
@@ -105,32 +77,31 @@ async def signed_in(made: Production, name: str, handler: Any, **how: Any) -> As
 
 
 async def test_each_hears_what_concerns_it_and_nothing_else(overheard: Production, recorder: Any) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        speaker = await stack.enter_async_context(signed_in(overheard, "tester", recorder()))
-        ears = {name: recorder() for name in HEAR}
-        listeners = [await stack.enter_async_context(signed_in(overheard, name, ear)) for name, ear in ears.items()]
-        for listener in listeners:
-            await listener.subscribe("#", 1)
-        for topic in TOPICS.values():
-            assert await speaker.publish_confirmed(topic, b"x", qos=1, timeout_s=10)
-        for listener in listeners:
-            await listener.unsubscribe("#")  # whose answer comes behind all that was passed on
-        heard = {name: {topic for topic, *_ in ear.messages} for name, ear in ears.items()}
-    assert heard == {name: {TOPICS[topic] for topic in topics} for name, topics in HEAR.items()}
+    await heard_by_each(USERS, "tester", partial(signed_in, overheard), recorder)
 
 
 async def test_what_one_may_not_say_reaches_nobody(overheard: Production, recorder: Any) -> None:
-    ear = recorder()
-    async with contextlib.AsyncExitStack() as stack:
-        listener = await stack.enter_async_context(signed_in(overheard, "tester", ear))
-        await listener.subscribe("#", 1)
-        for name in SAY:
-            transport = await stack.enter_async_context(signed_in(overheard, name, recorder()))
-            for topic in TOPICS.values():
-                await transport.publish_confirmed(topic, name.encode(), qos=1, timeout_s=10)
-        await listener.unsubscribe("#")
-        said = {name: {topic for topic, payload, _ in ear.messages if payload == name.encode()} for name in SAY}
-    assert said == {name: {TOPICS[topic] for topic in topics} for name, topics in SAY.items()}
+    await said_by_each(USERS, "tester", partial(signed_in, overheard), recorder)
+
+
+def test_an_agent_with_the_credentials_of_another_says_that_nobody_hears_it(
+    guarded: Production, tmp_path: Path
+) -> None:
+    (tmp_path / "nodes").mkdir()
+    system = System(guarded.url, tmp_path / "nodes", deployment="default")
+    config = ("--config", str(guarded.board("nano") / "mdi-exit.toml"), "--layers", "0-4")
+    try:
+        honest = system.program("edge_agent.cli", "honest", *config)
+        liar = system.program("edge_agent.cli", "liar", *config, "--name", "pi")
+        liar.until_says("name pi: expected the broker to pass on this node's status, got nothing for 5 s")
+        twin = system.program("edge_agent.cli", "twin", *config)
+        assert twin.until_ends() == 3
+        assert twin.log.splitlines()[-1].endswith(
+            "name nano: expected one that no live node has, got one in use (--name)"
+        )
+        assert "expected the broker to pass on" not in honest.log
+    finally:
+        system.close()
 
 
 async def test_a_name_that_is_claimed_beside_the_certificate_counts_nothing(

@@ -28,7 +28,7 @@ from mdi_exit.optimum.exits import ExitTable
 from mdi_exit.optimum.routes import RouteSolver
 from mdi_exit.policy.blind import anyone, shortest_queue
 from mdi_exit.policy.candidates import HERE, Candidate, Own
-from mdi_exit.policy.drift import Choice, admits, best_choice, most_relief
+from mdi_exit.policy.drift import Choice, best_choice, most_relief, most_under_way
 from mdi_exit.policy.latency import LatencyControl
 from mdi_exit.policy.mix import BINS, ExitMix, bin_of
 from mdi_exit.policy.shares import Routes, by_share
@@ -72,9 +72,13 @@ def test_the_threshold_falls_as_the_backlog_grows() -> None:
     choices = [Choice(1.0, 0.92, 1.0), Choice(0.9, 0.915, 0.6), Choice(0.5, 0.88, 0.3)]
     chosen = [best_choice(backlog, choices, 400.0).threshold for backlog in (0, 4, 6, 40, 60)]
     assert chosen == [1.0, 1.0, 0.9, 0.9, 0.5]
-    assert admits(100, choices[0], 120.0)
-    assert not admits(120, choices[0], 120.0)
-    assert admits(120, choices[1], 120.0), "less work, more may be under way"
+
+
+def test_more_may_be_under_way_where_an_item_is_less_work() -> None:
+    assert most_under_way(Choice(1.0, 0.92, 1.0), 120.0) == 111
+    assert most_under_way(Choice(0.5, 0.92, 0.5), 120.0) == 221
+    assert most_under_way(Choice(0.0, 0.92, 0.0), 120.0) == 2208, "work is taken as a twentieth of the whole at least"
+    assert most_under_way(Choice(1.0, 0.0, 1.0), 120.0) == 1, "one item always may"
 
 
 # --- latency

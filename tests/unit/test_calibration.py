@@ -131,7 +131,10 @@ def test_nothing_is_chosen_when_even_the_strictest_step_fails() -> None:
     """An exit that is always wrong and always sure."""
     n, costs = 400, np.ones(2, np.int64)
     labels_NS = np.stack([np.ones(n), np.zeros(n)], axis=1).astype(np.int32)
-    sure = Trace("margin", np.ones((n, 2)), labels_NS, np.zeros(n, np.int32), costs, costs, costs, np.arange(2), {})
+    sure = Trace(
+        measure="margin", scores_NS=np.ones((n, 2)), labels_NS=labels_NS, truth_N=np.zeros(n, np.int32), layer_macs_L=costs,
+        layer_bytes_L=costs, head_macs_S=costs, exit_layers_S=np.arange(2), about={},
+    )  # fmt: skip
     assert controlled(sure, 0.05, 0.95) is None
 
 

@@ -149,13 +149,11 @@ def test_a_run_cut_short_goes_on_to_the_same_end_and_branches_leave_the_encoder_
 def test_the_threshold_is_the_cheapest_that_gives_up_no_more_than_allowed() -> None:
     scores_NS = np.array([[0.9, 0], [0.8, 0], [0.5, 0], [0.4, 0]], np.float64)
     labels_NS = np.array([[1, 1], [1, 1], [0, 1], [1, 1]], np.int32)
-    costs = (
-        np.array([10, 10], np.int64),
-        np.array([4, 4], np.int64),
-        np.array([1, 1], np.int64),
-        np.array([0, 1], np.int64),
-    )
-    trace = Trace("frame-entropy", scores_NS, labels_NS, np.ones(4, np.int32), *costs, {})
+    trace = Trace(
+        measure="frame-entropy", scores_NS=scores_NS, labels_NS=labels_NS, truth_N=np.ones(4, np.int32),
+        layer_macs_L=np.array([10, 10]), layer_bytes_L=np.array([4, 4]), head_macs_S=np.array([1, 1]),
+        exit_layers_S=np.array([0, 1]), about={},
+    )  # fmt: skip
     assert trace.score(threshold_within(trace, 0.0)).exits == (2, 2)
     assert trace.score(threshold_within(trace, 0.25)).exits == (4, 0)
 

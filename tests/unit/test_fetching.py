@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
+import tracemalloc
 from collections import Counter
 from typing import Any, cast
 
@@ -55,7 +57,8 @@ class Publishing:
 
 def frame_of(graph: bytes = GRAPH) -> bytes:
     places = {WEIGHTS[:512]: (DIGEST, 0), WEIGHTS[512:]: (DIGEST, 512)}
-    return outlined(graph, list(places), places, {DIGEST: len(WEIGHTS)})
+    views = {memoryview(raw): place for raw, place in places.items()}
+    return encode(*outlined(graph, list(places), views, {DIGEST: len(WEIGHTS)}))
 
 
 def offer(graph: bytes = GRAPH, chunks: int = 1) -> SegmentFile:
@@ -95,6 +98,8 @@ async def test_each_weight_travels_once_to_an_agent() -> None:
     assert set(came.values()) == {1}
     segments = {key: host.composer.segment(key) for key in wanted}
     assert fetching.whole == segments
+    offered = {(file.entry, file.stop, file.head): (file.bytes, file.sha256) for file in message.segments}
+    assert all(offered[key] == (len(raw), hashlib.sha256(raw).hexdigest()) for key, raw in segments.items())
     every = sum(map(len, segments.values()))
     once = sum(len(artifact.read(spec.graph)) for spec in (*artifact.manifest.layers[2:], *artifact.manifest.exits))
     assert fetching.received_bytes < min(1.1 * once, 0.9 * every)
@@ -106,6 +111,23 @@ async def test_each_weight_travels_once_to_an_agent() -> None:
     give(fetching, name, bytes(decode(retained[driver.topics.chunk(plan.digest, name, 0)])[1]))
     assert not fetching.files, "the weights of a segment are still here"
     assert fetching.received_bytes - before < 0.2 * again.bytes
+
+
+def test_what_serves_a_model_holds_each_weight_once() -> None:
+    artifact = Artifact.open("fashion-mnist-mobilenetv2")
+    plan, spans = artifact.manifest.plan, [LayerSpan(0, 4), LayerSpan(2, 9)]
+    Composer(artifact).composed(SegmentKey(0, 2, True))  # what is loaded once
+    tracemalloc.start()
+    try:
+        composer, files = Composer(artifact), dict[str, bytes]()
+        for key in sorted({key for span in spans for key in needed_segments(plan, span, spans)}):
+            made = composer.composed(key)
+            files |= made.weights
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1.15 * sum(map(len, files.values()))
 
 
 async def test_tasks_need_not_wait_behind_a_whole_model() -> None:
@@ -136,6 +158,17 @@ async def test_all_is_offered_again_to_a_node_that_gets_no_further_and_to_no_oth
     for number in range(50, 54):
         host.look_after(float(number), {"stuck": 5})
     assert len(driver.published) == 3
+
+
+async def test_who_needs_something_is_not_kept_waiting_by_one_that_has_long_been_offered_all_in_vain() -> None:
+    driver = Publishing()
+    host = ModelHost(cast(Any, driver), Composer(Artifact.open("fashion-mnist-mobilenetv2")), 1)
+    for number in range(25):
+        host.look_after(float(number), {"busy": 0})
+    assert len(driver.published) == 3, "after 3, 9 and 21 seconds; the next is due after 45"
+    for number in range(25, 29):
+        host.look_after(float(number), {"busy": 0, "new": 7})
+    assert len(driver.published) == 4
 
 
 def test_what_is_wrong_is_told_forgotten_and_awaited_anew() -> None:
@@ -202,12 +235,17 @@ def test_an_outline_and_its_weights_make_the_segment(between: list[tuple[bytes, 
     tensors = [bytes([number]) * (LEAST_PIECE_BYTES - 2 + number) for number in range(8)]
     files = {hashlib.sha256(raw).hexdigest(): raw for raw in (b"".join(tensors[:5]), b"".join(tensors[5:]))}
     places = {
-        tensor: (digest, raw.index(tensor)) for digest, raw in files.items() for tensor in tensors if tensor in raw
+        memoryview(tensor): (digest, raw.index(tensor))
+        for digest, raw in files.items()
+        for tensor in tensors
+        if tensor in raw
     }
     graph = b"".join(before + tensors[number] for before, number in between) + end
     used = [tensors[number] for _, number in between]
-    frame = outlined(graph, used, places, {digest: len(raw) for digest, raw in files.items()})
-    named = {weights.sha256 for weights in cast(Outline, decode(frame)[0]).weights}
-    if sum(len(files[digest]) for digest in named) <= len(graph):  # as it is where a segment has the whole of each
-        assert assembled(*parse_outline(frame, "s", len(graph)), files) == graph
+    outline, body = outlined(graph, used, places, {digest: len(raw) for digest, raw in files.items()})
+    assert assembled(outline, body, files) == graph
+    if sum(weights.bytes for weights in outline.weights) <= len(
+        graph
+    ):  # as it is where a segment has the whole of each
+        assert assembled(*parse_outline(encode(outline, body), "s", len(graph)), files) == graph
     assert chunk_count(0) == chunk_count(CHUNK_BYTES) == 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from mdi_exit.data import shipped
@@ -88,6 +91,16 @@ def test_the_batch_changes_nothing(artifact: Artifact, x_NCHW: np.ndarray) -> No
     for index in range(5):
         alone = engine.run(key, x_NCHW[index : index + 1])
         np.testing.assert_allclose(alone.features, together.features[index : index + 1], atol=1e-5)
+
+
+def test_a_loaded_segment_is_not_kept_a_second_time_as_a_file(artifact: Artifact) -> None:
+    if {"CUDAExecutionProvider", "TensorrtExecutionProvider"} & {*onnxruntime.get_available_providers()}:
+        pytest.skip("on a GPU the file is kept, to start anew on the CPU")
+    engine, key = make_engine("onnxruntime"), SegmentKey(0, 2, True)
+    graph = Composer(artifact).segment(key)
+    before = sys.getrefcount(graph)
+    engine.load(key, graph)
+    assert sys.getrefcount(graph) == before
 
 
 def test_a_segment_without_its_head_computes_no_head(artifact: Artifact) -> None:

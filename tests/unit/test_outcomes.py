@@ -112,7 +112,10 @@ def test_a_trace_leaves_by_the_rule_of_the_nodes(scores_NS: np.ndarray, threshol
     labels_NS = np.arange(48, dtype=np.int32).reshape(12, 4) % 3
     truth_N = np.arange(12, dtype=np.int32) % 3
     measure = "gate" if gates else "margin"
-    trace = Trace(measure, scores_NS, labels_NS, truth_N, costs, costs, costs, costs - 1, {})
+    trace = Trace(
+        measure=measure, scores_NS=scores_NS, labels_NS=labels_NS, truth_N=truth_N, layer_macs_L=costs, layer_bytes_L=costs,
+        head_macs_S=costs, exit_layers_S=costs - 1, about={},
+    )  # fmt: skip
     wanted = [
         next(e for e in range(4) if should_exit(row[e], [*thresholds, 0.0][e], last=e == 3, inclusive=gates))
         for row in scores_NS.tolist()
@@ -140,6 +143,16 @@ def test_files_give_back_what_was_written(made: Outcomes, tmp_path: Path) -> Non
     loaded = Trace.load(tmp_path / "t.npz")
     assert (loaded.measure, loaded.about, loaded.score(0.8)) == ("entropy", trace.about, trace.score(0.8))
     assert len(loaded) == 300
+
+
+def test_a_subset_has_the_samples_that_were_asked_for(made: Outcomes) -> None:
+    few = made.subset(np.array([7, 7, 0]))
+    assert (len(few), few.logits_SNK.shape) == (3, (made.exits, 3, made.logits_SNK.shape[2]))
+    assert few.truth_N.tolist() == made.truth_N[[7, 7, 0]].tolist()
+    whole, part = made.trace("margin"), few.trace("margin")
+    assert part.labels_NS.tolist() == whole.labels_NS[[7, 7, 0]].tolist()
+    assert part.scores_NS == pytest.approx(whole.subset(np.array([7, 7, 0])).scores_NS)
+    assert part.plain_macs == whole.plain_macs
 
 
 @pytest.mark.parametrize("kind", [Outcomes, Trace])

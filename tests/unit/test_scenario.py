@@ -42,8 +42,9 @@ def trace(*scores: tuple[float, ...]) -> Trace:
     samples, exits = scores_NS.shape
     ones_S = np.ones(exits, np.int64)
     return Trace(
-        "max-probability", scores_NS, np.ones((samples, exits), np.int32), np.ones(samples, np.int32), ones_S, ones_S, ones_S,
-        np.arange(exits), {},
+        measure="max-probability", scores_NS=scores_NS, labels_NS=np.ones((samples, exits), np.int32),
+        truth_N=np.ones(samples, np.int32), layer_macs_L=ones_S, layer_bytes_L=ones_S, head_macs_S=ones_S,
+        exit_layers_S=np.arange(exits), about={},
     )  # fmt: skip
 
 

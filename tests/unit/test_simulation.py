@@ -38,9 +38,10 @@ def model(folder: Path) -> str:
     (folder / "three.toml").write_text(COSTS)
     scores_NS = np.array([[0.9 if n < EARLY * SAMPLES else 0.2, 0.95] for n in range(SAMPLES)], np.float32)
     truth_N = np.array([n % 10 > 0 for n in range(SAMPLES)], np.int32)
-    costs = [np.ones(count, np.int64) for count in (3, 3, 2)]
+    ones_L, ones_S = np.ones(3, np.int64), np.ones(2, np.int64)
     Trace(
-        "max-probability", scores_NS, np.ones((SAMPLES, 2), np.int32), truth_N, *costs, np.array([0, 2]), {}
+        measure="max-probability", scores_NS=scores_NS, labels_NS=np.ones((SAMPLES, 2), np.int32), truth_N=truth_N,
+        layer_macs_L=ones_L, layer_bytes_L=ones_L, head_macs_S=ones_S, exit_layers_S=np.array([0, 2]), about={},
     ).save(folder / "trace.npz")  # fmt: skip
     return f'[model]\ncosts = "{folder}/three.toml"\ntrace = "{folder}/trace.npz"\n'
 

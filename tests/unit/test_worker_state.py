@@ -13,6 +13,7 @@ from mdi_exit.events import (
     Drain,
     Inject,
     ModelKnown,
+    Notice,
     Outcome,
     ProbeReceived,
     RunSegment,
@@ -29,11 +30,13 @@ from mdi_exit.events import (
     TaskReceived,
     TelemetryReceived,
     Tick,
+    TransportDown,
     TransportUp,
 )
+from mdi_exit.outgoing import MOST_TO_TELL
 from mdi_exit.segments import ModelPlan, SegmentKey
 from mdi_exit.span import LayerSpan
-from mdi_exit.wire import Ack, Control, Probe, Status, Telemetry
+from mdi_exit.wire import Ack, Control, Probe, ResultRow, Status, Telemetry
 from mdi_exit.worker_config import WorkerConfig
 from mdi_exit.worker_state import WorkerState
 
@@ -428,6 +431,27 @@ def test_what_the_transport_gave_back_after_a_new_run_began_is_forgotten() -> No
         assert not of(commands, SendResults), "items of two runs have the same numbers"
     assert state.outputs == 0
     state.validate()
+
+
+def test_results_that_are_too_many_to_keep_are_counted_and_told_once_an_outage() -> None:
+    state = node("0-1")
+    meet(state, "a", "2-5")
+    rows = tuple(ResultRow(item, 1, ("me",), 0, 3, 0.9) for item in range(MOST_TO_TELL))
+    lost = SendResults(rows, (), 7)
+    state.handle(1.0, TransportDown())
+    assert not of(state.handle(1.0, SendFailed(lost)), Notice)
+    assert state.totals.untold == 0
+    for _ in range(2):
+        assert not of(state.handle(1.1, SendFailed(SendResults(rows[:5], (), 7))), Notice)
+    assert state.totals.untold == 10
+    back = state.handle(2.0, TransportUp())
+    assert [(notice.kind, notice.text.split(",")[0]) for notice in of(back, Notice)] == [
+        ("untold", "dropped 10 results and hand-overs")
+    ]
+    (told,) = of(back, SendResults)
+    assert [row.item for row in told.rows] == [*range(10, MOST_TO_TELL), *range(5), *range(5)]
+    state.handle(3.0, TransportDown())
+    assert not of(state.handle(4.0, TransportUp()), Notice), "nothing was lost this time"
 
 
 @pytest.mark.parametrize(("now", "entry"), [(0.51, 0), (0.61, 2)])
