@@ -36,8 +36,9 @@ class SpeechSettings:
     seconds: float = setting(
         1.0, help="of a clip at most; what is longer is cut off", parse=values.positive_float, metavar="S"
     )
-    epochs: int = setting(40, help="of the encoder", parse=values.positive_int, metavar="N")
-    branch_epochs: int = setting(15, help="of the branches", parse=values.positive_int, metavar="N")
+    first_epochs: int = setting(8, help="of the first round's encoder", parse=values.positive_int, metavar="N")
+    epochs: int = setting(24, help="of the second round's encoder, which stays", parse=values.positive_int, metavar="N")
+    branch_epochs: int = setting(4, help="of the branches", parse=values.positive_int, metavar="N")
     max_accuracy_loss: float = setting(
         0.01, help="that leaving early may cost on the calibration samples", parse=_share, metavar="SHARE"
     )
