@@ -178,6 +178,17 @@ def test_words_and_voices_of_one_folder_are_split_alike(tmp_path: Path) -> None:
     assert words.record.sha256 != voices.record.sha256
 
 
+def test_other_labels_of_a_folder_need_no_clip_read_again(tmp_path: Path) -> None:
+    words = from_wavs(tones(tmp_path / "tones"))
+    voices, again = from_wavs(tmp_path / "tones", "voices", words)[0], from_wavs(tmp_path / "tones", "voices")[0]
+    assert voices.items is words[0].items
+    assert voices.classes == again.classes
+    assert (voices.labels_N == again.labels_N).all()
+    (tmp_path / "tones" / "low" / "ann_nohash_0.wav").unlink()
+    with pytest.raises(UsageError, match="came or went"):
+        from_wavs(tmp_path / "tones", "voices", words)
+
+
 def test_a_folder_without_speakers_has_words_only(tmp_path: Path) -> None:
     (tmp_path / "yes").mkdir()
     (tmp_path / "yes" / "1.wav").write_bytes(wav_bytes(sine(500)))

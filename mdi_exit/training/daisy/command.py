@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mdi_exit.config import resolve
 from mdi_exit.data import Splits, splits
+from mdi_exit.data.speech import from_wavs
 from mdi_exit.model.artifact import Artifact, check_output, rewritten
 from mdi_exit.model.export import export_artifact
 from mdi_exit.model.manifest import Calibration, InputSpec
@@ -53,7 +54,7 @@ def train_speech(settings: SpeechSettings, console: Console) -> dict[str, Artifa
     for task in TASKS:
         check_output(settings.out.absolute() / task)
     torch.set_num_threads(settings.threads)
-    parts = {task: splits(f"{kind}:{settings.data}", seed=settings.seed) for task, kind in TASKS.items()}
+    parts = _parts(settings)
     hearing = Hearing.of(parts["keyword"].train, settings.seconds, settings.seed)
     x_NTM = hearing.clean()
     there_NT = present(x_NTM).bool()
@@ -96,6 +97,15 @@ def train_speech(settings: SpeechSettings, console: Console) -> dict[str, Artifa
     for checkpoint in checkpoints:
         checkpoint.unlink(missing_ok=True)
     _show(console, made)
+    return made
+
+
+def _parts(settings: SpeechSettings) -> dict[str, Splits]:
+    """The same clips by task, in memory once."""
+    made, read = {}, None
+    for task, kind in TASKS.items():
+        read = from_wavs(settings.data, kind, read)
+        made[task] = splits(f"{kind}:{settings.data}", seed=settings.seed, read=read)
     return made
 
 
