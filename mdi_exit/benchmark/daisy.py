@@ -33,11 +33,12 @@ from mdi_exit.training.daisy.command import TASKS
 from mdi_exit.training.daisy.heads import threshold_within
 from mdi_exit.training.daisy.hearing import calibration_clips, clips_at
 
-__all__ = ["CLEAN", "depth_within", "measure_daisy", "rows_of"]
+__all__ = ["CLEAN", "MEAN", "depth_within", "measure_daisy", "rows_of"]
 
 Row = dict[str, Any]
 
 CLEAN: Final = "clean"
+MEAN: Final = "mean"
 RULES: Final[dict[str, Measure]] = {"daisy": "frame-entropy", "confidence": "max-probability"}
 _MOST_LOSS: Final = 0.01
 _CURVE_POINTS: Final = 40
@@ -91,7 +92,8 @@ def _of_task(task: str, artifact: Artifact, snrs_db: Sequence[float], work: Path
         snr: _kept(artifact, clips_at(parts.test, snr, record.seed), work / f"{task}-{snr}.npz", console)
         for snr in (None, *snrs_db)
     }
-    return list(rows_of(task, calibration, tested))
+    rows = list(rows_of(task, calibration, tested))
+    return [*rows, *_means(task, rows)]
 
 
 def _kept(artifact: Artifact, dataset: Dataset, path: Path, console: Console) -> Outcomes:
@@ -116,21 +118,36 @@ def rows_of(task: str, calibration: Outcomes, tested: dict[float | None, Outcome
         for rule, trace in traces.items():
             yield {"name": "point", **about, "rule": rule, "threshold": thresholds[rule],
                    **_point(trace, thresholds[rule])}  # fmt: skip
-        fixed_S = traces["daisy"].right_NS.mean(0)
-        for number, (layer, share) in enumerate(
-            zip(traces["daisy"].exit_layers_S.tolist(), fixed_S.tolist(), strict=True)
-        ):
-            yield {
-                "name": "fixed",
-                **about,
-                "layers": layer + 1,
-                "accuracy": round(share, 5),
-                "chosen": number == depth,
-            }
+        shares_S, layers_S = traces["daisy"].right_NS.mean(0), traces["daisy"].exit_layers_S + 1
+        for number, (layers, share) in enumerate(zip(layers_S.tolist(), shares_S.tolist(), strict=True)):
+            yield {"name": "fixed", **about, "layers": layers, "accuracy": round(share, 5), "chosen": number == depth}
         scores_NS = traces["daisy"].scores_NS[:, :-1]
         yield {"name": "sureness", **about, "mean by layer": scores_NS.mean(0).round(5).tolist()}
         for rule, trace in traces.items():
             yield {"name": "curve", **about, "rule": rule, "points": list(_curve(trace))}
+
+
+def _means(task: str, rows: Sequence[Row]) -> Iterator[Row]:
+    """Of each rule and depth over all ratios."""
+    for rule in RULES:
+        points = [row for row in rows if row["name"] == "point" and row["rule"] == rule]
+        yield {
+            "name": "point",
+            "task": task,
+            "snr_db": MEAN,
+            "rule": rule,
+            **_mean(points, "layers"),
+            **_mean(points, "accuracy"),
+        }
+    fixed = [row for row in rows if row["name"] == "fixed"]
+    for first in (row for row in fixed if row["snr_db"] == CLEAN):
+        same = [row for row in fixed if row["layers"] == first["layers"]]
+        about = {key: first[key] for key in ("name", "task", "layers", "chosen")}
+        yield {**about, "snr_db": MEAN, **_mean(same, "accuracy")}
+
+
+def _mean(rows: Sequence[Row], key: str) -> Row:
+    return {key: round(sum(row[key] for row in rows) / len(rows), 5)}
 
 
 def depth_within(trace: Trace, loss: float) -> int:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from mdi_exit.benchmark.daisy import MEAN
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.plot.timeline import BLUE, GREY, ORANGE, STYLE
 
@@ -34,7 +35,7 @@ def draw(rows: Sequence[Row], folder: Path) -> Path:
         FigureCanvasAgg(figure)
         axes = figure.subplots(len(tasks), _SHOWN + 1, squeeze=False)
         for panels, task in zip(axes, tasks, strict=True):
-            found = [row for row in rows if row.get("task") == task]
+            found = [row for row in rows if row.get("task") == task and row["snr_db"] != MEAN]
             _depth(panels[0], found, task)
             snrs = list(dict.fromkeys(row["snr_db"] for row in found))
             for panel, number in zip(panels[1:], (0, len(snrs) // 2, len(snrs) - 1), strict=True):
@@ -51,6 +52,8 @@ def _depth(panel: Any, found: Sequence[Row], task: str) -> None:
     for rule, colour in _COLOURS.items():
         points = [row for row in found if row["name"] == "point" and row["rule"] == rule]
         panel.plot([_name(row["snr_db"]) for row in points], [row["layers"] for row in points], "o-", color=colour)
+    depth = next(row["layers"] for row in found if row["name"] == "fixed" and row["chosen"])
+    panel.axhline(depth, color=GREY, linestyle="--", linewidth=1)
     panel.set_title(f"{task}: depth", fontsize=10)
     panel.set_xlabel("SNR, dB")
     panel.set_ylabel("mean layers run")
@@ -67,6 +70,8 @@ def _accuracy(panel: Any, found: Sequence[Row], task: str, snr: float | str) -> 
                 panel.plot(row["layers"], 100 * row["accuracy"], "o", color=colour, markersize=7)
     fixed = [(row["layers"], 100 * row["accuracy"]) for row in found if row["name"] == "fixed"]
     panel.plot(*zip(*fixed, strict=True), "s--", color=GREY, markersize=4, linewidth=1, label="fixed depth")
+    chosen = [(row["layers"], 100 * row["accuracy"]) for row in found if row["name"] == "fixed" and row["chosen"]]
+    panel.plot(*zip(*chosen, strict=True), "s", color=GREY, markersize=7)
     panel.set_title(f"{task}, {_name(snr)}{'' if isinstance(snr, str) else ' dB'}", fontsize=10)
     panel.set_xlabel("mean layers run")
     panel.set_ylabel("accuracy, %")

@@ -24,7 +24,7 @@ from mdi_exit.modality import modality_of
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.model.manifest import Calibration
-from mdi_exit.model.speech import SpeechSizes, UnitBranch
+from mdi_exit.model.speech import SpeechSizes, UnitBranch, present
 from mdi_exit.outcomes import measures_of, outcomes
 from mdi_exit.padding import stacked
 from mdi_exit.segments import SegmentKey
@@ -127,17 +127,28 @@ def test_units_of_the_second_round_are_of_what_a_layer_makes_of_frames() -> None
     assert (found_NT != units(x_NTM)).any()
 
 
-@pytest.mark.parametrize("stage", ["encoder", "branches"])
-def test_frames_that_are_absent_have_no_say_in_what_is_learned(stage: str) -> None:
+def test_frames_that_are_absent_have_no_say_in_what_branches_learn() -> None:
     torch.manual_seed(0)
     learner, x_NTM = Learner(SIZES).eval(), sounds(6)
     units_NT = units(x_NTM)
     longer = torch.nn.functional.pad(x_NTM, (0, 0, 0, 4)), torch.nn.functional.pad(units_NT, (0, 4), value=ABSENT)
-    if stage == "encoder":  # the same frames are to be masked
-        assert torch.isfinite(learner.loss(stage, *longer, torch.Generator()))
-        return
+    stage = Stage("branches", 1, 1e-3)
     losses = [learner.loss(stage, x, u, torch.Generator()) for x, u in ((x_NTM, units_NT), longer)]
     torch.testing.assert_close(*losses)
+
+
+def test_an_encoder_learns_of_frames_that_are_seen_as_much_as_is_asked_for() -> None:
+    torch.manual_seed(0)
+    learner, x_NTM = Learner(SIZES).eval(), sounds(6)
+    units_NT = units(x_NTM)
+    hidden_NT = masked(present(x_NTM), torch.Generator().manual_seed(0))
+    last_NTD = list(learner.hidden(torch.where(hidden_NT.unsqueeze(-1), learner.mask_M, x_NTM)))[-1]
+    logits_NUT = learner.branches[-1].logits(last_NTD).transpose(1, 2)
+    each_NT = torch.nn.functional.cross_entropy(logits_NUT, units_NT, ignore_index=ABSENT, reduction="none")
+    for seen in (0.0, 0.5):
+        weight_NT = torch.where(hidden_NT, 1.0, seen) * (units_NT != ABSENT)
+        made = learner.loss(Stage("encoder", 1, 1e-3, seen=seen), x_NTM, units_NT, torch.Generator().manual_seed(0))
+        torch.testing.assert_close(made, (each_NT * weight_NT).sum() / weight_NT.sum())
 
 
 def test_a_run_cut_short_goes_on_to_the_same_end_and_branches_leave_the_encoder_alone(tmp_path: Path) -> None:
@@ -271,11 +282,14 @@ def test_the_table_has_every_ratio_rule_and_depth_for_both_tasks(folder: Path, t
     for task in ("keyword", "voice"):
         points = [row for row in rows if row["name"] == "point" and row["task"] == task]
         assert [(row["snr_db"], row["rule"]) for row in points] == [
-            (snr, rule) for snr in ("clean", 10.0, 0.0) for rule in ("daisy", "confidence")
+            (snr, rule) for snr in ("clean", 10.0, 0.0, "mean") for rule in ("daisy", "confidence")
         ]
         assert all(1 <= row["layers"] <= 3 and 0 <= row["accuracy"] <= 1 for row in points)
         fixed = [row for row in rows if row["name"] == "fixed" and row["task"] == task and row["snr_db"] == "clean"]
         assert [row["layers"] for row in fixed] == [1, 2, 3]
+        assert sum(row["chosen"] for row in fixed) == 1
+        of_daisy = [row["layers"] for row in points if row["rule"] == "daisy"]
+        assert of_daisy[-1] == pytest.approx(sum(of_daisy[:-1]) / 3, abs=1e-4)
     assert not list(tmp_path.glob("*.unfinished"))
 
 
