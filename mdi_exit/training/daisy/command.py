@@ -34,7 +34,6 @@ __all__ = ["TASKS", "main", "train_speech"]
 TASKS: Final = {"keyword": "wav", "voice": "voices"}
 _RATE: Final = 2e-3
 _BRANCH_RATE: Final = 1e-2
-_SEEN_WEIGHT: Final = 0.5  # to predict the units of frames that are seen is to take the noise away
 _INNER: Final = 4
 _HEAD_HEARINGS: Final = 3  # beside the clean one
 
@@ -79,10 +78,10 @@ def train_speech(settings: SpeechSettings, console: Console) -> dict[str, Artifa
 
     units_NT = units_of(with_slope(x_NTM), there_NT, settings.units, settings.seed)
     first = learned(0, [Stage("encoder", settings.first_epochs, _RATE)], units_NT)
-    middle_NTD = features_after(first, x_NTM, settings.layers // 2)
+    middle_NTD = features_after(first, x_NTM, (settings.layers - 1) // 2)
     units_NT = units_of(middle_NTD, there_NT, settings.units, settings.seed)
     stages = [
-        Stage("encoder", settings.epochs, _RATE, seen=_SEEN_WEIGHT),
+        Stage("encoder", settings.epochs, _RATE),
         Stage("branches", settings.branch_epochs, _BRANCH_RATE),
     ]
     learner = learned(1, stages, units_NT)

@@ -36,8 +36,8 @@ class SpeechSettings:
     seconds: float = setting(
         1.0, help="of a clip at most; what is longer is cut off", parse=values.positive_float, metavar="S"
     )
-    first_epochs: int = setting(6, help="of the first round's encoder", parse=values.positive_int, metavar="N")
-    epochs: int = setting(14, help="of the second round's encoder, which stays", parse=values.positive_int, metavar="N")
+    first_epochs: int = setting(8, help="of the first round's encoder", parse=values.positive_int, metavar="N")
+    epochs: int = setting(12, help="of the second round's encoder, which stays", parse=values.positive_int, metavar="N")
     branch_epochs: int = setting(3, help="of the branches", parse=values.positive_int, metavar="N")
     max_accuracy_loss: float = setting(
         0.01, help="that leaving early may cost on the calibration samples", parse=_share, metavar="SHARE"

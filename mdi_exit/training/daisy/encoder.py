@@ -25,19 +25,19 @@ __all__ = ["Learner", "Stage", "features_after", "learn", "masked", "units_right
 _START_SHARE: Final = 0.10
 _SPAN: Final = 6
 _WEIGHT_DECAY: Final = 0.01
+_SEEN_WEIGHT: Final = 0.5  # of a frame that is not masked: to predict its unit is to take the noise away
 _MOST_GRADIENT: Final = 1.0
 _AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """``rate``: highest learning rate of AdamW in one cycle. ``seen``: weight of a frame that is not masked, if any are."""
+    """``rate``: highest learning rate of AdamW in one cycle."""
 
     name: Literal["encoder", "branches"]
     epochs: int
     rate: float
     batch: int = 64
-    seen: float = 0.0
 
 
 class Learner(nn.Module):
@@ -61,13 +61,13 @@ class Learner(nn.Module):
             return [*self.layers.parameters(), *self.branches[-1].parameters(), self.mask_M]
         return list(self.branches[:-1].parameters())
 
-    def loss(self, stage: Stage, x_NTM: Tensor, units_NT: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, stage: str, x_NTM: Tensor, units_NT: Tensor, generator: torch.Generator) -> Tensor:
         """Cross entropy of the units: at the last layer, of masked frames above all; or, nothing being masked, summed over
         the branches of all others (DAISY, section 2)."""
-        if stage.name == "encoder":
+        if stage == "encoder":
             hidden_NT = masked(present(x_NTM), generator)
             *_, last_NTD = self.hidden(torch.where(hidden_NT.unsqueeze(-1), self.mask_M, x_NTM))
-            weight_NT = torch.where(hidden_NT, 1.0, stage.seen)
+            weight_NT = torch.where(hidden_NT, 1.0, _SEEN_WEIGHT)
             return _cross_entropy(self.branches[-1], last_NTD, units_NT, weight_NT)
         with torch.no_grad():
             early = list(self.hidden(x_NTM))[:-1]
@@ -156,7 +156,7 @@ def _epoch(
     total, count = 0.0, 0
     for rows_B in draws(len(x_NTM), min(stage.batch, len(x_NTM)), generator):
         longest = int(present(x_NTM[rows_B]).sum(1).max())
-        loss = learner.loss(stage, x_NTM[rows_B, :longest], units_NT[rows_B, :longest], generator)
+        loss = learner.loss(stage.name, x_NTM[rows_B, :longest], units_NT[rows_B, :longest], generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(learner.trained(stage.name), _MOST_GRADIENT)
