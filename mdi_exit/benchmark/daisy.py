@@ -14,6 +14,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,8 +93,7 @@ def _of_task(task: str, artifact: Artifact, snrs_db: Sequence[float], work: Path
         snr: _kept(artifact, clips_at(parts.test, snr, record.seed), work / f"{task}-{snr}.npz", console)
         for snr in (None, *snrs_db)
     }
-    rows = list(rows_of(task, calibration, tested))
-    return [*rows, *_means(task, rows)]
+    return list(rows_of(task, calibration, tested))
 
 
 def _kept(artifact: Artifact, dataset: Dataset, path: Path, console: Console) -> Outcomes:
@@ -109,45 +109,35 @@ def _kept(artifact: Artifact, dataset: Dataset, path: Path, console: Console) ->
 
 
 def rows_of(task: str, calibration: Outcomes, tested: dict[float | None, Outcomes]) -> Iterator[Row]:
-    """Of each ratio and rule: the threshold, mean layers run, accuracy, exits; then curves of accuracy against layers."""
+    """Of each ratio, and of all together, by rule: threshold, mean layers run, accuracy, exits; curves of accuracy against
+    layers; accuracy after each layer; mean sureness after each.
+    """
     thresholds = {rule: threshold_within(calibration.trace(measure), _MOST_LOSS) for rule, measure in RULES.items()}
-    depth = depth_within(calibration.trace("frame-entropy"), _MOST_LOSS)
-    for snr_db, made in tested.items():
-        about = {"task": task, "snr_db": CLEAN if snr_db is None else snr_db, "clips": len(made)}
-        traces = {rule: made.trace(measure) for rule, measure in RULES.items()}
+    depth = depth_within(calibration.trace(RULES["daisy"]), _MOST_LOSS)
+    by_snr: dict[float | str, dict[str, Trace]] = {
+        CLEAN if snr_db is None else snr_db: {rule: made.trace(measure) for rule, measure in RULES.items()}
+        for snr_db, made in tested.items()
+    }
+    by_snr[MEAN] = {rule: _together([traces[rule] for traces in by_snr.values()]) for rule in RULES}
+    for snr, traces in by_snr.items():
+        first = traces["daisy"]
+        about = {"task": task, "snr_db": snr, "clips": len(first)}
         for rule, trace in traces.items():
-            yield {"name": "point", **about, "rule": rule, "threshold": thresholds[rule],
-                   **_point(trace, thresholds[rule])}  # fmt: skip
-        shares_S, layers_S = traces["daisy"].right_NS.mean(0), traces["daisy"].exit_layers_S + 1
+            threshold = thresholds[rule]
+            yield {"name": "point", **about, "rule": rule, "threshold": threshold, **_point(trace, threshold)}
+            yield {"name": "curve", **about, "rule": rule, "points": list(_curve(trace))}
+        shares_S, layers_S = first.right_NS.mean(0), first.exit_layers_S + 1
         for number, (layers, share) in enumerate(zip(layers_S.tolist(), shares_S.tolist(), strict=True)):
             yield {"name": "fixed", **about, "layers": layers, "accuracy": round(share, 5), "chosen": number == depth}
-        scores_NS = traces["daisy"].scores_NS[:, :-1]
-        yield {"name": "sureness", **about, "mean by layer": scores_NS.mean(0).round(5).tolist()}
-        for rule, trace in traces.items():
-            yield {"name": "curve", **about, "rule": rule, "points": list(_curve(trace))}
+        yield {"name": "sureness", **about, "mean by layer": first.scores_NS[:, :-1].mean(0).round(5).tolist()}
 
 
-def _means(task: str, rows: Sequence[Row]) -> Iterator[Row]:
-    """Of each rule and depth over all ratios."""
-    for rule in RULES:
-        points = [row for row in rows if row["name"] == "point" and row["rule"] == rule]
-        yield {
-            "name": "point",
-            "task": task,
-            "snr_db": MEAN,
-            "rule": rule,
-            **_mean(points, "layers"),
-            **_mean(points, "accuracy"),
-        }
-    fixed = [row for row in rows if row["name"] == "fixed"]
-    for first in (row for row in fixed if row["snr_db"] == CLEAN):
-        same = [row for row in fixed if row["layers"] == first["layers"]]
-        about = {key: first[key] for key in ("name", "task", "layers", "chosen")}
-        yield {**about, "snr_db": MEAN, **_mean(same, "accuracy")}
-
-
-def _mean(rows: Sequence[Row], key: str) -> Row:
-    return {key: round(sum(row[key] for row in rows) / len(rows), 5)}
+def _together(traces: Sequence[Trace]) -> Trace:
+    scores_NS, labels_NS = (
+        np.concatenate([getattr(one, name) for one in traces]) for name in ("scores_NS", "labels_NS")
+    )
+    truth_N = np.concatenate([one.truth_N for one in traces])
+    return replace(traces[0], scores_NS=scores_NS, labels_NS=labels_NS, truth_N=truth_N)
 
 
 def depth_within(trace: Trace, loss: float) -> int:

@@ -286,6 +286,7 @@ def test_the_table_has_every_ratio_rule_and_depth_for_both_tasks(folder: Path, t
         fixed = [row for row in rows if row["name"] == "fixed" and row["task"] == task and row["snr_db"] == "clean"]
         assert [row["layers"] for row in fixed] == [1, 2, 3]
         assert sum(row["chosen"] for row in fixed) == 1
+        assert {row["snr_db"] for row in rows if row["name"] == "curve"} == {"clean", 10.0, 0.0, "mean"}
         of_daisy = [row["layers"] for row in points if row["rule"] == "daisy"]
         assert of_daisy[-1] == pytest.approx(sum(of_daisy[:-1]) / 3, abs=1e-4)
     assert not list(tmp_path.glob("*.unfinished"))

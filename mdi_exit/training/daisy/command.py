@@ -155,10 +155,10 @@ def _calibrated(artifact: Artifact, parts: Splits, settings: SpeechSettings) -> 
 
 
 def _show(console: Console, made: dict[str, Artifact]) -> None:
-    table = Table(title="accuracy on the test samples by layer, clean")
+    table = Table(title="accuracy on clean test clips, leaving after each layer")
     table.add_column("task")
     layers = len(next(iter(made.values())).manifest.layers)
-    for column in (*(f"layer {layer}" for layer in range(layers)), "threshold"):
+    for column in (*map(str, range(layers)), "threshold"):
         table.add_column(column, justify="right")
     for task, artifact in made.items():
         shares = [f"{spec.accuracy or 0:.1%}" for spec in artifact.manifest.exits]
