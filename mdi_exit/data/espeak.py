@@ -48,7 +48,10 @@ def speak(
     rng = random.Random(seed)
     made = done = 0
     for word in words:
-        (folder / word).mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / word).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError("--out", "a folder that can be written to", f"{folder}: {error.strerror}") from None
         for voice in VOICES:
             for number in range(clips):
                 speed, pitch = rng.randint(*_WORDS_A_MINUTE), rng.randint(*_PITCH)

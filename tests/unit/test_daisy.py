@@ -292,6 +292,11 @@ def test_the_table_has_every_ratio_rule_and_depth_for_both_tasks(folder: Path, t
     assert not list(tmp_path.glob("*.unfinished"))
 
 
+def test_a_folder_of_one_task_is_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match="--model"):
+        benchmark(["daisy", "--model", str(folder / "made" / "keyword")], {})
+
+
 def test_learning_calibration_and_test_hear_other_noise_each_time_the_same(folder: Path) -> None:
     parts = splits(f"wav:{folder / 'tones'}")
     hearing = Hearing.of(parts.train, 0.3, 1)

@@ -210,6 +210,8 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 def test_espeak_says_words_by_each_voice_and_what_is_there_stays(tmp_path: Path) -> None:
     assert speak(tmp_path, 2, seed=0, words=ENGLISH[:3]) == 3 * 2 * len(VOICES)
     assert speak(tmp_path, 2, seed=0, words=ENGLISH[:3]) == 0
+    with pytest.raises(UsageError, match="--out"):
+        speak(next(tmp_path.rglob("*.wav")), 1, seed=0)
     dataset, _ = from_wavs(tmp_path, "voices")
     assert len(dataset.classes) == len(VOICES)
     assert all(isinstance(clip, Clip) and 0.1 < clip.seconds < 3 for clip in dataset.items)
@@ -240,7 +242,8 @@ class Played:
 
 async def test_a_microphone_gives_windows_with_something_in_them(tmp_path: Path) -> None:
     parts = [np.zeros(RATE_HZ, np.int16), sine(800, seconds=0.3).samples_T, np.zeros(RATE_HZ, np.int16)]
-    (tmp_path / "said.wav").write_bytes(wav_bytes(Clip(np.concatenate(parts), RATE_HZ)))
+    off_zero = np.concatenate(parts) + np.int16(300)  # louder than silence, were it not always the same
+    (tmp_path / "said.wav").write_bytes(wav_bytes(Clip(off_zero, RATE_HZ)))
 
     @contextmanager
     def opened() -> Iterator[Played]:
