@@ -1,4 +1,4 @@
-"""Sound as numbers: WAV files, other sample rates, noise at a stated ratio."""
+"""Sound as numbers: WAV files, other sample rates."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MAX_CLIP_S", "Clip", "noisy", "read_wav", "resampled", "wav_bytes"]
+__all__ = ["MAX_CLIP_S", "Clip", "read_wav", "resampled", "to_int16", "wav_bytes"]
 
 MAX_CLIP_S: Final = 600.0
 _RATES_HZ: Final = (1_000, 384_000)
-_FULL: Final = 32_767
+_MOST: Final = 32_767
 
 Samples = NDArray[np.int16]
 
@@ -80,16 +80,9 @@ def resampled(clip: Clip, rate_hz: int) -> Clip:
     some = min(len(spectrum), len(kept))
     kept[:some] = spectrum[:some]
     values = np.fft.irfft(kept, count) * (count / len(clip.samples_T))
-    return Clip(_int16(values), rate_hz)
+    return Clip(to_int16(values), rate_hz)
 
 
-def noisy(clip: Clip, snr_db: float, rng: np.random.Generator) -> Clip:
-    """With white Gaussian noise, the clip's mean power being ``snr_db`` above the noise's; all softer if it would clip."""
-    samples_T = clip.samples_T.astype(np.float64)
-    power = float(np.mean(samples_T**2))
-    mixed_T = samples_T + rng.standard_normal(len(samples_T)) * np.sqrt(power / 10 ** (snr_db / 10))
-    return Clip(_int16(mixed_T * min(1.0, _FULL / max(float(np.abs(mixed_T).max()), 1.0))), clip.rate_hz)
-
-
-def _int16(values: NDArray[np.float64]) -> Samples:
-    return values.round().clip(-_FULL - 1, _FULL).astype(np.int16)
+def to_int16(values: NDArray[np.float64]) -> Samples:
+    """The nearest there are."""
+    return values.round().clip(-_MOST - 1, _MOST).astype(np.int16)

@@ -22,16 +22,19 @@ SPEECH_SETS: Final = ("wav", "voices")
 _NOISE: Final = "_background_noise_"  # Speech Commands has a folder of it, which is no word
 
 
-def from_wavs(place: Path, labels: str = "wav") -> Parts:
-    """``WORD/…wav``, or ``train/WORD/…`` and ``test/WORD/…``. ``labels``: one of ``SPEECH_SETS``. Raises ``UsageError``."""
+def from_wavs(place: Path, labels: str = "wav", read: Parts | None = None) -> Parts:
+    """``WORD/…wav``, or ``train/WORD/…`` and ``test/WORD/…``. ``labels``: one of ``SPEECH_SETS``. ``read``: the same folder
+    with its other labels, so that no clip is read again. Raises ``UsageError``.
+    """
     root = place.expanduser()
     if not root.is_dir():
         raise UsageError(f"data {labels}:{place}", "a folder", "none" if not root.exists() else "a file")
     train, test = root / "train", root / "test"
+    known = read or (None, None)
     if not train.is_dir():
-        return _read(root, labels, _names(root, labels)), None
+        return _read(root, labels, _names(root, labels), known[0]), None
     names = _names(train, labels)
-    return _read(train, labels, names), _read(test, labels, names) if test.is_dir() else None
+    return _read(train, labels, names, known[0]), _read(test, labels, names, known[1]) if test.is_dir() else None
 
 
 def wavs_in(root: Path) -> list[Path]:
@@ -69,12 +72,14 @@ def _names(root: Path, labels: str) -> tuple[str, ...]:
     return tuple(sorted(name for name in found if name is not None))
 
 
-def _read(root: Path, labels: str, names: tuple[str, ...]) -> Dataset:
+def _read(root: Path, labels: str, names: tuple[str, ...], read: Dataset | None) -> Dataset:
     paths = [path for path in wavs_in(root) if len(path.relative_to(root).parts) > 1]
     numbers = {name: number for number, name in enumerate(names)}
     found = [_label(root, path, labels) for path in paths]
     if strange := sorted({str(name) for name in found if name not in numbers}):
         raise UsageError(f"data {labels}:{root}", "the labels of the training part", ", ".join(strange[:3]))
     labels_N = np.array([numbers[name] for name in found if name is not None], np.int64)
-    clips = tuple(read_clip(path) for path in paths)
-    return Dataset("wav", clips, labels_N, names, np.arange(len(paths), dtype=np.int64))
+    items = tuple(read_clip(path) for path in paths) if read is None else read.items
+    if len(items) != len(paths):
+        raise UsageError(f"data {labels}:{root}", "a folder that stays as it is", "files that came or went")
+    return Dataset("wav", items, labels_N, names, np.arange(len(paths), dtype=np.int64))

@@ -64,16 +64,18 @@ def splits(
     data_dir: Path | None = None,
     calibration: int | None = None,
     shape: tuple[int, ...] | None = None,
+    read: Parts | None = None,
 ) -> Splits:
     """The split of ``spec`` (see ``SPECS``) by ``seed``; the same arguments give the same samples again.
 
     ``calibration``: how many samples (None: a tenth of those not for testing, at most 5,000). ``shape`` (C, H, W): for a
-    folder of images of many sizes, what they are made to be. Raises ``UsageError``.
+    folder of images of many sizes, what they are made to be. ``read``: what ``spec`` names, if it has been read.
+    Raises ``UsageError``.
     """
     if not 0 <= seed < 2**63:
         raise UsageError("seed", "a number from 0 to 2⁶³ - 1", seed)
     rng = np.random.default_rng(seed)
-    rest, test, most = _parts(spec, data_dir, shape, rng)
+    rest, test, most = _parts(spec, data_dir, shape, rng, read)
     size = most if calibration is None else calibration
     if not 0 < size < len(rest):
         raise UsageError(f"calibration samples of {spec}", f"1 to {len(rest) - 1}", size)
@@ -92,13 +94,13 @@ def splits(
 
 
 def _parts(
-    spec: str, data_dir: Path | None, shape: tuple[int, ...] | None, rng: np.random.Generator
+    spec: str, data_dir: Path | None, shape: tuple[int, ...] | None, rng: np.random.Generator, read: Parts | None
 ) -> tuple[Dataset, Dataset | None, int]:
     """Samples to draw from, the test part (None: what the draw leaves), and how many to draw unless told."""
     if spec.endswith(_TEST_ONLY) and (name := spec.removesuffix(_TEST_ONLY)) in DATASETS:
         pool = load(name, "test", data_dir)
         return pool, None, len(pool) // 2
-    whole, test = _read(spec, data_dir, shape)
+    whole, test = read or _read(spec, data_dir, shape)
     if test is None:
         order = rng.permutation(len(whole))
         count = len(whole) // _TEST_SHARE

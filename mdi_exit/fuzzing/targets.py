@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
+import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,13 +24,15 @@ from PIL import Image
 from mdi_exit import wire
 from mdi_exit.benchmark.synthetic import write_identity_artifact
 from mdi_exit.config import resolve
+from mdi_exit.data.sound import read_wav, wav_bytes
 from mdi_exit.engine.onnx import OnnxEngine
 from mdi_exit.errors import ArtifactError, EngineError, MdiExitError, UsageError, WireError
 from mdi_exit.fuzzing.mutation import Mutator, blind, changed_tree, of_tokens
+from mdi_exit.modality.audio import AudioInput
 from mdi_exit.modality.image import ImageInput
 from mdi_exit.model.artifact import DEFAULT_MODEL, Artifact
 from mdi_exit.model.compose import Composer
-from mdi_exit.model.manifest import InputSpec, Manifest, parse_manifest
+from mdi_exit.model.manifest import AudioSpec, InputSpec, Manifest, parse_manifest
 from mdi_exit.outline import assembled, outlined, parse_outline
 from mdi_exit.segments import SegmentKey
 from mdi_exit.settings import NodeSettings
@@ -356,6 +359,44 @@ def _changed_request(rng: Random, data: bytes) -> bytes:
     return changed_frame(rng, data) if data[:1] == bytes((wire.VERSION,)) else blind(rng, data)
 
 
+# --- sound
+
+_SOUND: Final = AudioInput(InputSpec(kind="audio", shape=(10, 8), mean=(-3.0,) * 8, std=(2.0,) * 8, audio=AudioSpec()))
+_WAV_FIELDS: Final = ((4, 4), (16, 4), (20, 2), (22, 2), (24, 4), (28, 4), (32, 2), (34, 2), (40, 4))
+"""Places and sizes of the header's numbers: lengths, format, channels, rates, bytes and bits of a sample."""
+_WAV_NUMBERS: Final = (0, 1, 2, 3, 8, 16, 24, 32, 255, 1000, 16_000, 384_000, 65_534, 65_535, 2**31, 2**32 - 1)
+
+
+def _sound(data: bytes) -> None:
+    clip = read_wav(data)
+    again = read_wav(wav_bytes(clip))
+    if again.rate_hz != clip.rate_hz or (again.samples_T != clip.samples_T).any():
+        raise _NotTheSame(f"{len(clip.samples_T)} samples became {len(again.samples_T)}, or others")
+    _SOUND.ready(_SOUND.prepared(clip))
+
+
+def _sounds() -> list[bytes]:
+    """One of each width, one of two channels."""
+    made = []
+    for width, channels, rate_hz in ((2, 1, 16_000), (1, 1, 8_000), (3, 1, 22_050), (4, 1, 44_100), (2, 2, 16_000)):
+        buffer = io.BytesIO()
+        with wave.open(buffer, "wb") as file:
+            file.setparams((channels, width, rate_hz, 0, "NONE", ""))
+            file.writeframes(bytes(range(240)))
+        made.append(buffer.getvalue())
+    return made
+
+
+def _changed_sound(rng: Random, data: bytes) -> bytes:
+    if rng.random() < 0.5:
+        return blind(rng, data)
+    made = bytearray(data)
+    for _ in range(1 + int(rng.random() * 3)):
+        place, size = rng.choice(_WAV_FIELDS)
+        made[place : place + size] = (rng.choice(_WAV_NUMBERS) % 256**size).to_bytes(size, "little")
+    return bytes(made)
+
+
 _ALL: Final[Sequence[Target]] = (
     Target("wire", "messages", _wire, (WireError,), lambda: list(sample_frames()), changed_frame, 10_000_000, 1_000_000),
     Target(
@@ -376,5 +417,6 @@ _ALL: Final[Sequence[Target]] = (
         "requests", "requests and images", _request, (WireError, ValueError, MdiExitError), _requests, _changed_request,
         100_000, 50_000, 16 * _MIB,
     ),
+    Target("sound", "WAV files", _sound, (ValueError,), _sounds, _changed_sound, 200_000, 50_000, 4 * _MIB),
 )  # fmt: skip
 TARGETS: Final[dict[str, Target]] = {target.name: target for target in _ALL}

@@ -24,7 +24,7 @@ from mdi_exit.padding import stacked
 
 __all__ = ["AudioInput", "log_mel"]
 
-_FLOOR: Final = 1e-6
+_FLOOR: Final = 1e-3  # of power: digital silence is then no further away than a quiet room is
 _SILENCE: Final = 1e-3
 _LARGEST_VALUE: Final = 1000.0
 _NOT_ABSENT: Final = np.float32(1e-4)

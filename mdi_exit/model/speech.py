@@ -34,13 +34,13 @@ class SpeechSizes(Struct, frozen=True, kw_only=True):
     """``units``: of k-means. ``near``: frames that the place of a frame is told by. In an artifact's ``network``."""
 
     layers: Annotated[int, Meta(ge=1, le=1024)] = 6
-    width: Annotated[int, Meta(ge=1, le=2**16)] = 96
+    width: Annotated[int, Meta(ge=1, le=2**16)] = 64
     heads: Annotated[int, Meta(ge=1, le=1024)] = 4
-    inner: Annotated[int, Meta(ge=1, le=2**18)] = 384
+    inner: Annotated[int, Meta(ge=1, le=2**18)] = 256
     bands: Annotated[int, Meta(ge=1, le=1024)] = 40
     frames: Annotated[int, Meta(ge=1, le=2**16)] = 50
     units: Annotated[int, Meta(ge=2, le=2**16)] = 64
-    near: Annotated[int, Meta(ge=1, le=255)] = 15
+    near: Annotated[int, Meta(ge=1, le=255)] = 5
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.near % 2 == 0:

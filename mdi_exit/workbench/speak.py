@@ -23,7 +23,7 @@ class SpeakSettings:
 
     out: Path = setting(REQUIRED, help="folder of WORD/VOICE_nohash_N.wav", parse=values.path, metavar="DIR")
     clips: int = setting(
-        24, help="of each of the ten words by each of the ten voices", parse=values.positive_int, metavar="N"
+        6, help="of each of the 35 words by each of the 20 voices", parse=values.positive_int, metavar="N"
     )
     seed: int = setting(0, help="of speeds and pitches", parse=values.integer(0), metavar="N")
 

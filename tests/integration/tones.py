@@ -45,7 +45,8 @@ def speech_artifacts(root: Path) -> Path:
 
     tones(root / "tones")
     settings = SpeechSettings(
-        data=root / "tones", out=root / "made", layers=3, width=16, units=8, seconds=0.3, epochs=2, branch_epochs=2, threads=1
+        data=root / "tones", out=root / "made", layers=3, width=16, units=8, seconds=0.3, first_epochs=1, epochs=2,
+        branch_epochs=2, threads=1,
     )  # fmt: skip
     train_speech(settings, Console(quiet=True))
     return root / "made"

@@ -15,7 +15,7 @@ import torch
 from tones import SPEAKERS, WORDS, speech_artifacts
 
 from mdi_exit.benchmark.command import main as benchmark
-from mdi_exit.benchmark.daisy import with_noise
+from mdi_exit.benchmark.daisy import depth_within
 from mdi_exit.confidence import judge
 from mdi_exit.data import splits
 from mdi_exit.engine import make_engine
@@ -24,14 +24,15 @@ from mdi_exit.modality import modality_of
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.model.manifest import Calibration
-from mdi_exit.model.speech import SpeechSizes, UnitBranch
+from mdi_exit.model.speech import SpeechSizes, UnitBranch, present
 from mdi_exit.outcomes import measures_of, outcomes
 from mdi_exit.padding import stacked
 from mdi_exit.segments import SegmentKey
 from mdi_exit.trace import Trace
-from mdi_exit.training.daisy.encoder import Learner, Stage, learn, masked
+from mdi_exit.training.daisy.encoder import Learner, Stage, features_after, learn, masked
 from mdi_exit.training.daisy.heads import threshold_within
-from mdi_exit.training.daisy.units import ABSENT, units_of
+from mdi_exit.training.daisy.hearing import Hearing, calibration_clips, clips_at
+from mdi_exit.training.daisy.units import ABSENT, units_of, with_slope
 
 SIZES = SpeechSizes(layers=3, width=16, heads=4, inner=32, bands=12, frames=16, units=6, near=5)
 
@@ -102,20 +103,59 @@ def test_masks_are_spans_of_frames_that_are_there() -> None:
     assert 0.25 < float(hidden_NT[20:].float().mean()) < 0.65
 
 
+def units(x_NTM: torch.Tensor, count: int = 6, seed: int = 0) -> torch.Tensor:
+    return units_of(with_slope(x_NTM), x_NTM.any(-1), count, seed)
+
+
 def test_units_are_given_to_frames_that_are_there_the_same_by_the_same_seed() -> None:
     x_NTM = sounds(12)
-    units_NT = units_of(x_NTM, 6, seed=1)
-    assert (units_NT == units_of(x_NTM, 6, seed=1)).all()
+    units_NT = units(x_NTM, seed=1)
+    assert (units_NT == units(x_NTM, seed=1)).all()
     assert ((units_NT == ABSENT) == ~x_NTM.any(-1)).all()
     assert set(units_NT[units_NT != ABSENT].tolist()) <= set(range(6))
     with pytest.raises(UsageError, match="--units"):
-        units_of(sounds(1), 12, seed=0)
+        units(sounds(1), 12)
+
+
+def test_units_of_the_second_round_are_of_what_a_layer_makes_of_frames() -> None:
+    torch.manual_seed(0)
+    learner, x_NTM = Learner(SIZES).eval(), sounds(12)
+    middle_NTD = features_after(learner, x_NTM, 1)
+    torch.testing.assert_close(middle_NTD, list(learner.hidden(x_NTM))[1])
+    found_NT = units_of(middle_NTD, x_NTM.any(-1), 6, 0)
+    assert ((found_NT == ABSENT) == ~x_NTM.any(-1)).all()
+    assert (found_NT != units(x_NTM)).any()
+
+
+def test_frames_that_are_absent_have_no_say_in_what_branches_learn() -> None:
+    torch.manual_seed(0)
+    learner, x_NTM = Learner(SIZES).eval(), sounds(6)
+    units_NT = units(x_NTM)
+    longer = torch.nn.functional.pad(x_NTM, (0, 0, 0, 4)), torch.nn.functional.pad(units_NT, (0, 4), value=ABSENT)
+    losses = [learner.loss("branches", x, u, torch.Generator()) for x, u in ((x_NTM, units_NT), longer)]
+    torch.testing.assert_close(*losses)
+
+
+def test_an_encoder_learns_of_masked_frames_most_and_of_all_others_half_as_much() -> None:
+    torch.manual_seed(0)
+    learner, x_NTM = Learner(SIZES).eval(), sounds(6)
+    units_NT = units(x_NTM)
+    hidden_NT = masked(present(x_NTM), torch.Generator().manual_seed(0))
+    last_NTD = list(learner.hidden(torch.where(hidden_NT.unsqueeze(-1), learner.mask_M, x_NTM)))[-1]
+    logits_NUT = learner.branches[-1].logits(last_NTD).transpose(1, 2)
+    each_NT = torch.nn.functional.cross_entropy(logits_NUT, units_NT, ignore_index=ABSENT, reduction="none")
+    weight_NT = torch.where(hidden_NT, 1.0, 0.5) * (units_NT != ABSENT)
+    made = learner.loss("encoder", x_NTM, units_NT, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(made, (each_NT * weight_NT).sum() / weight_NT.sum())
 
 
 def test_a_run_cut_short_goes_on_to_the_same_end_and_branches_leave_the_encoder_alone(tmp_path: Path) -> None:
     x_NTM = sounds(24)
-    units_NT = units_of(x_NTM, 6, seed=0)
+    units_NT = units(x_NTM)
     stages = [Stage("encoder", 2, 1e-3, 8), Stage("branches", 2, 1e-2, 8)]
+
+    def heard(stage: int, epoch: int) -> torch.Tensor:
+        return x_NTM + (stage + 0.1 * epoch) * (x_NTM != 0)
 
     def run(checkpoint: Path | None, stop_after: int | None) -> Learner:
         torch.manual_seed(0)
@@ -127,7 +167,7 @@ def test_a_run_cut_short_goes_on_to_the_same_end_and_branches_leave_the_encoder_
             if said == stop_after:
                 raise KeyboardInterrupt
 
-        learn(learner, stages, x_NTM, units_NT, seed=0, purpose={"for": "this"}, checkpoint=checkpoint, say=say)
+        learn(learner, stages, heard, units_NT, seed=0, purpose={"for": "this"}, checkpoint=checkpoint, say=say)
         return learner
 
     whole = run(None, None).state_dict()
@@ -138,12 +178,21 @@ def test_a_run_cut_short_goes_on_to_the_same_end_and_branches_leave_the_encoder_
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     torch.manual_seed(0)
     first_stage = Learner(SIZES)
-    learn(first_stage, stages[:1], x_NTM, units_NT, seed=0, purpose={}, checkpoint=None, say=lambda _: None)
+    learn(first_stage, stages[:1], heard, units_NT, seed=0, purpose={}, checkpoint=None, say=lambda _: None)
     changed = {
         name.split(".")[0] for name, value in first_stage.state_dict().items() if not torch.equal(value, whole[name])
     }
     assert changed == {"branches"}
     assert torch.equal(first_stage.state_dict()["branches.2.linear.weight"], whole["branches.2.linear.weight"])
+
+
+def test_fewer_clips_than_a_batch_are_a_batch() -> None:
+    x_NTM, said = sounds(10), []
+    learn(
+        Learner(SIZES), [Stage("encoder", 3, 1e-3), Stage("branches", 3, 1e-3)], lambda *_: x_NTM, units(x_NTM), seed=0,
+        purpose={}, checkpoint=None, say=said.append,
+    )  # fmt: skip
+    assert len(said) == 6
 
 
 def test_the_threshold_is_the_cheapest_that_gives_up_no_more_than_allowed() -> None:
@@ -156,6 +205,7 @@ def test_the_threshold_is_the_cheapest_that_gives_up_no_more_than_allowed() -> N
     )  # fmt: skip
     assert trace.score(threshold_within(trace, 0.0)).exits == (2, 2)
     assert trace.score(threshold_within(trace, 0.25)).exits == (4, 0)
+    assert [depth_within(trace, loss) for loss in (0.0, 0.24, 0.25)] == [1, 1, 0]
 
 
 # --- artifacts
@@ -228,16 +278,35 @@ def test_the_table_has_every_ratio_rule_and_depth_for_both_tasks(folder: Path, t
     for task in ("keyword", "voice"):
         points = [row for row in rows if row["name"] == "point" and row["task"] == task]
         assert [(row["snr_db"], row["rule"]) for row in points] == [
-            (snr, rule) for snr in ("clean", 10.0, 0.0) for rule in ("daisy", "confidence")
+            (snr, rule) for snr in ("clean", 10.0, 0.0, "mean") for rule in ("daisy", "confidence")
         ]
         assert all(1 <= row["layers"] <= 3 and 0 <= row["accuracy"] <= 1 for row in points)
         fixed = [row for row in rows if row["name"] == "fixed" and row["task"] == task and row["snr_db"] == "clean"]
         assert [row["layers"] for row in fixed] == [1, 2, 3]
+        assert sum(row["chosen"] for row in fixed) == 1
+        assert {row["snr_db"] for row in rows if row["name"] == "curve"} == {"clean", 10.0, 0.0, "mean"}
+        of_daisy = [row["layers"] for row in points if row["rule"] == "daisy"]
+        assert of_daisy[-1] == pytest.approx(sum(of_daisy[:-1]) / 3, abs=1e-4)
     assert not list(tmp_path.glob("*.unfinished"))
 
 
-def test_noise_is_the_same_each_time_and_another_for_each_clip(folder: Path) -> None:
-    test = splits(f"wav:{folder / 'tones'}").test
-    once, again = with_noise(test, 0.0, 1), with_noise(test, 0.0, 1)
-    assert all((a.samples_T == b.samples_T).all() for a, b in zip(once.items, again.items, strict=True))  # type: ignore[union-attr]
-    assert with_noise(test, None, 1) is test
+def test_a_folder_of_one_task_is_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match="--model"):
+        benchmark(["daisy", "--model", str(folder / "made" / "keyword")], {})
+
+
+def test_learning_calibration_and_test_hear_other_noise_each_time_the_same(folder: Path) -> None:
+    parts = splits(f"wav:{folder / 'tones'}")
+    hearing = Hearing.of(parts.train, 0.3, 1)
+    assert torch.equal(hearing.again(0, 1), hearing.again(0, 1))
+    assert not torch.equal(hearing.again(0, 1), hearing.again(0, 2))
+    changed_N = (hearing.again(0, 1) != hearing.clean()).flatten(1).any(1)
+    assert 0.5 < changed_N.float().mean() < 1
+    heard = calibration_clips(parts.calibration, 1)
+    assert len(heard) == 4 * len(parts.calibration)
+    assert (heard.labels_N == np.tile(parts.calibration.labels_N, 4)).all()
+    once, again, other = (clips_at(parts.test, 0.0, seed) for seed in (1, 1, 2))
+    assert clips_at(parts.test, None, 1) is parts.test
+    for a, b, c in zip(once.items, again.items, other.items, strict=True):
+        assert (a.samples_T == b.samples_T).all()  # type: ignore[union-attr]
+        assert (a.samples_T != c.samples_T).any()  # type: ignore[union-attr]

@@ -18,7 +18,8 @@ from tones import RATE_HZ, SPEAKERS, WORDS, tone, tones
 from mdi_exit.data import splits
 from mdi_exit.data.espeak import VOICES, speak
 from mdi_exit.data.espeak import WORDS as ENGLISH
-from mdi_exit.data.sound import Clip, noisy, read_wav, resampled, wav_bytes
+from mdi_exit.data.noise import NOISES, Noise, noise_like, noisy, with_noise
+from mdi_exit.data.sound import Clip, read_wav, resampled, wav_bytes
 from mdi_exit.data.speech import from_wavs, read_clip
 from mdi_exit.errors import UsageError
 from mdi_exit.modality.audio import AudioInput, log_mel
@@ -85,12 +86,33 @@ def test_another_rate_keeps_pitch_length_and_loudness(rate_hz: int) -> None:
     assert np.abs(clip.samples_T.astype(int)).max() == pytest.approx(8_000, rel=0.05)
 
 
+@pytest.mark.parametrize("kind", NOISES)
 @pytest.mark.parametrize("snr_db", [20.0, 0.0, -5.0])
-def test_noise_is_as_strong_as_stated(snr_db: float) -> None:
-    clip = sine(700, seconds=2, loudness=1_000)
-    noise_T = noisy(clip, snr_db, np.random.default_rng(1)).samples_T.astype(float) - clip.samples_T
-    found_db = 10 * np.log10(np.mean(clip.samples_T.astype(float) ** 2) / np.mean(noise_T**2))
+def test_noise_is_as_strong_as_stated(kind: Noise, snr_db: float) -> None:
+    clip, others = sine(700, seconds=2, loudness=1_000), [tone("high", "ann", 0.3, 0), sine(200, rate_hz=8_000)]
+    noise_T = noise_like(kind, len(clip.samples_T), clip.rate_hz, others, np.random.default_rng(1))
+    added_T = noisy(clip, snr_db, noise_T).samples_T.astype(float) - clip.samples_T
+    found_db = 10 * np.log10(np.mean(clip.samples_T.astype(float) ** 2) / np.mean(added_T**2))
     assert found_db == pytest.approx(snr_db, abs=0.3)
+
+
+def test_pink_noise_is_as_strong_in_each_octave() -> None:
+    noise_T = noise_like("pink", 65_536, RATE_HZ, [], np.random.default_rng(0))
+    power_F = np.abs(np.fft.rfft(noise_T)) ** 2
+    octaves = [power_F[first : 2 * first].sum() for first in (512, 2_048, 8_192)]
+    assert max(octaves) / min(octaves) < 1.3
+
+
+def test_a_share_of_a_set_stays_clean_and_noise_is_another_for_each_clip_and_seed(tmp_path: Path) -> None:
+    dataset = from_wavs(tones(tmp_path / "tones"))[0]
+    all_clean, some, other = (
+        with_noise(dataset, (0, 10), (seed,), share) for seed, share in ((0, 1), (0, 0.5), (1, 0))
+    )
+    assert all_clean.items == dataset.items
+    same = [a is b for a, b in zip(some.items, dataset.items, strict=True)]
+    assert 20 < sum(same) < 52
+    assert not any(a is b for a, b in zip(other.items, dataset.items, strict=True))
+    assert (some.labels_N == dataset.labels_N).all()
 
 
 # --- frames
@@ -156,6 +178,17 @@ def test_words_and_voices_of_one_folder_are_split_alike(tmp_path: Path) -> None:
     assert words.record.sha256 != voices.record.sha256
 
 
+def test_other_labels_of_a_folder_need_no_clip_read_again(tmp_path: Path) -> None:
+    words = from_wavs(tones(tmp_path / "tones"))
+    voices, again = from_wavs(tmp_path / "tones", "voices", words)[0], from_wavs(tmp_path / "tones", "voices")[0]
+    assert voices.items is words[0].items
+    assert voices.classes == again.classes
+    assert (voices.labels_N == again.labels_N).all()
+    (tmp_path / "tones" / "low" / "ann_nohash_0.wav").unlink()
+    with pytest.raises(UsageError, match="came or went"):
+        from_wavs(tmp_path / "tones", "voices", words)
+
+
 def test_a_folder_without_speakers_has_words_only(tmp_path: Path) -> None:
     (tmp_path / "yes").mkdir()
     (tmp_path / "yes" / "1.wav").write_bytes(wav_bytes(sine(500)))
@@ -174,9 +207,11 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs the program espeak-ng")
-def test_espeak_says_each_word_by_each_voice_and_what_is_there_stays(tmp_path: Path) -> None:
-    assert speak(tmp_path, 1, seed=0) == len(ENGLISH) * len(VOICES)
-    assert speak(tmp_path, 1, seed=0) == 0
+def test_espeak_says_words_by_each_voice_and_what_is_there_stays(tmp_path: Path) -> None:
+    assert speak(tmp_path, 2, seed=0, words=ENGLISH[:3]) == 3 * 2 * len(VOICES)
+    assert speak(tmp_path, 2, seed=0, words=ENGLISH[:3]) == 0
+    with pytest.raises(UsageError, match="--out"):
+        speak(next(tmp_path.rglob("*.wav")), 1, seed=0)
     dataset, _ = from_wavs(tmp_path, "voices")
     assert len(dataset.classes) == len(VOICES)
     assert all(isinstance(clip, Clip) and 0.1 < clip.seconds < 3 for clip in dataset.items)
@@ -207,7 +242,8 @@ class Played:
 
 async def test_a_microphone_gives_windows_with_something_in_them(tmp_path: Path) -> None:
     parts = [np.zeros(RATE_HZ, np.int16), sine(800, seconds=0.3).samples_T, np.zeros(RATE_HZ, np.int16)]
-    (tmp_path / "said.wav").write_bytes(wav_bytes(Clip(np.concatenate(parts), RATE_HZ)))
+    off_zero = np.concatenate(parts) + np.int16(300)  # louder than silence, were it not always the same
+    (tmp_path / "said.wav").write_bytes(wav_bytes(Clip(off_zero, RATE_HZ)))
 
     @contextmanager
     def opened() -> Iterator[Played]:

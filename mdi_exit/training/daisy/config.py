@@ -31,13 +31,14 @@ class SpeechSettings:
         REQUIRED, help="folder of the two artifacts, keyword and voice", parse=values.path, metavar="DIR"
     )
     layers: int = setting(6, help="of the encoder", parse=values.integer(2, 48), metavar="N")
-    width: int = setting(96, help="channels of a frame; a multiple of 4", parse=values.integer(4, 4096), metavar="N")
+    width: int = setting(64, help="channels of a frame; a multiple of 4", parse=values.integer(4, 4096), metavar="N")
     units: int = setting(64, help="that k-means makes", parse=values.integer(2, 4096), metavar="N")
     seconds: float = setting(
         1.0, help="of a clip at most; what is longer is cut off", parse=values.positive_float, metavar="S"
     )
-    epochs: int = setting(40, help="of the encoder", parse=values.positive_int, metavar="N")
-    branch_epochs: int = setting(15, help="of the branches", parse=values.positive_int, metavar="N")
+    first_epochs: int = setting(8, help="of the first round's encoder", parse=values.positive_int, metavar="N")
+    epochs: int = setting(12, help="of the second round's encoder, which stays", parse=values.positive_int, metavar="N")
+    branch_epochs: int = setting(3, help="of the branches", parse=values.positive_int, metavar="N")
     max_accuracy_loss: float = setting(
         0.01, help="that leaving early may cost on the calibration samples", parse=_share, metavar="SHARE"
     )

@@ -1,14 +1,15 @@
 """The encoder learns by predicting units of masked frames (HuBERT); then each layer's branch does, on it as it is (DAISY).
 
-N clips, T frames, M bands, D channels. Both stages mask the same way and see no label.
+N clips, T frames, M bands, D channels. The units are those of clean clips, what is heard has noise; no stage sees a label.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,12 @@ from mdi_exit.training.checkpoint import read_checkpoint, write_checkpoint
 from mdi_exit.training.daisy.units import ABSENT
 from mdi_exit.training.samples import draws
 
-__all__ = ["STAGES", "Learner", "Stage", "learn", "masked", "unmasked_accuracies"]
+__all__ = ["Learner", "Stage", "features_after", "learn", "masked", "units_right"]
 
 _START_SHARE: Final = 0.10
 _SPAN: Final = 6
 _WEIGHT_DECAY: Final = 0.01
+_SEEN_WEIGHT: Final = 0.5  # of a frame that is not masked: to predict its unit is to take the noise away
 _MOST_GRADIENT: Final = 1.0
 _AT_ONCE: Final = 256
 
@@ -32,13 +34,10 @@ _AT_ONCE: Final = 256
 class Stage:
     """``rate``: highest learning rate of AdamW in one cycle."""
 
-    name: str
+    name: Literal["encoder", "branches"]
     epochs: int
     rate: float
     batch: int = 64
-
-
-STAGES: Final = ("encoder", "branches")
 
 
 class Learner(nn.Module):
@@ -63,16 +62,19 @@ class Learner(nn.Module):
         return list(self.branches[:-1].parameters())
 
     def loss(self, stage: str, x_NTM: Tensor, units_NT: Tensor, generator: torch.Generator) -> Tensor:
-        """Cross entropy of the units of masked frames: at the last layer, or summed over the branches of all others."""
-        hidden_NT = masked(present(x_NTM), generator)
-        wanted_NT = units_NT.masked_fill(~hidden_NT, ABSENT)
-        x_NTM = torch.where(hidden_NT.unsqueeze(-1), self.mask_M, x_NTM)
+        """Cross entropy of the units: at the last layer, of masked frames above all; or, nothing being masked, summed over
+        the branches of all others (DAISY, section 2)."""
         if stage == "encoder":
-            *_, last_NTD = self.hidden(x_NTM)
-            return _cross_entropy(self.branches[-1], last_NTD, wanted_NT)
+            hidden_NT = masked(present(x_NTM), generator)
+            *_, last_NTD = self.hidden(torch.where(hidden_NT.unsqueeze(-1), self.mask_M, x_NTM))
+            weight_NT = torch.where(hidden_NT, 1.0, _SEEN_WEIGHT)
+            return _cross_entropy(self.branches[-1], last_NTD, units_NT, weight_NT)
         with torch.no_grad():
             early = list(self.hidden(x_NTM))[:-1]
-        losses = [_cross_entropy(branch, x, wanted_NT) for branch, x in zip(self.branches, early, strict=False)]
+        weight_NT = torch.ones(units_NT.shape)
+        losses = [
+            _cross_entropy(branch, x, units_NT, weight_NT) for branch, x in zip(self.branches, early, strict=False)
+        ]
         return torch.stack(losses).sum()
 
 
@@ -86,16 +88,21 @@ def masked(there_NT: Tensor, generator: torch.Generator) -> Tensor:
     return (spans_NT > 0) & there_NT.bool()
 
 
-def _cross_entropy(branch: nn.Module, hidden_NTD: Tensor, wanted_NT: Tensor) -> Tensor:
+def _cross_entropy(branch: nn.Module, hidden_NTD: Tensor, units_NT: Tensor, weight_NT: Tensor) -> Tensor:
+    """Mean of the frames that are there, by weight."""
     if not isinstance(branch, UnitBranch):
         raise TypeError(f"expected a branch, got {type(branch).__name__}")
-    return functional.cross_entropy(branch.logits(hidden_NTD).flatten(0, 1), wanted_NT.flatten(), ignore_index=ABSENT)
+    each_F = functional.cross_entropy(
+        branch.logits(hidden_NTD).flatten(0, 1), units_NT.flatten(), ignore_index=ABSENT, reduction="none"
+    )
+    weight_F = (weight_NT * (units_NT != ABSENT)).flatten()
+    return (each_F * weight_F).sum() / weight_F.sum()
 
 
 def learn(
     learner: Learner,
     stages: list[Stage],
-    x_NTM: Tensor,
+    heard: Callable[[int, int], Tensor],
     units_NT: Tensor,
     *,
     seed: int,
@@ -103,7 +110,10 @@ def learn(
     checkpoint: Path | None,
     say: Callable[[str], None],
 ) -> None:
-    """All stages in place, a checkpoint after each epoch; a run that was cut short goes on if its ``purpose`` is the same."""
+    """All stages in place, a checkpoint after each epoch; a run that was cut short goes on if its ``purpose`` is the same.
+
+    ``heard``: x_NTM of a stage's epoch, both by number.
+    """
     generator = torch.Generator().manual_seed(seed)
     saved = read_checkpoint(checkpoint, purpose) if checkpoint is not None else {}
     first = saved["stage"] if saved else 0
@@ -118,7 +128,8 @@ def learn(
         for parameter in trained:
             parameter.requires_grad_(True)
         optimiser = torch.optim.AdamW(trained, stage.rate, weight_decay=_WEIGHT_DECAY)
-        steps = max(stage.epochs * (len(x_NTM) // stage.batch), 1)
+        batch = min(stage.batch, len(units_NT))
+        steps = stage.epochs * (len(units_NT) // batch)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, stage.rate, total_steps=steps + 1, pct_start=0.2)
         done = 0
         if saved and number == first:
@@ -126,7 +137,7 @@ def learn(
             optimiser.load_state_dict(saved["optimiser"])
             scheduler.load_state_dict(saved["scheduler"])
         while done < stage.epochs:
-            loss = _epoch(learner, stage, x_NTM, units_NT, optimiser, scheduler, generator)
+            loss = _epoch(learner, stage, heard(number, done), units_NT, optimiser, scheduler, generator)
             done += 1
             say(f"{stage.name}: epoch {done} of {stage.epochs}, loss {loss:.3f}")
             if checkpoint is not None:
@@ -155,8 +166,15 @@ def _epoch(
     return total / count
 
 
-def unmasked_accuracies(learner: Learner, x_NTM: Tensor, units_NT: Tensor) -> list[float]:
-    """Share of frames whose unit each branch names, nothing being masked: how much of the sound it has understood."""
+def features_after(learner: Learner, x_NTM: Tensor, layer: int) -> Tensor:
+    """N×T×D: what the layer makes of the clips."""
+    learner.eval()
+    with torch.no_grad():
+        return torch.cat([next(islice(learner.hidden(x), layer, None)) for x in torch.split(x_NTM, _AT_ONCE)])
+
+
+def units_right(learner: Learner, x_NTM: Tensor, units_NT: Tensor) -> list[float]:
+    """Share of frames whose unit each layer's branch names, nothing being masked: how much of the sound it has understood."""
     learner.eval()
     right, frames = [0] * len(learner.layers), int((units_NT != ABSENT).sum())
     with torch.no_grad():

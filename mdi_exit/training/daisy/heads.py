@@ -5,7 +5,7 @@ N clips, L layers, D channels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import torch
@@ -24,14 +24,15 @@ _RATE: Final = 0.03
 _AT_ONCE: Final = 256
 
 
-def pooled(learner: Learner, x_NTM: Tensor) -> list[Tensor]:
-    """N×D after each layer: what a head makes of the features before any weight has a say."""
+def pooled(learner: Learner, hearings: Iterable[Tensor]) -> list[Tensor]:
+    """N×D after each layer, of one x_NTM after the other: what a head makes of features before any weight has a say."""
     learner.eval()
     parts: list[list[Tensor]] = [[] for _ in learner.layers]
     with torch.no_grad():
-        for x in torch.split(x_NTM, _AT_ONCE):
-            for part, hidden_NTD in zip(parts, learner.hidden(x), strict=True):
-                part.append(TokenHead(hidden_NTD.shape[2], 1).pooled(hidden_NTD))
+        for x_NTM in hearings:
+            for x in torch.split(x_NTM, _AT_ONCE):
+                for part, hidden_NTD in zip(parts, learner.hidden(x), strict=True):
+                    part.append(TokenHead(hidden_NTD.shape[2], 1).pooled(hidden_NTD))
     return [torch.cat(part) for part in parts]
 
 

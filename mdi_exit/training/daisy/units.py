@@ -1,6 +1,7 @@
-"""Units: what masked prediction predicts. k-means on log-mel frames and their slope, as in HuBERT's first round.
+"""Units: what masked prediction predicts. k-means as in HuBERT (arXiv 2106.07447), section 2.4.
 
-N clips, T frames, M bands, U units. HuBERT takes 39 MFCCs and their differences; log-mel frames are what they are made of.
+First round: on log-mel frames and their slope (HuBERT takes 39 MFCCs and their differences, which are made of them). Second:
+on what the middle layer of the first round's encoder makes of the clips. N clips, T frames, M bands, F features, U units.
 """
 
 from __future__ import annotations
@@ -13,29 +14,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mdi_exit.errors import UsageError
-from mdi_exit.model.speech import present
 
-__all__ = ["ABSENT", "units_of"]
+__all__ = ["ABSENT", "units_of", "with_slope"]
 
 ABSENT: Final = -100  # which torch's cross entropy leaves out
 _MOST_FRAMES: Final = 30_000
 _ROUNDS: Final = 20
 
 
-def units_of(x_NTM: Tensor, count: int, seed: int) -> Tensor:
+def units_of(features_NTF: Tensor, there_NT: Tensor, count: int, seed: int) -> Tensor:
     """N×T int64: the unit of each frame, ``ABSENT`` where there is none; centres by SciPy's k-means++ from at most 30,000
     frames. Raises ``UsageError`` without the extra ``offline``, or for fewer frames than units.
     """
     vq = _vq()
-    there_NT = present(x_NTM).bool()
-    frames_FM = _with_slope(x_NTM)[there_NT].numpy().astype(np.float64)
-    if len(frames_FM) < 2 * count:
-        raise UsageError("--units", f"at most half as many as there are frames ({len(frames_FM):,})", count)
+    frames_LF = features_NTF[there_NT].numpy()
+    if len(frames_LF) < 2 * count:
+        raise UsageError("--units", f"at most half as many as there are frames ({len(frames_LF):,})", count)
     rng = np.random.default_rng(seed)
-    some: NDArray[Any] = frames_FM[rng.permutation(len(frames_FM))[:_MOST_FRAMES]]
-    centres_UM, _ = vq.kmeans2(some, count, iter=_ROUNDS, minit="++", rng=rng, missing="warn")
+    some: NDArray[Any] = frames_LF[rng.permutation(len(frames_LF))[:_MOST_FRAMES]]
+    centres_UF, _ = vq.kmeans2(some, count, iter=_ROUNDS, minit="++", rng=rng, missing="warn")
     units_NT = torch.full(there_NT.shape, ABSENT)
-    units_NT[there_NT] = torch.from_numpy(vq.vq(frames_FM, centres_UM)[0].astype(np.int64))
+    units_NT[there_NT] = torch.from_numpy(vq.vq(frames_LF, centres_UF)[0].astype(np.int64))
     return units_NT
 
 
@@ -47,7 +46,7 @@ def _vq() -> Any:
     return vq
 
 
-def _with_slope(x_NTM: Tensor) -> Tensor:
+def with_slope(x_NTM: Tensor) -> Tensor:
     """N×T×2M: frames, and half the difference of the two beside each."""
     padded = torch.cat((x_NTM[:, :1], x_NTM, x_NTM[:, -1:]), 1)
     return torch.cat((x_NTM, (padded[:, 2:] - padded[:, :-2]) / 2), 2)
