@@ -275,10 +275,23 @@ def _bottleneck(args: argparse.Namespace) -> Rows:
     return measure_bottleneck(args.out, args.data_dir)
 
 
+def _strategies_flags(parser: argparse.ArgumentParser) -> None:
+    _data_flag(parser)
+    parser.add_argument("--model", metavar="MODEL", help="bert:PLACE: texts instead of images")
+    parser.add_argument("--data", metavar="SPEC", default="spam-assassin", help="with --model: the texts (%(default)s)")
+    parser.add_argument("--max-length", type=_count, default=64, metavar="N", help="of texts, in tokens (%(default)s)")
+    parser.add_argument("--seeds", type=_count, default=3, metavar="N", help="with --model: how many (%(default)s)")
+
+
 def _strategies(args: argparse.Namespace) -> Rows:
+    from mdi_exit.benchmark.strategies import text_study
     from mdi_exit.benchmark.strategies_run import measure_strategies
 
-    return measure_strategies(args.out, args.data_dir)
+    study = None
+    if args.model is not None:
+        seeds = tuple(range(args.seeds))
+        study = text_study(args.model, args.data, max_length=args.max_length, seeds=seeds)
+    return measure_strategies(args.out, args.data_dir, study)
 
 
 def _daisy_flags(parser: argparse.ArgumentParser) -> None:
@@ -321,6 +334,6 @@ _BENCHMARKS: Final[dict[str, _Benchmark]] = {
     "bottleneck": _Benchmark("ResNet-50's first cut made small", _data_flag, _bottleneck, _TORCH),
     "daisy": _Benchmark("speech: where it leaves as noise grows, and what that gives", _daisy_flags, _daisy, _TORCH),
     "strategies": _Benchmark(
-        "joint, distilled, frozen and JEI-DNN exits at equal cost", _data_flag, _strategies, _TORCH
+        "joint, distilled, frozen and JEI-DNN exits at equal cost", _strategies_flags, _strategies, _TORCH
     ),
 }
