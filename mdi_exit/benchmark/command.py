@@ -277,20 +277,22 @@ def _bottleneck(args: argparse.Namespace) -> Rows:
 
 def _strategies_flags(parser: argparse.ArgumentParser) -> None:
     _data_flag(parser)
-    parser.add_argument("--model", metavar="MODEL", help="bert:PLACE: texts instead of images")
-    parser.add_argument("--data", metavar="SPEC", default="spam-assassin", help="with --model: the texts (%(default)s)")
-    parser.add_argument("--max-length", type=_count, default=64, metavar="N", help="of texts, in tokens (%(default)s)")
-    parser.add_argument("--seeds", type=_count, default=3, metavar="N", help="with --model: how many (%(default)s)")
+    parser.add_argument("--model", metavar="bert:PLACE", help="texts instead of images, on this encoder")
+    parser.add_argument("--data", metavar="SPEC", help="texts: which (spam-assassin)")
+    parser.add_argument("--max-length", type=_count, metavar="N", help="texts: of each, in tokens (64)")
+    parser.add_argument("--seeds", type=_count, metavar="N", help="texts: how many seeds (3)")
 
 
 def _strategies(args: argparse.Namespace) -> Rows:
     from mdi_exit.benchmark.strategies import text_study
     from mdi_exit.benchmark.strategies_run import measure_strategies
 
-    study = None
-    if args.model is not None:
-        seeds = tuple(range(args.seeds))
-        study = text_study(args.model, args.data, max_length=args.max_length, seeds=seeds)
+    if args.model is None:
+        if given := [flag for flag in ("data", "max_length", "seeds") if getattr(args, flag) is not None]:
+            raise UsageError("--model", f"bert:PLACE with --{given[0].replace('_', '-')}", "none")
+        return measure_strategies(args.out, args.data_dir)
+    seeds = tuple(range(args.seeds or 3))
+    study = text_study(args.model, args.data or "spam-assassin", max_length=args.max_length or 64, seeds=seeds)
     return measure_strategies(args.out, args.data_dir, study)
 
 

@@ -194,13 +194,15 @@ class _Seed:
         kept, validation = held_out(parts.train, min(_VALIDATION, len(parts.train) // 10), seed)
         wanted = {"train": kept, "validation": validation, "calibration": parts.calibration, "test": parts.test}
         samples = {name: prepared_samples(part, texts.modality, texts.spec) for name, part in wanted.items()}
-        fresh = built(
-            study.model, input_shape=texts.spec.shape, classes=len(parts.train.classes), seed=seed
-        ).network  # fmt: skip
+        classes = len(parts.train.classes)
+        fresh = built(study.model, input_shape=texts.spec.shape, classes=classes, seed=seed).network
         costs, record = costs_of(fresh, (texts.length,)), msgspec.to_builtins(parts.record)
         torch.set_num_threads(study.threads)
         taps = _taps(fresh, samples, folder / f"taps-{seed}.pt", say)
-        return cls(study, seed, folder, say, **samples, fresh=fresh, costs=costs, record=record, taps=taps)
+        bare = MultiExitNetwork(
+            [nn.Identity() for _ in fresh.layers], {int(layer): head for layer, head in fresh.exits.items()}
+        )  # the encoder has done its part: checkpoints need not hold it
+        return cls(study, seed, folder, say, **samples, fresh=bare, costs=costs, record=record, taps=taps)
 
     @property
     def settings(self) -> FitSettings:
