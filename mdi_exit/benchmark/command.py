@@ -275,10 +275,25 @@ def _bottleneck(args: argparse.Namespace) -> Rows:
     return measure_bottleneck(args.out, args.data_dir)
 
 
+def _strategies_flags(parser: argparse.ArgumentParser) -> None:
+    _data_flag(parser)
+    parser.add_argument("--model", metavar="bert:PLACE", help="texts instead of images, on this encoder")
+    parser.add_argument("--data", metavar="SPEC", help="texts: which (spam-assassin)")
+    parser.add_argument("--max-length", type=_count, metavar="N", help="texts: of each, in tokens (64)")
+    parser.add_argument("--seeds", type=_count, metavar="N", help="texts: how many seeds (3)")
+
+
 def _strategies(args: argparse.Namespace) -> Rows:
+    from mdi_exit.benchmark.strategies import text_study
     from mdi_exit.benchmark.strategies_run import measure_strategies
 
-    return measure_strategies(args.out, args.data_dir)
+    if args.model is None:
+        if given := [flag for flag in ("data", "max_length", "seeds") if getattr(args, flag) is not None]:
+            raise UsageError("--model", f"bert:PLACE with --{given[0].replace('_', '-')}", "none")
+        return measure_strategies(args.out, args.data_dir)
+    seeds = tuple(range(args.seeds or 3))
+    study = text_study(args.model, args.data or "spam-assassin", max_length=args.max_length or 64, seeds=seeds)
+    return measure_strategies(args.out, args.data_dir, study)
 
 
 def _daisy_flags(parser: argparse.ArgumentParser) -> None:
@@ -321,6 +336,6 @@ _BENCHMARKS: Final[dict[str, _Benchmark]] = {
     "bottleneck": _Benchmark("ResNet-50's first cut made small", _data_flag, _bottleneck, _TORCH),
     "daisy": _Benchmark("speech: where it leaves as noise grows, and what that gives", _daisy_flags, _daisy, _TORCH),
     "strategies": _Benchmark(
-        "joint, distilled, frozen and JEI-DNN exits at equal cost", _data_flag, _strategies, _TORCH
+        "joint, distilled, frozen and JEI-DNN exits at equal cost", _strategies_flags, _strategies, _TORCH
     ),
 }

@@ -29,8 +29,10 @@ FAMILIES: Final = {
     "jei plain": "JEI-DNN's heads, largest probability",
     "jei gate": "JEI-DNN's gates",
 }
+_ONWARD: Final = "onward gate"
 _GATE: Final = "jei gate"
-_RIVALS: Final = ("jei plain", "frozen", "distill", "joint")
+_RIVALS: Final = ("jei plain", "frozen", "distill", "joint", _ONWARD)
+_TEXT_SHARES: Final = (0.20, *SHARES)
 _WIDTH: Final = 120
 _KEPT_POINTS: Final = 40
 _GATE_THRESHOLD: Final = 0.5
@@ -47,16 +49,29 @@ def measure_strategies(out: Path | None, data_dir: Path | None, study: Study | N
     with tempfile.TemporaryDirectory(prefix="mdi-exit-strategies-") as spare:
         work = (out or Path(spare)) / f"strategies-{study.key}.unfinished"
         trained = run_study(study, work, data_dir=data_dir, say=console.print)
-        points = list(at_cost_rows(trained))
+        shares = _TEXT_SHARES if study.texts else SHARES
+        points = list(at_cost_rows(trained, shares))
         own = list(own_point_rows(trained))
+        by_weight = list(by_weight_rows(trained, shares)) if study.texts else []
         console.print(table_of(points))
-        text = text_of(study, trained, points, own)
+        text = text_of(study, trained, points, own, by_weight)
         if out is not None:
-            stem = out / f"strategies-{datetime.now(UTC):%Y-%m-%d}"
+            stem = out / f"{_name(study)}-{datetime.now(UTC):%Y-%m-%d}"
             _draw(trained, points, stem.with_suffix(".png"), study)
             stem.with_suffix(".md").write_text(text)
         shutil.rmtree(work)
-    return [{"name": "study", **asdict(study)}, *points, *own, *(_thinned(row) for row in trained)]
+    return [{"name": "study", **asdict(study)}, *points, *own, *by_weight, *(_thinned(row) for row in trained)]
+
+
+def _name(study: Study) -> str:
+    return f"text-strategies-{Path(study.data.partition(':')[2] or study.data).stem}" if study.texts else "strategies"
+
+
+def families_in(trained: Sequence[Row]) -> dict[str, str]:
+    """Those that were trained, with their names for people."""
+    names = {name for row in trained for name in row["curves"]}
+    named = {**FAMILIES, _ONWARD: "JEI-DNN's gates, the paper's targets"}
+    return {family: shown for family, shown in named.items() if any(name.startswith(family) for name in names)}
 
 
 def _curve(found: Row, part: str) -> Curve:
@@ -85,7 +100,7 @@ def at_cost_rows(trained: Sequence[Row], shares: Sequence[float] = SHARES) -> It
     whole = trained[0]["costs"][-1]
     for seed in _seeds(trained):
         for share in shares:
-            for family in FAMILIES:
+            for family in families_in(trained):
                 chosen = _best(_of_family(trained, seed, family), share * whole)
                 if chosen is not None:
                     yield {"name": "at cost", "seed": seed, "family": family, "share": share, **chosen}
@@ -111,12 +126,12 @@ def _best(curves: dict[str, Row], cost: float) -> Row | None:
 def own_point_rows(trained: Sequence[Row]) -> Iterator[Row]:
     """Where JEI-DNN's own rule, h ≥ 0.5, puts each λ, and what thresholds give at that very cost."""
     for seed in _seeds(trained):
-        for name, row in _of_family(trained, seed, _GATE).items():
+        for name, row in (_of_family(trained, seed, _GATE) | _of_family(trained, seed, _ONWARD)).items():
             at = row["thresholds"].index(_GATE_THRESHOLD)
             cost, accuracy = row["test"]["macs"][at], row["test"]["accuracies"][at]
             rivals = {
                 "frozen": _of_family(trained, seed, "frozen")["frozen"],
-                "jei plain": _of_family(trained, seed, "jei plain")[name.replace("gate", "plain")],
+                "jei plain": _plain_of(trained, seed, name)[1],
             }
             plain = {key: at_cost(_curve(one, "test"), _curve(one, "test"), cost) for key, one in rivals.items()}
             yield {
@@ -132,8 +147,33 @@ def own_point_rows(trained: Sequence[Row]) -> Iterator[Row]:
             }
 
 
+def _plain_of(trained: Sequence[Row], seed: int, name: str) -> tuple[str, Row]:
+    """The largest probability on the heads of a curve of gates."""
+    plain = name.replace("gate", "plain")
+    return plain, _of_family(trained, seed, plain)[plain]
+
+
+def by_weight_rows(trained: Sequence[Row], shares: Sequence[float]) -> Iterator[Row]:
+    """For each seed, λ, kind of targets and cost: gates, and the largest probability on the very same heads."""
+    whole = trained[0]["costs"][-1]
+    for seed in _seeds(trained):
+        for name, row in (_of_family(trained, seed, _GATE) | _of_family(trained, seed, _ONWARD)).items():
+            plain_name, plain = _plain_of(trained, seed, name)
+            for share in shares:
+                gates, same = _best({name: row}, share * whole), _best({plain_name: plain}, share * whole)
+                if gates is not None and same is not None:
+                    yield {
+                        "name": "by weight", "seed": seed, "curve": name, "share": share, "accuracy": gates["accuracy"],
+                        "same heads": same["accuracy"],
+                    }  # fmt: skip
+
+
 def _accuracies(points: Sequence[Row], family: str, share: float) -> list[float]:
     return [row["accuracy"] for row in points if row["family"] == family and row["share"] == share]
+
+
+def _families(points: Sequence[Row]) -> dict[str, str]:
+    return families_in([{"curves": {row["family"]: None for row in points}}])
 
 
 def _shares(points: Sequence[Row]) -> list[float]:
@@ -146,7 +186,7 @@ def table_of(points: Sequence[Row]) -> Table:
     table.add_column("strategy, exit rule")
     for share in _shares(points):
         table.add_column(f"{share:.0%} of all MACs", justify="right")
-    for family, name in FAMILIES.items():
+    for family, name in _families(points).items():
         table.add_row(name, *(_spread(_accuracies(points, family, share)) for share in _shares(points)))
     return table
 
@@ -166,20 +206,15 @@ def _differences(points: Sequence[Row], rival: str, share: float) -> list[float]
     return [100 * (by_seed[0][seed] - by_seed[1][seed]) for seed in sorted(by_seed[0]) if seed in by_seed[1]]
 
 
-def text_of(study: Study, trained: Sequence[Row], points: Sequence[Row], own: Sequence[Row]) -> str:
+def text_of(
+    study: Study, trained: Sequence[Row], points: Sequence[Row], own: Sequence[Row], by_weight: Sequence[Row] = ()
+) -> str:
     """The page beside the raw rows."""
-    shares, first = _shares(points), trained[0]
-    data = first["data"]
+    shares, families = _shares(points), families_in(trained)
     lines = [
         "# Strategies at equal cost",
         "",
-        f"{data['spec']}, {study.model} of width {study.width:g} with a stem of stride {study.stem_stride}, "
-        f"{study.exits} exits (after layers {', '.join(map(str, first['exit_layers']))}), seeds "
-        f"{', '.join(map(str, _seeds(trained)))}. {first['trained_on']:,} training images, {data['calibration']:,} for "
-        f"calibration, {data['test']:,} for the test; whole network {first['costs'][-1]:,} MACs, its first exit "
-        f"{first['costs'][0]:,}. {study.epochs} epochs for joint, distilled and bare backbone; on that backbone "
-        f"{study.head_epochs} for frozen heads, or at most {study.warm_up_epochs} of warm-up and "
-        f"{study.alternating_epochs} in turns for each λ of {', '.join(f'{one:g}' for one in study.cost_weights)}.",
+        (_about_texts if study.texts else _about_images)(study, trained),
         "",
         "Thresholds, and λ, are chosen on the calibration samples at each cost and scored on the test set: mean over seeds,",
         "least to most in brackets.",
@@ -187,7 +222,7 @@ def text_of(study: Study, trained: Sequence[Row], points: Sequence[Row], own: Se
         "| accuracy, % | " + " | ".join(f"at {share:.0%} of all MACs" for share in shares) + " |",
         "|---|" + "---:|" * len(shares),
     ]
-    for family, name in FAMILIES.items():
+    for family, name in families.items():
         cells = " | ".join(_spread(_accuracies(points, family, share)) for share in shares)
         lines.append(f"| {name} | {cells} |")
     lines += [
@@ -198,28 +233,86 @@ def text_of(study: Study, trained: Sequence[Row], points: Sequence[Row], own: Se
         "|---|" + "---:|" * len(shares),
     ]
     for rival in _RIVALS:
-        cells = " | ".join(_signed(_differences(points, rival, share)) for share in shares)
-        lines.append(f"| {FAMILIES[rival]} | {cells} |")
+        if rival in families:
+            cells = " | ".join(_signed(_differences(points, rival, share)) for share in shares)
+            lines.append(f"| {families[rival]} | {cells} |")
+    if by_weight:
+        lines += _by_weight_lines(by_weight, shares)
     lines += [
         "",
         "JEI-DNN's own rule (leave at the first h ≥ 0.5), and the largest probability at the same cost on the test set:",
         "",
-        "| λ | seed | share of all MACs | gates, % | same heads, % | frozen heads, % |",
-        "|---:|---:|---:|---:|---:|---:|",
+        f"| {'targets | ' if study.texts else ''}λ | seed | share of all MACs | gates, % | same heads, % | frozen heads, % |",
+        f"|{'---|' if study.texts else ''}---:|---:|---:|---:|---:|---:|",
     ]
     for row in own:
         rules = [row["accuracy"], row["jei plain at this cost"], row["frozen at this cost"]]
         shown = " | ".join("-" if one is None else f"{100 * one:.2f}" for one in rules)
-        lines.append(f"| {row['curve'].rpartition('=')[2]} | {row['seed']} | {row['share']:.1%} | {shown} |")
+        kind = f"{_targets(row['curve'])} | " if study.texts else ""
+        lines.append(f"| {kind}{row['curve'].rpartition('=')[2]} | {row['seed']} | {row['share']:.1%} | {shown} |")
     lines += ["", "Each exit by itself on the test set, mean over seeds, %:", ""]
-    lines += ["| | " + " | ".join(f"exit {number}" for number in range(study.exits)) + " |"]
-    lines += ["|---|" + "---:|" * study.exits]
+    exits = len(trained[0]["exit_layers"])
+    lines += ["| | " + " | ".join(f"exit {number}" for number in range(exits)) + " |"]
+    lines += ["|---|" + "---:|" * exits]
     for name in dict.fromkeys(name for row in trained for name in row["curves"]):
-        if not name.startswith("jei plain"):
+        if " plain" not in name:
             found = [row["curves"][name]["exit_accuracies"] for row in trained if name in row["curves"]]
             cells = " | ".join(f"{100 * mean(column):.2f}" for column in zip(*found, strict=True))
             lines.append(f"| {name.replace(' gate', '')} | {cells} |")
     return "\n".join(lines) + "\n"
+
+
+def _about_images(study: Study, trained: Sequence[Row]) -> str:
+    first = trained[0]
+    data = first["data"]
+    return (
+        f"{data['spec']}, {study.model} of width {study.width:g} with a stem of stride {study.stem_stride}, "
+        f"{study.exits} exits (after layers {', '.join(map(str, first['exit_layers']))}), seeds "
+        f"{', '.join(map(str, _seeds(trained)))}. {first['trained_on']:,} training images, {data['calibration']:,} for "
+        f"calibration, {data['test']:,} for the test; whole network {first['costs'][-1]:,} MACs, its first exit "
+        f"{first['costs'][0]:,}. {study.epochs} epochs for joint, distilled and bare backbone; on that backbone "
+        f"{study.head_epochs} for frozen heads, or at most {study.warm_up_epochs} of warm-up and "
+        f"{study.alternating_epochs} in turns for each λ of {', '.join(f'{one:g}' for one in study.cost_weights)}."
+    )
+
+
+def _about_texts(study: Study, trained: Sequence[Row]) -> str:
+    first = trained[0]
+    data = first["data"]
+    return (
+        f"{data['spec']}, {study.model} with an exit after each of its {len(first['exit_layers'])} layers, texts of at most "
+        f"{study.max_length} tokens, seeds {', '.join(map(str, _seeds(trained)))} (each with a split of its own). "
+        f"{first['trained_on']:,} training texts, {data['calibration']:,} for calibration, {data['test']:,} for the test; "
+        f"whole network {first['costs'][-1]:,} MACs at the mean length, its first exit {first['costs'][0]:,}. The encoder "
+        f"stays as it came. {study.epochs} epochs for the last head; then {study.head_epochs} for frozen heads, or at most "
+        f"{study.warm_up_epochs} of warm-up and {study.alternating_epochs} in turns for each λ of "
+        f"{', '.join(f'{one:g}' for one in study.cost_weights)} and each kind of targets: `jei` has targets that are 1 once, "
+        "`onward` the paper's."
+    )
+
+
+def _targets(curve: str) -> str:
+    return "onward" if curve.startswith(_ONWARD) else "once"
+
+
+def _by_weight_lines(rows: Sequence[Row], shares: Sequence[float]) -> list[str]:
+    """Each λ by itself."""
+    lines = [
+        "",
+        "Gates less the largest probability on the very same heads, each λ by itself, in points:",
+        "",
+        "| targets | λ | " + " | ".join(f"at {share:.0%}" for share in shares) + " |",
+        "|---|---:|" + "---:|" * len(shares),
+    ]
+    for curve in sorted(
+        {row["curve"] for row in rows}, key=lambda name: (_targets(name), float(name.partition("=")[2]))
+    ):
+        cells = []
+        for share in shares:
+            found = [row for row in rows if row["curve"] == curve and row["share"] == share]
+            cells.append(_signed([100 * (row["accuracy"] - row["same heads"]) for row in found]))
+        lines.append(f"| {_targets(curve)} | {curve.rpartition('=')[2]} | {' | '.join(cells)} |")
+    return lines
 
 
 def _signed(values: Sequence[float]) -> str:
@@ -231,7 +324,7 @@ def _draw(trained: Sequence[Row], points: Sequence[Row], out: Path, study: Study
     whole, least = trained[0]["costs"][-1], trained[0]["costs"][0]
     shares = np.linspace(least / whole * 1.02, 0.98, 60).tolist()
     rows, lines = list(at_cost_rows(trained, shares)), []
-    for family, name in FAMILIES.items():
+    for family, name in families_in(trained).items():
         columns = [share for share in shares if len(_accuracies(rows, family, share)) == len(_seeds(trained))]
         values = np.array([_accuracies(rows, family, share) for share in columns])
         lines.append(
@@ -240,10 +333,10 @@ def _draw(trained: Sequence[Row], points: Sequence[Row], out: Path, study: Study
                 most_T=values.max(1), dashed=family == "jei plain",
             )
         )  # fmt: skip
-    seeds = len(_seeds(trained))
+    seeds, model = len(_seeds(trained)), study.model if study.texts else f"{study.model} ×{study.width:g}"
     draw(
         lines, out, "Strategies at equal cost",
-        f"{trained[0]['data']['spec']}, {study.model} ×{study.width:g}, {seeds} seeds: mean, least and most on the test set; "
+        f"{trained[0]['data']['spec']}, {model}, {seeds} seeds: mean, least and most on the test set; "
         "thresholds and λ chosen on calibration samples",
         marks=[share * whole for share in _shares(points)],
     )  # fmt: skip

@@ -12,7 +12,7 @@ from mdi_exit.errors import UsageError
 from mdi_exit.training.loop import PRECISIONS
 from mdi_exit.training.samples import AUGMENTATIONS
 from mdi_exit.training.strategies.distill import TEACHING_SHARE, TEMPERATURE
-from mdi_exit.training.strategies.jei import COST_WEIGHT
+from mdi_exit.training.strategies.jei import COST_WEIGHT, GATE_TARGETS, LINEAR_EPOCHS, WARM_UP_EPOCHS
 
 __all__ = ["STRATEGIES", "TrainSettings"]
 
@@ -99,11 +99,15 @@ class TrainSettings:
         12, help="frozen, jei: of the backbone alone, before (0 with --from or --weights)", parse=values.integer(0),
         metavar="N",
     )  # fmt: skip
-    warm_up_epochs: int = setting(
-        10, help="jei: of the heads alone, at most: each stops by itself", parse=values.positive_int, metavar="N"
-    )
+    warm_up_epochs: int | None = setting(
+        None, help="jei: of the heads alone, at most: each stops by itself "
+        f"(default: {WARM_UP_EPOCHS}; {LINEAR_EPOCHS} for texts)",
+        parse=values.positive_int, metavar="N",
+    )  # fmt: skip
     batch_size: int = setting(128, help="samples a step (jei: 64)", parse=values.positive_int, metavar="N")
-    learning_rate: float = setting(0.08, help="peak (jei: 0.01)", parse=values.positive_float, metavar="R")
+    learning_rate: float = setting(
+        0.08, help="peak (jei's heads and gates have their own)", parse=values.positive_float, metavar="R"
+    )
     augment: str = setting("mirror-shift", help="of the images", choices=AUGMENTATIONS)
     precision: str = setting("auto", help="auto: float32 on a CPU, mixed on a GPU", choices=PRECISIONS)
     temperature: float = setting(
@@ -115,6 +119,10 @@ class TrainSettings:
     cost_weight: float = setting(
         COST_WEIGHT, help="jei: what the whole network's cost weighs against cross entropy (λ)",
         parse=values.positive_float, metavar="X",
+    )  # fmt: skip
+    gate_targets: str | None = setting(
+        None, help="jei: 1 from the best exit's gate onward, as the paper has it, or once, at it alone "
+        "(default: onward; once for texts)", choices=GATE_TARGETS,
     )  # fmt: skip
     validation: int | None = setting(
         None,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mdi_exit.training.checkpoint import read_checkpoint, write_checkpoint
-from mdi_exit.training.feed import Feed, feed_of
+from mdi_exit.training.feed import Feed, TapFeed, feed_of
 from mdi_exit.training.phases import Evaluation, Phase, Trainee
 from mdi_exit.training.record import EpochRow
 from mdi_exit.training.samples import AnySamples, Augmentation
@@ -64,18 +64,22 @@ def fit(
     progress: Callable[[Step], None] | None = None,
     epoch_done: Callable[[EpochRow], None] | None = None,
     rows_done: Callable[[Sequence[EpochRow]], None] | None = None,
+    taps: tuple[TapFeed, TapFeed] | None = None,
 ) -> list[EpochRow]:
     """Train in place, phase after phase; a row for each epoch, those of an earlier run that was cut short included.
 
     With ``checkpoint`` the state is saved there after each epoch, and a run that finds one of the same settings, phases,
     network, data and ``purpose`` goes on from it, to end as if it had never been cut short. After each epoch ``epoch_done``
-    gets its row and ``rows_done`` all of them. Raises ``UsageError`` for a file that is no checkpoint.
+    gets its row and ``rows_done`` all of them. ``taps``: what the frozen backbone makes of both parts, where that is known
+    already. Raises ``UsageError`` for a file that is no checkpoint.
     """
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     run = _Run(trainee, phases, train, validation, settings, purpose or {}, checkpoint)
     run.progress, run.epoch_done = progress or run.progress, epoch_done or run.epoch_done
     run.rows_done = rows_done or run.rows_done
+    if taps is not None:
+        run.feeds[True] = replace(taps[0], trainee=trainee), replace(taps[1], trainee=trainee)
     run.through()
     return run.rows
 

@@ -85,7 +85,7 @@ def _fill(panel: Axes, lines: Sequence[Line], marks: Sequence[float]) -> None:
     panel.grid(color="#D8DCE2", linewidth=0.7)
     panel.set_axisbelow(True)
     panel.margins(x=0.06)
-    panel.legend(loc="lower right", frameon=False, fontsize=9)
+    panel.legend(loc="best", frameon=False, fontsize=9)
 
 
 def _limits(panel: Axes, lines: Sequence[Line]) -> None:

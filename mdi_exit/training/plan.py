@@ -17,7 +17,14 @@ from mdi_exit.training.phases import Phase, Trainee
 from mdi_exit.training.recipe import Recipe
 from mdi_exit.training.strategies.distill import DistillPhase
 from mdi_exit.training.strategies.frozen import BackbonePhase, HeadsPhase, LastHeadPhase
-from mdi_exit.training.strategies.jei import AlternatingPhase, WarmUpPhase, jei_recipe
+from mdi_exit.training.strategies.jei import (
+    WARM_UP_EPOCHS,
+    AlternatingPhase,
+    GateTargets,
+    WarmUpPhase,
+    jei_recipe,
+    linear_warm_up,
+)
 from mdi_exit.training.strategies.joint import JointPhase, exit_weights
 
 __all__ = ["Plan", "planned"]
@@ -51,7 +58,7 @@ def planned(settings: TrainSettings, spec: InputSpec, classes: int, length: int 
         _begin_with(model, start)
     costs = costs_of(model.network, spec.shape if length is None else (length, *spec.shape[1:]))
     trainee = Trainee(model.network, gated=settings.strategy == "jei", pretrained=model.pretrained)
-    phases, record = _phases(settings, trainee, costs)
+    phases, record = _phases(settings, trainee, costs, spec.kind == "text")
     record |= {"model": name, "start": str(settings.start or ""), "weights": str(settings.weights or "")}
     return Plan(model, trainee, phases, costs, record)
 
@@ -80,7 +87,9 @@ def _model(settings: TrainSettings, spec: InputSpec, classes: int, start: Artifa
     )  # fmt: skip
 
 
-def _phases(settings: TrainSettings, trainee: Trainee, costs: Costs) -> tuple[tuple[Phase, ...], dict[str, Any]]:
+def _phases(
+    settings: TrainSettings, trainee: Trainee, costs: Costs, texts: bool
+) -> tuple[tuple[Phase, ...], dict[str, Any]]:
     recipe = Recipe(epochs=settings.epochs, batch_size=settings.batch_size, learning_rate=settings.learning_rate)
     weights_L = exit_weights(settings.exit_weights, len(costs.exit_layers))
     record: dict[str, Any] = {"strategy": settings.strategy}
@@ -95,9 +104,22 @@ def _phases(settings: TrainSettings, trainee: Trainee, costs: Costs) -> tuple[tu
             heads = Recipe(**{**asdict(recipe), "schedule": "cosine"})
             return (*_backbone(settings, trainee), HeadsPhase(trainee, heads)), record
         case _:
-            turns = AlternatingPhase(trainee, jei_recipe(settings.epochs), costs.shares, settings.cost_weight)
-            warm_up = WarmUpPhase(trainee, jei_recipe(settings.warm_up_epochs))
-            return (*_backbone(settings, trainee), warm_up, turns), {**record, "cost_weight": settings.cost_weight}
+            warm_up, turns = _warm_up(settings, trainee, texts), _turns(settings, trainee, costs, texts)
+            record |= {"cost_weight": turns.cost_weight, "gate_targets": turns.targets}
+            return (*_backbone(settings, trainee), warm_up, turns), record
+
+
+def _warm_up(settings: TrainSettings, trainee: Trainee, texts: bool) -> WarmUpPhase:
+    if texts:
+        return linear_warm_up(trainee, settings.warm_up_epochs)
+    return WarmUpPhase(trainee, jei_recipe(settings.warm_up_epochs or WARM_UP_EPOCHS))
+
+
+def _turns(settings: TrainSettings, trainee: Trainee, costs: Costs, texts: bool) -> AlternatingPhase:
+    targets: GateTargets = "once" if texts else "onward"
+    if settings.gate_targets is not None:
+        targets = settings.gate_targets  # type: ignore[assignment] # one of the choices
+    return AlternatingPhase(trainee, jei_recipe(settings.epochs), costs.shares, settings.cost_weight, targets)
 
 
 def _backbone(settings: TrainSettings, trainee: Trainee) -> Sequence[Phase]:

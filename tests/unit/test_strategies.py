@@ -18,7 +18,7 @@ from torch import tensor  # noqa: E402 - only with torch
 from mdi_exit.confidence import judge  # noqa: E402
 from mdi_exit.data import shipped  # noqa: E402
 from mdi_exit.model.gate import Gate, statistics  # noqa: E402
-from mdi_exit.model.network import MobileNetV2Config, mobilenetv2  # noqa: E402
+from mdi_exit.model.network import MobileNetV2Config, MultiExitNetwork, mobilenetv2  # noqa: E402
 from mdi_exit.training.loop import FitSettings, fit  # noqa: E402
 from mdi_exit.training.phases import Evaluation, Taps, Trainee  # noqa: E402
 from mdi_exit.training.recipe import Recipe  # noqa: E402
@@ -226,6 +226,55 @@ def test_best_exits_and_targets_by_hand() -> None:
     assert best.tolist() == [1, 0, 2]
     assert gate_targets(best, 2).tolist() == [[0, 1], [1, 1], [0, 0]]
     assert best_exits(losses, cost, 0.0).tolist() == [2, 0, 2]
+
+
+def test_targets_that_are_1_once_by_hand() -> None:
+    best = tensor([1, 0, 2])
+    assert gate_targets(best, 2, "once").tolist() == [[0, 1], [1, 0], [0, 0]]
+
+
+class _Given(torch.nn.Module):
+    """A head whose features are its logits."""
+
+    def forward(self, logits_NK: Any) -> Any:
+        return logits_NK
+
+
+def doubtful() -> tuple[Trainee, Taps, Any]:
+    """Three exits that all sound alike; the first is right for a quarter, the second for another, the last for the rest."""
+    layers = [torch.nn.Identity() for _ in range(3)]
+    made = Trainee(MultiExitNetwork(layers, {number: _Given() for number in range(3)}), gated=True)
+    right_SN = torch.arange(3)[:, None] == tensor([0, 1, 2, 2])[None, :]
+    logits_SNK = 2.0 * torch.stack((right_SN.float(), 1 - right_SN.float()), 2)
+    return made, Taps((logits_SNK[0], logits_SNK[1]), logits_SNK[2]), torch.zeros(4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(("targets", "right"), [("onward", 0.25), ("once", 0.5)])
+def test_only_targets_that_are_1_once_add_up_where_exits_are_in_doubt(targets: Any, right: float) -> None:
+    """Gates that learn to the end: once 1/4 and 1/4, so that half of each sample is left for the last exit and h stays
+    below 1/2; onward 1/4 and 1/2, with positive weights 3 and 1 even 1/2 and 1/2, so that all leave early."""
+    torch.manual_seed(0)
+    made, batch, labels_N = doubtful()
+    phase = AlternatingPhase(made, jei_recipe(1), (0.1, 0.2, 0.3), 0.1, targets)
+    logits_SNK = torch.stack((*batch.features, batch.last_BK))
+    phase.begin(lambda: Evaluation(logits_SNK, labels_N))
+    optimiser = torch.optim.LBFGS(made.gates.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Any:
+        optimiser.zero_grad()
+        loss = phase.loss(200, batch, labels_N).total
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    with torch.no_grad():
+        g_NG = torch.cat([gate(one) for gate, one in zip(made.gates, batch.features, strict=True)], 1)
+    sum_by_hand = 0.5 if targets == "once" else 1.0
+    assert g_NG.sum(1).tolist() == pytest.approx([sum_by_hand] * 4, abs=0.01)
+    sure_NS = torch.cat((sureness(g_NG) >= 0.5 - 1e-3, torch.ones(4, 1, dtype=torch.bool)), 1)
+    exit_N = sure_NS.float().argmax(1)
+    labels_SN = logits_SNK.argmax(2)
+    assert (labels_SN[exit_N, torch.arange(4)] == labels_N).double().mean().item() == right
 
 
 def test_positive_weights_are_negatives_over_positives_at_most_5() -> None:

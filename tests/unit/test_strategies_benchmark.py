@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra 'torch'")
 
 from mdi_exit.benchmark import strategies  # noqa: E402 - only with torch
-from mdi_exit.benchmark.strategies import STRATEGIES, Study, network_for, run_study  # noqa: E402
+from mdi_exit.benchmark.strategies import STRATEGIES, Study, network_for, run_study, text_study  # noqa: E402
 from mdi_exit.benchmark.strategies_run import (  # noqa: E402
     FAMILIES,
     at_cost_rows,
+    by_weight_rows,
     measure_strategies,
     own_point_rows,
     text_of,
 )
+from mdi_exit.errors import UsageError  # noqa: E402
 from mdi_exit.training.curve import Curve, at_cost, curve_of, thresholds_for, trace_of  # noqa: E402
 from mdi_exit.training.phases import Evaluation, Trainee  # noqa: E402
 
@@ -121,3 +124,47 @@ def test_a_study_that_broke_off_trains_only_what_is_missing(
     made = {path.suffix for path in tmp_path.iterdir()}
     assert made == {".md", ".png"}  # nothing unfinished is left
     assert "JEI-DNN's gates" in capsys.readouterr().out
+
+
+def test_texts_have_two_strategies_and_gates_of_two_kinds_of_targets(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="needs the extra 'text'")
+    from tiny_bert import LAYERS, encoder, table
+
+    usual = text_study(
+        f"bert:{encoder(tmp_path / 'bert')}", f"text:{table(tmp_path / 'said.jsonl')}", max_length=24, seeds=(0,)
+    )
+    study = replace(
+        usual, epochs=1, head_epochs=1, warm_up_epochs=1, alternating_epochs=1, batch_size=16, cost_weights=(0.1, 1.0)
+    )
+    rows = measure_strategies(tmp_path, None, study)
+    by_name = {row["strategy"]: row for row in rows if row["name"] == "trained"}
+    assert list(by_name) == ["frozen", "jei"]
+    assert list(by_name["jei"]["curves"]) == [
+        f"{kind} {rule} λ={weight}"
+        for weight in ("0.1", "1")
+        for kind in ("jei", "onward")
+        for rule in ("gate", "plain")
+    ]
+    last = {found["exit_accuracies"][-1] for row in by_name.values() for found in row["curves"].values()}
+    assert len(last) == 1
+    phases = [epoch["phase"] for epoch in by_name["jei"]["epochs"]]
+    assert phases == ["last head", "warm-up", *["alternating"] * 4]
+    trained = list(by_name.values())
+    weighed = list(by_weight_rows(trained, (0.5, 0.9)))
+    assert [(row["curve"], row["share"]) for row in weighed] == [
+        (f"{kind} gate λ={weight}", share)
+        for kind in ("jei", "onward")
+        for weight in ("0.1", "1")
+        for share in (0.5, 0.9)
+    ]
+    (page,) = tmp_path.glob("text-strategies-said-*.md")
+    text = page.read_text()
+    assert "| onward | 1 | 0 | " in text
+    assert "| JEI-DNN's gates, the paper's targets | " in text
+    assert f"exit {LAYERS - 1} |" in text
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_a_study_of_texts_needs_an_encoder() -> None:
+    with pytest.raises(UsageError, match="--model: expected bert:PLACE"):
+        text_study("resnet18", "spam-assassin", max_length=64, seeds=(0,))

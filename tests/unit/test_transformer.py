@@ -162,6 +162,7 @@ def test_gates_are_learned_on_it(folder: Path) -> None:
     assert command.main([*flags, "--out", str(folder / "gated"), *FLAGS, "--warm-up-epochs", "2"]) == 0
     gated = Artifact.open(folder / "gated").manifest
     assert gated.calibration.measure == "gate"
+    assert gated.training["gate_targets"] == "once"
     assert [spec.gate is not None for spec in gated.exits] == [True, True, False]
 
 

@@ -9,6 +9,13 @@ Shapes: B samples, G gates (= early exits), L = G + 1 exits.
 Two points that the formulas leave open are settled here. The rescaling factor of the classifier loss carries no gradient:
 with one, the product is ΣCE again and the weights are gone. Positive weights are negatives over positives of the
 targets themselves on the validation samples.
+
+One point of the paper can be chosen otherwise. Its targets are 1 from the best exit's gate **onward**, so that g_l learns
+whether to leave here *or earlier*, and positive weights raise it further; P_l then adds the gates up as if each were the
+share that leaves *here*. Where it is seldom in doubt which exit is best, gates are near 0 or 1 and it makes no odds. Where
+it often is, Σg passes 1 in the middle of the network, h becomes 1 there, and the last exit is hardly used, however well the
+gates have learned. Targets that are 1 **once**, at the best exit alone, without positive weights, make g_l the share that
+P_l takes it for.
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +34,17 @@ from mdi_exit.training.recipe import Recipe
 
 __all__ = [
     "COST_WEIGHT",
+    "GATE_TARGETS",
+    "LINEAR_EPOCHS",
+    "WARM_UP_EPOCHS",
     "AlternatingPhase",
+    "GateTargets",
     "WarmUpPhase",
     "best_exits",
     "classifier_loss",
     "gate_targets",
     "jei_recipe",
+    "linear_warm_up",
     "positive_weights",
     "shares",
     "sureness",
@@ -42,14 +54,22 @@ COST_WEIGHT: Final = 0.1
 BATCHES_A_TURN: Final = 200
 MOST_POSITIVE_WEIGHT: Final = 5.0
 PATIENCE_EPOCHS: Final = 2
+WARM_UP_EPOCHS: Final = 10
+LEARNING_RATE: Final = 0.01
+LINEAR_EPOCHS: Final = 40
+LINEAR_PATIENCE_EPOCHS: Final = 10
+LINEAR_RATE: Final = 0.3
+
+GateTargets = Literal["onward", "once"]
+GATE_TARGETS: Final[tuple[GateTargets, ...]] = get_args(GateTargets)
 
 
-def jei_recipe(epochs: int) -> Recipe:
+def jei_recipe(epochs: int, learning_rate: float = LEARNING_RATE) -> Recipe:
     """The paper's optimiser."""
     return Recipe(
         epochs=epochs,
         batch_size=64,
-        learning_rate=0.01,
+        learning_rate=learning_rate,
         least_rate=2e-4,
         momentum=0.9,
         weight_decay=5e-4,
@@ -87,9 +107,10 @@ def best_exits(losses_BL: Tensor, cost_L: Tensor, cost_weight: float) -> Tensor:
     return (losses_BL + cost_weight * cost_L).argmin(1)
 
 
-def gate_targets(best_B: Tensor, gates: int) -> Tensor:
-    """B×G: 1 from the best exit's gate on, 0 before; none where the last exit is best."""
-    return (torch.arange(gates, device=best_B.device) >= best_B[:, None]).float()
+def gate_targets(best_B: Tensor, gates: int, targets: GateTargets = "onward") -> Tensor:
+    """B×G: 1 from the best exit's gate on, 0 before; or 1 at it, once. None where the last exit is best."""
+    gate_G = torch.arange(gates, device=best_B.device)
+    return (gate_G >= best_B[:, None] if targets == "onward" else gate_G == best_B[:, None]).float()
 
 
 def positive_weights(target_NG: Tensor) -> Tensor:
@@ -98,17 +119,29 @@ def positive_weights(target_NG: Tensor) -> Tensor:
     return ((len(target_NG) - positives_G) / positives_G.clamp(min=1e-9)).clamp(max=MOST_POSITIVE_WEIGHT)
 
 
+def linear_warm_up(trainee: Trainee, epochs: int | None = None) -> WarmUpPhase:
+    """For heads that are linear on the features of an encoder that came with its weights, and cost next to nothing.
+
+    Such heads learn little at the paper's rate in the few batches of a small set, the last of them least, since its loss
+    counts once and the first one's G times. Here the first head learns at a rate of 0.3, and patience is long, for losses
+    waver until the rate falls.
+    """
+    recipe = jei_recipe(epochs or LINEAR_EPOCHS, LINEAR_RATE / max(len(trainee.heads), 1))
+    return WarmUpPhase(trainee, recipe, LINEAR_PATIENCE_EPOCHS)
+
+
 class WarmUpPhase(Phase):
     """Loss CE_last + Σ (G+1-l)·CE_l with l from 1, of those heads that have not stopped.
 
-    A head whose validation loss has not fallen for ``PATIENCE_EPOCHS`` epochs stops; each ends with its best weights.
+    A head whose validation loss has not fallen for ``patience`` epochs stops; each ends with its best weights.
     """
 
     name: ClassVar = "warm-up"
     frozen: ClassVar = True
 
-    def __init__(self, trainee: Trainee, recipe: Recipe) -> None:
+    def __init__(self, trainee: Trainee, recipe: Recipe, patience: int = PATIENCE_EPOCHS) -> None:
         super().__init__(trainee, recipe)
+        self.patience = patience
         self._best: list[float] = [math.inf] * len(trainee.heads)
         self._since = [0] * len(trainee.heads)
         self._weights: list[dict[str, Tensor]] = [{} for _ in trainee.heads]
@@ -119,7 +152,7 @@ class WarmUpPhase(Phase):
     def set_modes(self) -> None:
         super().set_modes()
         for head, since in zip(self.trainee.heads, self._since, strict=True):
-            if since >= PATIENCE_EPOCHS:
+            if since >= self.patience:
                 head.eval().requires_grad_(False)
 
     def loss(self, step: int, batch: Tensor | Taps, labels_B: Tensor) -> Losses:
@@ -127,20 +160,20 @@ class WarmUpPhase(Phase):
         logits = self.trainee.head_logits(taps_of(batch))
         by_exit_L = torch.stack([functional.cross_entropy(one_BK, labels_B) for one_BK in logits])
         gates = len(logits) - 1
-        learning = [gates - number if since < PATIENCE_EPOCHS else 0 for number, since in enumerate(self._since)]
+        learning = [gates - number if since < self.patience else 0 for number, since in enumerate(self._since)]
         return Losses((by_exit_L.new_tensor([*learning, 1]) * by_exit_L).sum(), by_exit_L)
 
     def epoch_done(self, validation: Evaluation) -> bool:
         losses = validation.losses_LN.mean(1).tolist()
         for number, head in enumerate(self.trainee.heads):
-            if self._since[number] >= PATIENCE_EPOCHS:
+            if self._since[number] >= self.patience:
                 continue
             if losses[number] < self._best[number]:
                 self._best[number], self._since[number] = losses[number], 0
                 self._weights[number] = copy.deepcopy(head.state_dict())
             else:
                 self._since[number] += 1
-        return all(since >= PATIENCE_EPOCHS for since in self._since)
+        return all(since >= self.patience for since in self._since)
 
     def end(self) -> None:
         for head, weights in zip(self.trainee.heads, self._weights, strict=True):
@@ -157,17 +190,23 @@ class WarmUpPhase(Phase):
 class AlternatingPhase(Phase):
     """Heads and gates in turns of 200 batches, heads first.
 
-    ``cost_L``: of a sample that leaves at each exit, as a share of the whole network's. ``cost_weight``: λ.
+    ``cost_L``: of a sample that leaves at each exit, as a share of the whole network's. ``cost_weight``: λ. ``targets``: of
+    the gates, see the module.
     """
 
     name: ClassVar = "alternating"
     frozen: ClassVar = True
 
     def __init__(
-        self, trainee: Trainee, recipe: Recipe, cost_L: Sequence[float], cost_weight: float = COST_WEIGHT
+        self,
+        trainee: Trainee,
+        recipe: Recipe,
+        cost_L: Sequence[float],
+        cost_weight: float = COST_WEIGHT,
+        targets: GateTargets = "onward",
     ) -> None:
         super().__init__(trainee, recipe)
-        self.cost_L, self.cost_weight = torch.tensor(list(cost_L)), cost_weight
+        self.cost_L, self.cost_weight, self.targets = torch.tensor(list(cost_L)), cost_weight, targets
         self._positive_weights_G = torch.ones(len(trainee.gates))
 
     def trained(self) -> Sequence[nn.Module]:
@@ -196,6 +235,8 @@ class AlternatingPhase(Phase):
         self._positive_weights_G = state["positive_weights"]
 
     def _weigh(self, validation: Evaluation) -> None:
+        if self.targets == "once":
+            return  # a share that is weighted is no share
         best_N = best_exits(validation.losses_LN.T, self.cost_L, self.cost_weight)
         self._positive_weights_G = positive_weights(gate_targets(best_N, len(self.trainee.gates)))
 
@@ -214,7 +255,7 @@ class AlternatingPhase(Phase):
         logit_BG = torch.cat([gate.logit(one) for gate, one in zip(self.trainee.gates, logits[:-1], strict=True)], 1)  # type: ignore[operator]
         loss = functional.binary_cross_entropy_with_logits(
             logit_BG.float(),
-            gate_targets(best_B, logit_BG.shape[1]),
+            gate_targets(best_B, logit_BG.shape[1], self.targets),
             pos_weight=self._positive_weights_G.to(logit_BG.device),
         )
         return Losses(loss, losses_BL.mean(0))
