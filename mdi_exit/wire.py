@@ -484,7 +484,7 @@ class Lesson(Struct, frozen=True, array_like=True, tag="lesson"):
 
     ``what``: ``features`` of the cut, detached; only in the baselines ``raw`` (uint8 images) and ``gradient`` (back to the
     edge). ``run`` is the cloud's start, ``incarnation`` the edge's; ``seq`` counts from 1 between the two. The edge made it
-    in ``step`` of ``steps``.
+    in ``step``. It is number ``place``, from 0, of the ``steps`` batches that the edge has for the cloud.
     """
 
     run: UInt
@@ -497,14 +497,14 @@ class Lesson(Struct, frozen=True, array_like=True, tag="lesson"):
     shape: Annotated[tuple[Dim, ...], Meta(min_length=1, max_length=MAX_AXES)]
     count: Annotated[int, Meta(ge=0, le=65535)]
     crc: UInt
+    place: UInt = 0
 
 
 class EdgeReport(Struct, frozen=True, array_like=True, tag="learner"):
     """How far an edge is in hierarchical training. ``run``: the cloud's start that it knows, 0: none yet.
 
     ``step`` of ``steps`` done on ``samples`` samples of its own; ``last_seq``: last sent. ``bytes_per_s``: what it measured
-    of its link, 0: nothing. ``layer_s``: seconds of a training step's forward and backward by layer, and ``head_s`` of an
-    exit there, as far as measured.
+    of its link, 0: nothing. ``step_s``: seconds of a whole training step of its part, by cut, as far as measured.
     """
 
     incarnation: UInt
@@ -515,8 +515,7 @@ class EdgeReport(Struct, frozen=True, array_like=True, tag="learner"):
     steps: UInt
     last_seq: UInt = 0
     bytes_per_s: Annotated[float, Meta(ge=0, le=MAX_REAL)] = 0.0
-    layer_s: Annotated[tuple[Seconds, ...], Layers] = ()
-    head_s: Annotated[tuple[Seconds, ...], Layers] = ()
+    step_s: Annotated[tuple[Seconds, ...], Layers] = ()
 
 
 class CloudReport(Struct, frozen=True, array_like=True, tag="teacher"):

@@ -25,6 +25,7 @@ from mdi_exit.hierarchical.lessons import RAW, packed, unpacked
 from mdi_exit.hierarchical.parts import CloudPart, State, WholePart, mean_of, state_bytes, state_of
 from mdi_exit.hierarchical.post import Pieces, Post
 from mdi_exit.hierarchical.study import Study
+from mdi_exit.hierarchical.timing import cloud_step_s
 from mdi_exit.training.samples import Augmentation, Samples
 from mdi_exit.wire import CloudReport, EdgeReport, Lesson, Message, Weights, crc32
 
@@ -102,16 +103,12 @@ class CloudWorker:
         if saved := self.keeping.read():
             return int(saved["cut"])
         reports = list(self._edges.values())
-        if any(len(report.layer_s) != self.study.layer_count for report in reports):
-            raise UsageError("--cut", "auto at all workers or at none", "an edge that has not measured its layers")
-        own = self.study.layer_times()
-        layer_s, head_s = ([max(row) for row in zip(*rows, strict=True)] for rows in (
-            [report.layer_s for report in reports], [report.head_s for report in reports]
-        ))  # fmt: skip
+        if any(len(report.step_s) != self.study.layer_count - 1 for report in reports):
+            raise UsageError("--cut", "auto at all workers or at none", "an edge that has not measured its steps")
+        edge_s = [max(row) for row in zip(*(report.step_s for report in reports), strict=True)]
+        cloud_s = cloud_step_s(self.study)
         rate = min((report.bytes_per_s or _FASTEST for report in reports), default=_FASTEST)
-        self.times = cut_times(
-            layer_s, head_s, own.layer_s, own.head_s, self.study.batch_bytes(), rate, edges=self.settings.edges
-        )
+        self.times = cut_times(edge_s, cloud_s, self.study.batch_bytes(), rate, edges=self.settings.edges)
         best = best_cut(self.times)
         self.say(
             f"link {8 * rate / 1e6:.2f} Mbit/s; cut after layer {best.cut} of {self.study.layer_count}: a step of "
@@ -159,7 +156,7 @@ class CloudWorker:
             payload = await asyncio.to_thread(packed, codec, gradient, None)
             answer = Lesson(
                 self.post.incarnation, lesson.incarnation, lesson.seq, lesson.step, lesson.steps, "gradient", codec,
-                gradient.shape, 0, crc32(payload),
+                gradient.shape, 0, crc32(payload), lesson.place,
             )  # fmt: skip
             self.post.send(turn.edge, answer, payload)
         self.flow.done(turn)
@@ -171,7 +168,7 @@ class CloudWorker:
         x_B, labels_B = unpacked(lesson.codec, lesson.shape, lesson.count, payload)
         if (labels_B >= len(self.study.parts.test.classes)).any():
             raise WireError("labels", f"expected labels below {len(self.study.parts.test.classes)}, got others")
-        progress = min(lesson.step / max(lesson.steps, 1), 1.0)
+        progress = min(lesson.place / max(lesson.steps, 1), 1.0)
         if isinstance(part, WholePart):
             images_NHWC = torch.from_numpy(np.array(self._checked(lesson, x_B, RAW)))
             samples = Samples(images_NHWC, torch.from_numpy(labels_B), self.study.spec)

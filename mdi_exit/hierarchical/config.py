@@ -37,17 +37,27 @@ def show_bit_rate(value: float | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """The link is cut ``at_s`` after training began, for ``for_s``."""
+    """The link is cut for ``for_s``: once ``at_share`` of the steps are done, or ``at_s`` after training began."""
 
     at_s: float
     for_s: float
+    at_share: float = 0.0
 
 
 def _outage(text: str) -> Outage:
     at, colon, length = text.partition(":")
     if not colon:
-        raise UsageError("", "when and how long, as 20s:30s", repr(text))
-    return Outage(values.duration(at), values.duration(length))
+        raise UsageError("", "when and how long, as 20s:30s or 30%:30s", repr(text))
+    if not at.endswith("%"):
+        return Outage(values.duration(at), values.duration(length))
+    return Outage(0.0, values.duration(length), values.integer(0, 99)(at.removesuffix("%")) / 100)
+
+
+def _show_outage(value: Outage | None) -> str:
+    if value is None:
+        return "none"
+    at = f"{100 * value.at_share:g}%" if value.at_share else f"{value.at_s:g}s"
+    return f"{at}:{value.for_s:g}s"
 
 
 def _cut(text: str) -> int | None:
@@ -126,8 +136,8 @@ class HierarchicalSettings(ServiceSettings):
     )  # fmt: skip
     shaping: str = setting("auto", help="by the kernel, or by relays in user space", choices=LINKS)
     outage: Outage | None = setting(
-        None, help="cut the link on purpose: 20s:30s is after 20 s, for 30 s", parse=_outage, metavar="AT:FOR",
-        show=lambda value: "none" if value is None else f"{value.at_s:g}s:{value.for_s:g}s",
+        None, parse=_outage, metavar="AT:FOR", show=_show_outage,
+        help="cut the link on purpose, for 30 s: 20s:30s after 20 s, 30%:30s after that share of the steps",
     )  # fmt: skip
     epochs: int = setting(3, help="over each edge's own samples", parse=values.positive_int, metavar="N")
     steps: int | None = setting(None, help="stop each edge after N steps", parse=values.positive_int, metavar="N")

@@ -24,7 +24,8 @@ from mdi_exit.hierarchical.keeping import Keeping
 from mdi_exit.hierarchical.lessons import RAW, packed, unpacked
 from mdi_exit.hierarchical.parts import EdgePart, Part, State, WholePart, state_bytes, state_of
 from mdi_exit.hierarchical.post import Pieces, Post
-from mdi_exit.hierarchical.study import LayerTimes, Study
+from mdi_exit.hierarchical.study import Study
+from mdi_exit.hierarchical.timing import edge_step_s
 from mdi_exit.wire import CloudReport, EdgeReport, Lesson, Message, Weights, crc32, encode
 
 __all__ = ["EdgeWorker", "train_whole"]
@@ -126,7 +127,8 @@ class EdgeWorker:
         self.run_number, self.cloud_round = 0, 0
         self.cut: int | None = None
         self.state, self.step, self.bytes_sent, self.bytes_per_s = "joining", 0, 0, 0.0
-        self.times = LayerTimes((), ())
+        self.step_s: tuple[float, ...] = ()
+        self.missed: list[int] = []
         self.part: EdgePart | None = None
         self._gradients: dict[int, Array] = {}
         self._means: dict[int, State] = {}
@@ -139,9 +141,7 @@ class EdgeWorker:
         async with self.post:
             await self._until(lambda: self.post.connected)
             if self.settings.cut is None:
-                slow = self.settings.slow_edge
-                found = await asyncio.to_thread(self.study.layer_times)
-                self.times = LayerTimes(*(tuple(slow * one for one in row) for row in (found.layer_s, found.head_s)))
+                self.step_s = await asyncio.to_thread(edge_step_s, self.study, self.lessons.batch, self.work.slow)
             await self._measure_link()
             reports = asyncio.create_task(self._keep_reporting(), name="reports")
             try:
@@ -162,10 +162,13 @@ class EdgeWorker:
             self._restore(cut)
         step_of = {"hierarchical": self._step, "split": self._split_step, "cloud": self._raw_step}[scheme]
         begin, first, self.state = time.monotonic(), self.step, "training"
+        tenth = max(self.lessons.steps // 10, 1)
         log.info("training begins: %d steps, cut after layer %d", self.lessons.steps, cut)
         while self.step < self.lessons.steps and not self.stop.is_set():
             await step_of(self.step)
             self.step += 1
+            if self.step % tenth == 0:
+                log.info("step %d of %d", self.step, self.lessons.steps)
             if self.keeping.is_time():
                 await self._save()
             an_epoch = self.lessons.an_epoch
@@ -173,6 +176,10 @@ class EdgeWorker:
                 await self._average(self.step // an_epoch)
         learned_s = time.monotonic() - begin
         await self._save()
+        if self.missed:
+            log.info("%d batches that the cloud has missed are made up for", len(self.missed))
+            await self._make_up()
+            await self._save()
         if self.stop.is_set():
             return
         await self._until(lambda: not self.flow.open, self.settings.give_up)
@@ -192,7 +199,21 @@ class EdgeWorker:
         while (offer := self._offer()) is Offer.WAIT and not self.stop.is_set():
             await self.post.wait(_REPORT_S)
         if offer is not Offer.SEND or not await self._sent(step, "features", features, labels_B.numpy()):
-            self.flow.skipped += 1
+            self.flow.skipping(step)
+            self.missed.append(step)
+
+    async def _make_up(self) -> None:
+        """At the end: what the cloud has missed, as the trained part now sees it. Forward only."""
+        part = self._own_part()
+        end = time.monotonic() + self.settings.give_up
+        while self.missed and not self.stop.is_set() and time.monotonic() < end:
+            x_BCHW, labels_B = self.lessons.batch(self.missed[0])
+            features = await asyncio.to_thread(self.work, lambda x_BCHW=x_BCHW: part.features(x_BCHW))
+            while (offer := self._offer()) is not Offer.SEND and not self.stop.is_set() and time.monotonic() < end:
+                await self.post.wait(_REPORT_S)
+            if offer is Offer.SEND and await self._sent(self.step, "features", features, labels_B.numpy()):
+                del self.missed[0]
+                end = time.monotonic() + self.settings.give_up
 
     async def _split_step(self, step: int) -> None:
         """Forward, there and back, backward: nothing of it at the same time. Without a link it waits."""
@@ -232,7 +253,8 @@ class EdgeWorker:
         payload = await asyncio.to_thread(packed, codec, x_B, labels_B)
         run, seq = self.run_number, self.flow.sent + 1
         message = Lesson(
-            run, self.post.incarnation, seq, step, self.lessons.steps, what, codec, x_B.shape, len(labels_B), crc32(payload)
+            run, self.post.incarnation, seq, step, self.lessons.steps, what, codec, x_B.shape, len(labels_B), crc32(payload),
+            self.step - len(self.missed),
         )  # fmt: skip
         if self._offer() is not Offer.SEND or not self.post.send(self.settings.cloud, message, payload):
             return False
@@ -288,12 +310,12 @@ class EdgeWorker:
         if saved["cut"] != cut:
             raise UsageError("--cut", f"{saved['cut']}, as in {self.keeping.checkpoint_file}", cut)
         self._own_part().restore(saved)
-        self.step = int(saved["step"])
+        self.step, self.missed = int(saved["step"]), [int(step) for step in saved["missed"]]
         log.info("going on from step %d", self.step)
 
     async def _save(self) -> None:
         if self.part is not None:
-            state = {"cut": self.cut, "step": self.step, **self.part.checkpoint()}
+            state = {"cut": self.cut, "step": self.step, "missed": list(self.missed), **self.part.checkpoint()}
             await asyncio.to_thread(self.keeping.write, state)
 
     def _write_figures(self, first: int, learned_s: float, seconds: float) -> None:
@@ -303,6 +325,7 @@ class EdgeWorker:
                 "samples": len(self.lessons.samples), "steps_an_epoch": self.lessons.an_epoch,
                 "steps": self.step - first, "seconds": seconds, "own_seconds": learned_s, "busy_s": self.work.busy_s,
                 "batches_sent": self.flow.sent, "batches_skipped": self.flow.skipped, "bytes_sent": self.bytes_sent,
+                "first_skipped": self.flow.first_skipped, "last_skipped": self.flow.last_skipped, "missed": len(self.missed),
                 "longest_open_steps": self.flow.longest_open, "reconnects": self.post.transport.counters.reconnects,
                 "link_bytes_per_s": self.bytes_per_s, "slow_edge": self.settings.slow_edge,
                 "loss": float(np.mean(self._losses[-_LOSSES_KEPT:])) if self._losses else None,
@@ -337,7 +360,7 @@ class EdgeWorker:
     def _report(self) -> EdgeReport:
         return EdgeReport(
             self.post.incarnation, self.run_number, self.state, len(self.lessons.samples), self.step, self.lessons.steps,
-            self.flow.sent, self.bytes_per_s, self.times.layer_s, self.times.head_s,
+            self.flow.sent, self.bytes_per_s, self.step_s,
         )  # fmt: skip
 
     async def _keep_reporting(self) -> None:

@@ -51,8 +51,11 @@ class Part:
         parameters = [parameter for module in self.modules for parameter in module.parameters()]
         self.optimiser = Recipe(learning_rate=peak).optimiser(parameters)
         self._prefixes = (*(f"layers.{index}." for index in layers), *(f"exits.{at}." for at in self.exits))
+        self._set_training(True)
+
+    def _set_training(self, mode: bool) -> None:
         for module in self.modules:
-            module.train()
+            module.train(mode)
 
     def state(self) -> State:
         """Weights and statistics of this part, by their names in the network; not copied."""
@@ -109,6 +112,15 @@ class EdgePart(Part):
         loss = functional.cross_entropy(self.head(features), labels_B)
         self._open = features, loss
         return _array(features), float(loss.detach())
+
+    def features(self, x_BCHW: Tensor) -> Array:
+        """Without learning: as at inference."""
+        self._set_training(False)
+        try:
+            with torch.no_grad():
+                return _array(self._through(x_BCHW))
+        finally:
+            self._set_training(True)
 
     def backward(self, gradient_BCHW: Array, progress: float) -> None:
         """Raises ``ValueError`` without a ``forward`` before."""

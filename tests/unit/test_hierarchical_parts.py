@@ -13,7 +13,7 @@ pytest.importorskip("torch", reason="needs the extra 'torch'")
 import torch
 
 from mdi_exit.errors import UsageError, WireError
-from mdi_exit.hierarchical.comparison import page_of
+from mdi_exit.hierarchical.comparison_page import page_of
 from mdi_exit.hierarchical.config import HierarchicalSettings
 from mdi_exit.hierarchical.parts import (
     CloudPart,
@@ -140,26 +140,42 @@ def test_settings_that_do_not_fit_are_a_users_mistake(tmp_path: Any) -> None:
 
 
 def test_the_page_compares_with_the_cloud() -> None:
-    edge = {"steps": 200, "steps_an_epoch": 200, "bytes_sent": 2_000_000, "batches_skipped": 0}
+    edge = {
+        "steps": 200, "steps_an_epoch": 200, "bytes_sent": 2_000_000, "batches_skipped": 40, "missed": 0, "first_skipped": 60,
+        "last_skipped": 99,
+    }  # fmt: skip
     row = {
-        "part": "time",
-        "model": "small_vgg16",
-        "link": "1Mbit",
-        "seed": 0,
-        "cut": 5,
-        "images": 10_000,
-        "edges": [edge],
-    }
+        "part": "time", "model": "small_vgg16", "link": "1Mbit", "seed": 0, "emulated_slow_edge": 1.0, "cut": 5,
+        "images": 10_000, "edges": [edge], "cloud": {},
+    }  # fmt: skip
+    expected = [{"cut": at, "edge_s": 0.1, "link_s": 0.3 - 0.1 * at, "cloud_s": 0.1} for at in range(2)]
+    cuts = {**row, "part": "cuts", "cut": 1, "cloud": {"expected": expected}}
     rows = [
         {**row, "scheme": "hierarchical", "seconds": 30.0, "step_s": 0.15},
         {**row, "scheme": "cloud", "seconds": 60.0, "step_s": 0.3},
+        {**row, "scheme": "hierarchical", "seconds": 45.0, "step_s": 0.225, "emulated_slow_edge": 4.0},
+        {**cuts, "asked_cut": "auto", "step_s": 0.2},
+        {**cuts, "asked_cut": 0, "step_s": 0.31},
+        {**cuts, "asked_cut": 1, "step_s": 0.21},
         {**row, "part": "accuracy", "scheme": "cloud", "accuracy_by_exit": [0.7, 0.8]},
         {**row, "part": "accuracy", "scheme": "cloud", "accuracy_by_exit": [0.8, 0.9]},
+        {**row, "part": "accuracy", "scheme": "hierarchical", "accuracy_by_exit": [0.7, 0.84]},
         {**row, "part": "accuracy", "scheme": "hierarchical", "failed": "no"},
-    ]
+        {
+            **row, "part": "outage", "scheme": "hierarchical", "accuracy_by_exit": [0.7, 0.83],
+            "checkpoints": {"edge_step": 200, "cloud_batches": 198},
+        },
+    ]  # fmt: skip
     page = page_of(rows)
-    assert "| 50 % | 29 % |" in page
-    assert "| 2 | 75.00 | 85.00 (80.00, 90.00) | 0 |" in page
+    assert "| 200 | 30.0 | 0.150 |  | 30 | 50 % | 29 % |" in page
+    assert (
+        "| 4 times slower (emulated) | 1Mbit | hierarchical | 5 | 200 | 200 | 45.0 | 0.225 |  | 45 | 25 % | 29 % |"
+        in page
+    )
+    assert "| 1 | 0.100 | 0.200 | 0.100 | 0.200 | 0.210 | chosen, least |" in page
+    assert "| 2 | 75.00 | 85.00 (80.00, 90.00) |  |" in page
+    assert "| 1 | 70.00 | 84.00 (84.00) | 1.00 |" in page
+    assert "| 60 to 99 of 200 | 40 | 200, 198 | 70.00 | 83.00 | 84.00 to 84.00 |" in page
 
 
 def test_features_are_no_view_of_what_is_trained() -> None:
