@@ -6,7 +6,8 @@ part      what is measured
 time      so many steps of each scheme at each rate, one seed; an epoch is projected from the seconds of a step
 cuts      some steps with each cut of one model at one rate: is the one that the runtime model chose the fastest?
 accuracy  so many epochs of hierarchical training and of training in the cloud, unshaped link, each seed
-outage    as accuracy, the link cut for 30 s in the middle, each seed
+outage    as accuracy, the link cut for 30 s in the middle, each seed; the edge made slow (emulated) where all would
+          else be over too soon after it
 ========  =========================================================================================================
 
 The cut of each model is what the runtime model chose in the first run at each rate; accuracy and outage take the first
@@ -46,6 +47,9 @@ _SCHEMES: Final = "hierarchical,cloud,split,edge"
 _PARTS: Final = ("time", "cuts", "accuracy", "outage")
 _JUDGED: Final = ("hierarchical", "cloud")
 _OUTAGE_S: Final = 30.0
+_OUTAGES: Final = 4  # so many outages long are an edge's steps
+_SLOW_EDGE: Final = 3.0
+_LATEST: Final = 0.85
 _PROOF_ITEMS: Final = 1000
 
 
@@ -167,15 +171,20 @@ def _cut(case: _Case, rows: Sequence[Row]) -> int | None:
     """What the runtime model chose for this model: at this rate, else at the first one measured."""
     if case.part == "cuts":
         return case.cut
-    chosen = [
-        row for row in rows
-        if row["part"] == "time" and row["model"] == case.model and row.get("cut") is not None
-        and row["emulated_slow_edge"] == case.slow_edge
-    ]  # fmt: skip
-    here = [row for row in chosen if row["link"] == case.link]
+    chosen = [row for row in rows if row["part"] == "time" and row["model"] == case.model and "failed" not in row]
     if case.part == "time" and case.link:
-        chosen = here
-    return int((here or chosen)[0]["cut"]) if chosen else None
+        wanted = (case.link, case.slow_edge)
+        chosen = [row for row in chosen if (row["link"], row["emulated_slow_edge"]) == wanted]
+    return int(chosen[0]["cut"]) if chosen else None
+
+
+def _slow_edge(case: _Case, rows: Sequence[Row]) -> float:
+    """As asked; with an outage, that the steps alone take several times as long as it."""
+    if case.part != "outage":
+        return case.slow_edge
+    uncut = [row for row in rows if row["part"] == "accuracy" and row["model"] == case.model and "failed" not in row]
+    busy_s = [row["edges"][0]["busy_s"] for row in uncut if row["scheme"] == "hierarchical"]
+    return max(case.slow_edge, round(_OUTAGES * _OUTAGE_S / min(busy_s), 1) if busy_s else _SLOW_EDGE)
 
 
 def _measured(case: _Case, args: argparse.Namespace, rows: Sequence[Row]) -> Row:
@@ -185,20 +194,26 @@ def _measured(case: _Case, args: argparse.Namespace, rows: Sequence[Row]) -> Row
         settings = HierarchicalSettings(
             out=Path(folder) / "model", name="all", schemes=(case.scheme,), data=args.data, model=case.model,
             width=width, cut=_cut(case, rows), link=bit_rate(case.link) if case.link else None, limit=args.images,
-            steps=steps, epochs=args.epochs, seed=case.seed, slow_edge=case.slow_edge,
+            steps=steps, epochs=args.epochs, seed=case.seed, slow_edge=_slow_edge(case, rows),
             outage=Outage(0.0, _OUTAGE_S, args.outage_at) if case.part == "outage" else None,
             data_dir=args.data_dir.absolute(),
         )  # fmt: skip
         try:
             run: Run = asyncio.run(measured_run(settings, Console(stderr=True)))
-            proof = _proof(settings, run.cut) if case.part == "outage" else {}
+            proof = _proof(settings, run) if case.part == "outage" else {}
         except MdiExitError as error:
             return {**case.key, "failed": str(error)}
     return {**case.key, "width": width, "images": args.images, "data": args.data, **run.plain(), **proof}
 
 
-def _proof(settings: HierarchicalSettings, cut: int) -> dict[str, Any]:
-    """That both checkpoints can be gone on from, and that the artifact runs. Raises ``MdiExitError`` if not."""
+def _proof(settings: HierarchicalSettings, run: Run) -> dict[str, Any]:
+    """That the link was away in the middle, that both checkpoints can be gone on from, and that the artifact runs.
+
+    Raises ``MdiExitError`` if not.
+    """
+    (figures,), cut = run.edges, run.cut
+    if figures["last_skipped"] is None or figures["last_skipped"] > _LATEST * figures["steps"]:
+        raise MdiExitError(f"expected the link back before {_LATEST:.0%} of the steps, got it later: more --epochs")
     study = Study(settings)
     made = study.network(cut)
     edge = Keeping(settings, "edge1", shard=[1, 1]).read()
