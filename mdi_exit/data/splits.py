@@ -33,8 +33,8 @@ __all__ = ["SPECS", "Splits", "splits"]
 
 SPECS: Final = (
     *DATASETS,
-    COMPOSITE,
     "shipped",
+    COMPOSITE,
     "NAME/test",
     "folder:PATH",
     "npz:FILE",

@@ -6,22 +6,27 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from guarded import production
 from live import Listener, System, run_program
 
 pytest.importorskip("torch", reason="needs the extra 'torch'")
 
+from broker.embedded import find_mosquitto
 from mdi_exit import values, wire
 from mdi_exit.chaos.packets import Trouble
 from mdi_exit.chaos.proxy import FaultProxy
 from mdi_exit.data import splits
+from mdi_exit.errors import StartError
 from mdi_exit.hierarchical.cloud import CloudWorker
 from mdi_exit.hierarchical.config import HierarchicalSettings
 from mdi_exit.hierarchical.edge import EdgeWorker
+from mdi_exit.hierarchical.parts import CloudPart, EdgePart
 from mdi_exit.hierarchical.study import Study
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.outcomes import outcomes
@@ -202,12 +207,57 @@ async def test_a_cut_link_stops_neither_side_for_good(mosquitto: Any, data: Path
         artifact = await running
     assert edge.step == edge.lessons.steps
     assert edge.flow.skipped >= 5
-    assert trained < both.cloud.trained <= edge.lessons.steps - 5
+    assert edge.flow.first_skipped is not None
+    assert edge.missed == []
+    assert trained < edge.lessons.steps - edge.settings.window <= both.cloud.trained <= edge.lessons.steps
+    assert read_checkpoint(edge.keeping.checkpoint_file, edge.keeping.purpose)["missed"] == []
+    again = Both(mosquitto.url, tmp_path / "model", data, epochs=8)
+    EdgePart(network := again.study.network(2).network, 2, 0.02).restore(again.edges[0].keeping.read())
+    CloudPart(network, 2, 0.02).restore(again.cloud.keeping.read())
     both.cloud.flow.validate()
     assert artifact.manifest.exits[0].accuracy is not None
     assert artifact.manifest.exits[0].accuracy > 0.7
     assert artifact.manifest.exits[1].accuracy is not None
     assert artifact.manifest.exits[1].accuracy > 0.7
+
+
+async def test_both_sides_go_on_from_their_checkpoints(mosquitto: Any, data: Path, tmp_path: Path) -> None:
+    first = Both(mosquitto.url, tmp_path / "model", data, epochs=8)
+    (edge,) = first.edges
+    running = asyncio.gather(first.cloud.run(), edge.run())
+    await until(lambda: first.cloud.trained >= 5 or running.done())
+    first.stop.set()
+    await running
+    assert 0 < edge.step < edge.lessons.steps
+    second = Both(mosquitto.url, tmp_path / "model", data, epochs=8)
+    artifact = await second.run()
+    assert second.edges[0].step == edge.lessons.steps
+    assert second.edges[0].flow.sent == edge.lessons.steps - edge.step + len(edge.missed)
+    assert second.cloud.trained > first.cloud.trained
+    assert artifact.manifest.exits[1].accuracy is not None
+    assert artifact.manifest.exits[1].accuracy > 0.7
+
+
+async def test_workers_sign_in_by_password_and_by_certificate_and_the_access_list_lets_them_talk(
+    data: Path, tmp_path: Path
+) -> None:
+    if find_mosquitto() is None:
+        pytest.skip("needs mosquitto on PATH")
+    with production(tmp_path, "edge1,cloud", "eye:observer", "test") as made:
+        cloud, edge = made.board("cloud"), made.board("edge1")
+        both = Both(made.url, tmp_path / "model", data, edge_url=made.password_url, epochs=1, ca=cloud / "ca.crt")
+        both.cloud = CloudWorker(
+            replace(both.cloud.settings, cert=cloud / "node.crt", key=cloud / "node.key"), both.study, both.stop
+        )
+        signed = {"username": "edge1", "password": (edge / "password").read_text().strip()}
+        settings = replace(both.edges[0].settings, **signed)
+        both.edges = [EdgeWorker(settings, Study(settings), both.stop)]
+        artifact = await both.run()
+        assert both.cloud.trained == both.edges[0].lessons.steps
+        assert artifact.manifest.exits[1].accuracy is not None
+        wrong = EdgeWorker(replace(settings, **signed | {"password": "guess"}), Study(settings), asyncio.Event())
+        with pytest.raises(StartError, match="wrong password"):
+            await wrong.run()
 
 
 @pytest.mark.slow
