@@ -122,8 +122,8 @@ def sample_frames() -> tuple[bytes, ...]:
         wire.Status("a", 11, True, "agent", "ready", (4, 9), (4, 5, 6), 16, layer_s=(0.1,) * 9, neighbours=("b",)),
         wire.Ack(11, 12, 9, 0.01, {4: 3}, (7, 8), 2, 0.5, 4),
         wire.Probe(11, 4, 9),
-        wire.EdgeReport(11, 7, "training", 1000, 5, 200, 3, 125e3, (0.25, 0.5)),
-        wire.CloudReport(7, 11, 4, 7, 3, 2, 1, 1, 1),
+        wire.EdgeReport(11, 7, "training", 1000, 5, 200, 3, 125e3, (0.25, 0.5), 2**40),
+        wire.CloudReport(7, 11, 4, 7, 3, 2, 1, 1, 1, 1, 2**40, 7),
         wire.Control(7, 11, "source", 1, model, 0.9, spans={"a": (4, 9)}, shares=(wire.Share(4, "b", {"a": 1.0}),)),
     )
     loaded: tuple[wire.Message, ...] = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -46,6 +48,16 @@ class Study:
         self.layer_count = len(self.network(None).network.layers)
         if settings.cut is not None and settings.cut >= self.layer_count - 1:
             raise UsageError("--cut", f"a layer from 0 to {self.layer_count - 2}", settings.cut)
+
+    @property
+    def terms(self) -> int:
+        """A digest, 63 bits, of all that edges and cloud have to agree on; the seed is also that of the test samples."""
+        told = self.settings
+        agreed = (
+            told.scheme, told.model, told.width, self.spec.shape, self.parts.test.classes, told.seed, told.edges,
+            told.batch_size, told.learning_rate,
+        )  # fmt: skip
+        return int.from_bytes(hashlib.sha256(json.dumps(agreed).encode()).digest()[:8]) >> 1
 
     def network(self, cut: int | None) -> Built:
         """Untrained, the same for the same seed; an exit after ``cut`` (None: after each layer) and at the end."""

@@ -121,7 +121,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 
 def test_weights_are_put_together_from_pieces_of_one_round() -> None:
-    pieces = Pieces()
+    pieces = Pieces(100)
 
     def piece(number: int, index: int) -> Weights:
         return Weights(1, 2, number, 10, index, 2, 0)
