@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     file = RowFile(args.out, "hierarchical", argv)
     tried: list[_Case] = []
     while args.most is None or len(tried) < args.most:
-        waiting = (case for case in _cases(args, file.rows) if case not in tried and not _is_done(case, file.rows))
+        waiting = (case for case in _cases(args, file.rows) if case not in tried and not _is_there(case.key, file.rows))
         if (case := next(waiting, None)) is None:
             break
         tried.append(case)
@@ -91,7 +91,8 @@ def main(argv: Sequence[str]) -> int:
     text = page_of(file.rows)
     sys.stdout.write(text)
     file.write_page(text)
-    return 1 if any("failed" in row for row in file.rows) else 0
+    failed = [{name: value for name, value in row.items() if name != "failed"} for row in file.rows if "failed" in row]
+    return 0 if all(_is_there(key, file.rows) for key in failed) else 1
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
@@ -163,8 +164,8 @@ def _cases(args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[_Case]:
                 yield _Case("outage", model, "hierarchical", "", seed, slow)
 
 
-def _is_done(case: _Case, rows: Sequence[Row]) -> bool:
-    return any(all(row.get(name) == value for name, value in case.key.items()) and "failed" not in row for row in rows)
+def _is_there(key: Row, rows: Sequence[Row]) -> bool:
+    return any(all(row.get(name) == value for name, value in key.items()) and "failed" not in row for row in rows)
 
 
 def _cut(case: _Case, rows: Sequence[Row]) -> int | None:

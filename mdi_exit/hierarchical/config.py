@@ -106,7 +106,8 @@ class HierarchicalSettings(ServiceSettings):
         help="hierarchical; to compare: split (gradients return), cloud (raw data is sent), edge (all there); or all",
     )  # fmt: skip
     name: str = setting(
-        None, help="of this worker; the cloud's is cloud unless told", parse=values.name, metavar="NAME",
+        None, parse=values.name, metavar="NAME",
+        help="of this worker, and of its user where the broker has an access list; usually edge1 or cloud",
         derive=lambda resolved: Derived("edge1" if resolved["role"] == "edge" else "cloud", "role"),
     )  # fmt: skip
     cloud: str = setting("cloud", help="edge: the name of the cloud worker", parse=values.name, metavar="NAME")
@@ -115,15 +116,24 @@ class HierarchicalSettings(ServiceSettings):
         (1, 1), help="edge: which part of the training samples is its own, as 1/2", parse=_shard, metavar="I/N",
         show=lambda value: "/".join(map(str, value)),
     )  # fmt: skip
-    data: str = setting("fashion-mnist", help="images: see mdi-exit train", metavar="SPEC", also=("--dataset",))
+    data: str = setting(
+        "fashion-mnist",
+        help="images: fashion-mnist, cifar10, cifar100, svhn, composite, folder:PATH or npz:FILE",
+        metavar="SPEC",
+        also=("--dataset",),
+    )
     input_shape: tuple[int, int, int] | None = setting(
-        None, parse=_shape, metavar="C,H,W", show=lambda value: ",".join(map(str, value)) if value else str(value),
-        help="what the model takes (default: the images' own)",
+        None, parse=_shape, metavar="C,H,W", help="what the model takes",
+        show=lambda value: ",".join(map(str, value)) if value else "the images' own",
     )  # fmt: skip
     model: str = setting(
-        "small_resnet18", help="small_vgg16, small_resnet18, mobilenetv2, ...: see mdi-exit train", metavar="MODEL"
+        "small_resnet18",
+        help="small_vgg16, small_resnet18, mobilenetv2, resnet18, ...: see mdi-exit train",
+        metavar="MODEL",
     )
-    width: float | None = setting(None, help="of all channels", parse=values.positive_float, metavar="W")
+    width: float | None = setting(
+        None, help="share of the channels, of models that have one", parse=values.positive_float, metavar="W"
+    )
     cut: int | None = setting(
         None, help="the layer after which the network is cut; auto: the fastest, by measurement", parse=_cut,
         metavar="N|auto", show=lambda value: "auto" if value is None else str(value),
@@ -131,13 +141,13 @@ class HierarchicalSettings(ServiceSettings):
     codec: str = setting("int8", help="of the features on the way", choices=CODECS)
     gradient_codec: str = setting("float16", help="split: of the gradients on the way back", choices=CODECS)
     link: float | None = setting(
-        None, help="shape each edge's link, both ways: 500kbit, 1Mbit (default: as it is)", parse=bit_rate,
+        None, help="shape each edge's link, both ways: 500kbit, 1Mbit", parse=bit_rate,
         metavar="RATE", show=show_bit_rate,
     )  # fmt: skip
     shaping: str = setting("auto", help="by the kernel, or by relays in user space", choices=LINKS)
     outage: Outage | None = setting(
         None, parse=_outage, metavar="AT:FOR", show=_show_outage,
-        help="cut the link on purpose, for 30 s: 20s:30s after 20 s, 30%:30s after that share of the steps",
+        help="cut the link on purpose: 20s:30s is after 20 s, for 30 s; 30%:30s is after that share of the steps",
     )  # fmt: skip
     epochs: int = setting(3, help="over each edge's own samples", parse=values.positive_int, metavar="N")
     steps: int | None = setting(None, help="stop each edge after N steps", parse=values.positive_int, metavar="N")

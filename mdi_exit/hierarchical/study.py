@@ -37,6 +37,7 @@ class Study:
 
     def __init__(self, settings: HierarchicalSettings) -> None:
         self.settings = settings
+        torch.set_num_threads(settings.threads)  # a thread that has worked before keeps the number it had
         self.parts: Splits = splits(
             settings.data, seed=settings.seed, data_dir=settings.data_dir, shape=settings.input_shape
         )

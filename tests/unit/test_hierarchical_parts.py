@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from mdi_exit.hierarchical.parts import (
     state_of,
 )
 from mdi_exit.hierarchical.post import Pieces
+from mdi_exit.hierarchical.study import Study
+from mdi_exit.hierarchical.timing import cloud_step_s, edge_step_s
 from mdi_exit.model.build import built
 from mdi_exit.model.network import MultiExitNetwork
 from mdi_exit.wire import Weights
@@ -184,3 +187,42 @@ def test_features_are_no_view_of_what_is_trained() -> None:
     assert features.dtype == np.float32
     assert features.shape == (8, 32, 4, 4)
     assert features.flags["C_CONTIGUOUS"]
+
+
+def test_a_thread_that_has_worked_before_computes_with_as_many_threads_as_told(tmp_path: Any) -> None:
+    """Else steps are timed with all cores, and made with one."""
+    before = torch.get_num_threads()
+
+    def told() -> int:
+        torch.set_num_threads(3)
+        Study(HierarchicalSettings(out=tmp_path / "model", name="a", data="shipped", model="small_vgg11", width=0.125))
+        return torch.get_num_threads()
+
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(told).result() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_steps_are_timed_for_each_cut(tmp_path: Any) -> None:
+    study = Study(
+        HierarchicalSettings(out=tmp_path / "model", name="a", data="shipped", model="small_vgg11", width=0.125)
+    )
+    images, labels = torch.rand(50, 1, 28, 28), torch.arange(50) % 10
+    here, there = edge_step_s(study, lambda _: (images, labels), 1.0), cloud_step_s(study)
+    assert len(here) == len(there) == study.layer_count - 1
+    assert min(*here, *there) > 0
+
+
+def test_features_as_at_inference_change_nothing() -> None:
+    whole = network()
+    edge = EdgePart(whole, CUT, 0.05)
+    images, labels = batch()
+    edge.train(images, labels, 0.5)
+    before = copied(whole.state_dict())
+    features = edge.features(images)
+    assert not changed(before, whole.state_dict())
+    whole.eval()
+    with torch.no_grad():
+        assert np.allclose(features, whole.segment(images, 0, CUT + 1).numpy(), atol=1e-6)
