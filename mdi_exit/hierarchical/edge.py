@@ -167,7 +167,7 @@ class EdgeWorker:
         begin = time.monotonic()
         while self.cut is None and not self.stop.is_set():
             log.info("waiting for %s", self.settings.cloud)
-            await self._until(lambda: self.cut is not None, _WAITING_S)
+            await self._until(lambda: self.cut is not None, min(_WAITING_S, self.settings.give_up))
             if time.monotonic() - max(begin, self.flow.heard_at or begin) > self.settings.give_up:
                 raise MdiExitError(f"no word from {self.settings.cloud} for {self.settings.give_up:g} s")
 

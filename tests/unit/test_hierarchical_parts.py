@@ -13,7 +13,7 @@ pytest.importorskip("torch", reason="needs the extra 'torch'")
 
 import torch
 
-from mdi_exit.errors import UsageError, WireError
+from mdi_exit.errors import MdiExitError, UsageError, WireError
 from mdi_exit.hierarchical.comparison_page import page_of
 from mdi_exit.hierarchical.config import HierarchicalSettings
 from mdi_exit.hierarchical.parts import (
@@ -95,6 +95,14 @@ def test_a_part_goes_on_from_its_checkpoint() -> None:
     first.train(*x_labels, 0.4)
     second.train(*x_labels, 0.4)
     assert not changed(first.state(), second.state())
+
+
+def test_training_that_runs_away_stops_and_spoils_nothing() -> None:
+    cloud = CloudPart(network(), CUT, 0.05)
+    before = {name: value.clone() for name, value in cloud.network.named_parameters()}
+    with pytest.raises(MdiExitError, match="a smaller --learning-rate"):
+        cloud.train(np.full((8, 32, 4, 4), np.nan, np.float32), np.arange(8) % 3, 0.5)
+    assert all(torch.equal(value, before[name]) for name, value in cloud.network.named_parameters())
 
 
 def test_a_part_takes_only_its_own_weights() -> None:
