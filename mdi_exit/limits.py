@@ -32,6 +32,7 @@ __all__ = [
     "MAX_PIECES",
     "MAX_REAL",
     "MAX_REQUEST_BYTES",
+    "MAX_SAMPLES",
     "MAX_SENT_PIXELS",
 ]
 
@@ -58,6 +59,9 @@ MAX_PATH: Final = 64
 
 # The counters of a node's load report; there are about twenty.
 MAX_COUNTERS: Final = 256
+
+# The training samples of one edge: what it weighs among others. ImageNet's whole tree has 14 million images.
+MAX_SAMPLES: Final = 10**9
 
 # Either way of 0, of any time, rate, temperature or exit state: what is finite stays so when added and multiplied.
 MAX_REAL: Final = 1e12

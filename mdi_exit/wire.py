@@ -26,6 +26,7 @@ from mdi_exit.limits import (
     MAX_PIECES,
     MAX_REAL,
     MAX_REQUEST_BYTES,
+    MAX_SAMPLES,
 )
 
 try:  # the same checksum, nine times as fast at 128 KB, where there is a wheel of it
@@ -83,6 +84,7 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,40}\Z")]
 Path = Annotated[tuple[Name, ...], Meta(max_length=MAX_PATH)]
 UInt = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Layer = Annotated[int, Meta(ge=0, le=65535)]
+Samples = Annotated[int, Meta(ge=0, le=MAX_SAMPLES)]
 Dim = Annotated[int, Meta(ge=1, le=2**24)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Score = Annotated[float, Meta(ge=0, le=1)]
@@ -484,7 +486,7 @@ class Lesson(Struct, frozen=True, array_like=True, tag="lesson"):
 
     ``what``: ``features`` of the cut, detached; only in the baselines ``raw`` (uint8 images) and ``gradient`` (back to the
     edge). ``run`` is the cloud's start, ``incarnation`` the edge's; ``seq`` counts from 1 between the two. The edge made it
-    in ``step`` of ``steps``.
+    in ``step``. It is number ``place``, from 0, of the ``steps`` batches that the edge has for the cloud.
     """
 
     run: UInt
@@ -497,26 +499,27 @@ class Lesson(Struct, frozen=True, array_like=True, tag="lesson"):
     shape: Annotated[tuple[Dim, ...], Meta(min_length=1, max_length=MAX_AXES)]
     count: Annotated[int, Meta(ge=0, le=65535)]
     crc: UInt
+    place: UInt = 0
 
 
 class EdgeReport(Struct, frozen=True, array_like=True, tag="learner"):
     """How far an edge is in hierarchical training. ``run``: the cloud's start that it knows, 0: none yet.
 
     ``step`` of ``steps`` done on ``samples`` samples of its own; ``last_seq``: last sent. ``bytes_per_s``: what it measured
-    of its link, 0: nothing. ``layer_s``: seconds of a training step's forward and backward by layer, and ``head_s`` of an
-    exit there, as far as measured.
+    of its link, 0: nothing. ``step_s``: seconds of a whole training step of its part, by cut, as far as measured.
+    ``terms``: a digest of the settings that have to be the cloud's too.
     """
 
     incarnation: UInt
     run: UInt
     state: Annotated[str, Meta(pattern=r"^(joining|training|finished)\Z")]
-    samples: UInt
+    samples: Samples
     step: UInt
     steps: UInt
     last_seq: UInt = 0
     bytes_per_s: Annotated[float, Meta(ge=0, le=MAX_REAL)] = 0.0
-    layer_s: Annotated[tuple[Seconds, ...], Layers] = ()
-    head_s: Annotated[tuple[Seconds, ...], Layers] = ()
+    step_s: Annotated[tuple[Seconds, ...], Layers] = ()
+    terms: UInt = 0
 
 
 class CloudReport(Struct, frozen=True, array_like=True, tag="teacher"):
@@ -524,7 +527,8 @@ class CloudReport(Struct, frozen=True, array_like=True, tag="teacher"):
 
     ``cut``: the layer after which the network is cut, None: not decided, wait. The edge may send up to sequence number
     ``allowed``; up to ``settled`` all are trained, dropped as stale, or lost. ``round``: of the edge's weights received
-    last.
+    last; ``mean``: of the last mean that was made. ``terms``: as of the edge; if they are others, the edge has no part in it.
+    ``study``: the training that this is, the same after a restart that goes on from a checkpoint.
     """
 
     run: UInt
@@ -536,6 +540,9 @@ class CloudReport(Struct, frozen=True, array_like=True, tag="teacher"):
     dropped: UInt = 0
     lost: UInt = 0
     round: UInt = 0
+    mean: UInt = 0
+    terms: UInt = 0
+    study: UInt = 0
 
 
 class Weights(Struct, frozen=True, array_like=True, tag="weights"):
@@ -547,7 +554,7 @@ class Weights(Struct, frozen=True, array_like=True, tag="weights"):
     run: UInt
     incarnation: UInt
     round: UInt
-    samples: UInt
+    samples: Samples
     index: UInt
     count: Annotated[int, Meta(ge=1, le=100_000)]
     crc: UInt

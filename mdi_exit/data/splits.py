@@ -20,6 +20,7 @@ from typing import Final
 
 import numpy as np
 
+from mdi_exit.data.composite import COMPOSITE, PHOTOGRAPHS, composite
 from mdi_exit.data.given import from_folder, from_npz
 from mdi_exit.data.sets import DATASETS, Dataset, Parts, load, shipped
 from mdi_exit.data.sound import Clip
@@ -33,6 +34,7 @@ __all__ = ["SPECS", "Splits", "splits"]
 SPECS: Final = (
     *DATASETS,
     "shipped",
+    COMPOSITE,
     "NAME/test",
     "folder:PATH",
     "npz:FILE",
@@ -114,6 +116,8 @@ def _read(spec: str, data_dir: Path | None, shape: tuple[int, ...] | None) -> Pa
         return shipped(), None
     if spec in DATASETS:
         return load(spec, "train", data_dir), load(spec, "test", data_dir)
+    if kind == COMPOSITE:
+        return composite(data_dir, Path(place).expanduser() if place else PHOTOGRAPHS)
     if kind == "folder" and place:
         return from_folder(Path(place), shape)
     if kind == "npz" and place:

@@ -125,8 +125,8 @@ def sample_frames() -> tuple[bytes, ...]:
         wire.Status("a", 11, True, "agent", "ready", (4, 9), (4, 5, 6), 16, layer_s=(0.1,) * 9, neighbours=("b",)),
         wire.Ack(11, 12, 9, 0.01, {4: 3}, (7, 8), 2, 0.5, 4),
         wire.Probe(11, 4, 9),
-        wire.EdgeReport(11, 7, "training", 1000, 5, 200, 3, 125e3, (0.25, 0.5), (0.125, 0.125)),
-        wire.CloudReport(7, 11, 4, 7, 3, 2, 1, 1, 1),
+        wire.EdgeReport(11, 7, "training", 1000, 5, 200, 3, 125e3, (0.25, 0.5), 2**40),
+        wire.CloudReport(7, 11, 4, 7, 3, 2, 1, 1, 1, 1, 2**40, 7),
         wire.Control(7, 11, "source", 1, model, 0.9, spans={"a": (4, 9)}, shares=(wire.Share(4, "b", {"a": 1.0}),)),
     )
     loaded: tuple[wire.Message, ...] = (
@@ -135,7 +135,7 @@ def sample_frames() -> tuple[bytes, ...]:
         wire.Request("desk", "a-1", "uint8", crc, (4, 4), 0.5),
         wire.Manifest(7, "source", model, crc, (wire.SegmentFile(4, 9, True, 16, "ab" * 32, 1),)),
         wire.Chunk(model, "segment-4-8-head", 0, 1, crc),
-        wire.Lesson(7, 11, 3, 5, 200, "features", "int8", (2, 2, 2), 2, crc),
+        wire.Lesson(7, 11, 3, 5, 200, "features", "int8", (2, 2, 2), 2, crc, 4),
         wire.Weights(7, 11, 1, 1000, 0, 2, crc),
         wire.Outline(crc, (wire.WeightFile("ab" * 32, 64),), (wire.Piece(0, 32, 0, 0), wire.Piece(40, 8, 0, 56))),
     )

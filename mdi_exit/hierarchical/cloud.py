@@ -22,17 +22,20 @@ from mdi_exit.hierarchical.cuts import CutTimes, best_cut, cut_times
 from mdi_exit.hierarchical.flow import CloudFlow, Turn
 from mdi_exit.hierarchical.keeping import Keeping
 from mdi_exit.hierarchical.lessons import RAW, packed, unpacked
-from mdi_exit.hierarchical.parts import CloudPart, State, WholePart, mean_of, state_bytes, state_of
-from mdi_exit.hierarchical.post import Pieces, Post
+from mdi_exit.hierarchical.members import Members
+from mdi_exit.hierarchical.parts import CloudPart, EdgePart, WholePart, mean_of
+from mdi_exit.hierarchical.post import Post
 from mdi_exit.hierarchical.study import Study
+from mdi_exit.hierarchical.timing import cloud_step_s
 from mdi_exit.training.samples import Augmentation, Samples
 from mdi_exit.wire import CloudReport, EdgeReport, Lesson, Message, Weights, crc32
 
 __all__ = ["CloudWorker"]
 
 _REPORT_S: Final = 1.0
-_FASTEST: Final = 1e10
 _LOSSES_KEPT: Final = 50
+_WAITING_S: Final = 10.0  # until we first say for whom
+_MOST_REFUSED: Final = 64  # names of edges that do not fit, each of which we say once
 
 Batch = tuple[Lesson, memoryview]
 
@@ -55,22 +58,23 @@ class CloudWorker:
         self.times: list[CutTimes] = []
         self.part: CloudPart | WholePart | None = None
         self.busy_s, self.trained = 0.0, 0
-        self._shapes = study.feature_shapes()
-        self._edges: dict[str, EdgeReport] = {}
-        self._heard_at: dict[str, float] = {}
-        self._pieces: dict[str, Pieces] = {}
-        self._parts: dict[str, tuple[int, State, int]] = {}
-        self._mean_round = 0
+        self.members = Members(settings.edges, settings.dead_after)
+        self.study_number = self.post.incarnation
+        self._terms, self._shapes = study.terms, study.feature_shapes()
+        self._saved: dict[str, Any] = {}
+        self._save_now = False
+        self._refused: set[str] = set()
+        self._owed: set[str] = set()
         self._losses: list[float] = []
 
     async def run(self) -> None:
         """Until all edges have finished and the artifact is written, or stopped. Raises ``MdiExitError``."""
         torch.set_num_threads(self.settings.threads)
+        await asyncio.to_thread(self._go_on)
         async with self.post:
             reports = asyncio.create_task(self._keep_reporting(), name="reports")
             try:
-                while len(self._edges) < self.settings.edges and not self.stop.is_set():
-                    await self.post.wait(_REPORT_S)
+                await self._gather()
                 if self.stop.is_set():
                     return
                 await self._begin()
@@ -80,6 +84,36 @@ class CloudWorker:
                 await asyncio.gather(reports, return_exceptions=True)
         if not self.stop.is_set():
             await asyncio.to_thread(self._finish)
+            await self._save(ended=self._all_finished())
+
+    def _go_on(self) -> None:
+        """What an earlier start has left, unless it came to its end. Raises ``UsageError`` for another cut."""
+        saved = self.keeping.read()
+        if not saved or saved.get("ended"):
+            return
+        if self.cut is not None and saved["cut"] != self.cut:
+            raise UsageError("--cut", f"{saved['cut']}, as in {self.keeping.checkpoint_file}", self.cut)
+        self._saved, self.cut, self.study_number = saved, int(saved["cut"]), int(saved["study"])
+        self.members.restore(saved["finished"])
+        for name, member in self.members.by_name.items():
+            self.flow.joined(name, member.report.incarnation, member.report.samples)
+
+    async def _gather(self) -> None:
+        """Until all edges are there. Raises ``MdiExitError`` if some are, and the others do not come."""
+        missing, since = self.members.missing, time.monotonic()
+        # Edges that had finished may have been started again, all together with us: they need to hear that they have.
+        least_s = self.settings.dead_after if self.members.by_name else 0.0
+        say_at, pause_s = since + _WAITING_S, _WAITING_S
+        while not self.stop.is_set() and (missing or time.monotonic() < since + least_s):
+            await self.post.wait(_REPORT_S)
+            if self.members.missing != missing:
+                missing, since = self.members.missing, time.monotonic()
+            if missing and self.members.by_name and time.monotonic() - since > self.settings.give_up:
+                raise MdiExitError(f"{missing} more edge(s) did not come within {self.settings.give_up:g} s")
+            if missing and time.monotonic() >= say_at:
+                self.say(f"waiting for {missing} more edge(s)")
+                pause_s *= 2
+                say_at = time.monotonic() + pause_s
 
     async def _begin(self) -> None:
         cut = self.cut = await asyncio.to_thread(self._chosen_cut)
@@ -87,31 +121,29 @@ class CloudWorker:
         network = self.study.network(cut).network
         peak = self.settings.learning_rate
         part = WholePart(network, peak) if self.settings.scheme == "cloud" else CloudPart(network, cut, peak)
-        if saved := self.keeping.read():
-            part.restore(saved)
-            self.trained = int(saved["trained"])
-            log.info("going on after %d batches", self.trained)
-        self.part = part
-        for name in self._edges:
+        if self._saved:
+            part.restore(self._saved)
+            self.trained = int(self._saved["trained"])
+            self.say(f"going on after {self.trained} batches")
+        if self.settings.scheme != "cloud":
+            self.members.form = EdgePart(network, cut, peak).state()
+        self.part, self._saved = part, {}
+        for name in self.members.by_name:
             self._tell(name)
 
     def _chosen_cut(self) -> int:
         """As told, as before, or the fastest by the runtime model."""
         if self.cut is not None:
             return self.cut
-        if saved := self.keeping.read():
-            return int(saved["cut"])
-        reports = list(self._edges.values())
-        if any(len(report.layer_s) != self.study.layer_count for report in reports):
-            raise UsageError("--cut", "auto at all workers or at none", "an edge that has not measured its layers")
-        own = self.study.layer_times()
-        layer_s, head_s = ([max(row) for row in zip(*rows, strict=True)] for rows in (
-            [report.layer_s for report in reports], [report.head_s for report in reports]
-        ))  # fmt: skip
-        rate = min((report.bytes_per_s or _FASTEST for report in reports), default=_FASTEST)
-        self.times = cut_times(
-            layer_s, head_s, own.layer_s, own.head_s, self.study.batch_bytes(), rate, edges=self.settings.edges
-        )
+        reports = [member.report for member in self.members.by_name.values()]
+        if any(len(report.step_s) != self.study.layer_count - 1 or not report.bytes_per_s for report in reports):
+            raise UsageError(
+                "--cut", "auto at all workers or at none", "an edge that has not measured its steps and link"
+            )
+        edge_s = [max(row) for row in zip(*(report.step_s for report in reports), strict=True)]
+        cloud_s = cloud_step_s(self.study)
+        rate = min(report.bytes_per_s for report in reports)
+        self.times = cut_times(edge_s, cloud_s, self.study.batch_bytes(), rate, edges=self.settings.edges)
         best = best_cut(self.times)
         self.say(
             f"link {8 * rate / 1e6:.2f} Mbit/s; cut after layer {best.cut} of {self.study.layer_count}: a step of "
@@ -131,15 +163,16 @@ class CloudWorker:
             else:
                 await self.post.wait(_REPORT_S)
             await self._average()
-            if self.keeping.is_time():
+            if self._save_now or self.keeping.is_time():
                 await self._save()
-            if time.monotonic() - max([begun, *self._heard_at.values()]) > self.settings.give_up:
+            heard_at = (member.heard_at for member in self.members.by_name.values())
+            if time.monotonic() - max(begun, *heard_at) > self.settings.give_up:
                 self.say(f"no edge was heard of for {self.settings.give_up:g} s")
                 break
         await self._save()
 
     def _all_finished(self) -> bool:
-        return all(report.state == "finished" for report in self._edges.values())
+        return all(member.has_finished for member in self.members.by_name.values())
 
     async def _take(self, turn: Turn[Batch]) -> None:
         """Learn from one batch; the credit goes back, and in split learning the gradient."""
@@ -159,62 +192,54 @@ class CloudWorker:
             payload = await asyncio.to_thread(packed, codec, gradient, None)
             answer = Lesson(
                 self.post.incarnation, lesson.incarnation, lesson.seq, lesson.step, lesson.steps, "gradient", codec,
-                gradient.shape, 0, crc32(payload),
+                gradient.shape, 0, crc32(payload), lesson.place,
             )  # fmt: skip
             self.post.send(turn.edge, answer, payload)
         self.flow.done(turn)
         self._tell(turn.edge)
 
     def _learned(self, lesson: Lesson, payload: memoryview) -> tuple[float, NDArray[np.float32] | None]:
-        """Raises ``WireError`` for a batch that is not what this scheme and this cut want."""
+        """Raises ``WireError`` for a batch that is not what it says, or has labels that we do not know."""
         part, scheme = self.part, self.settings.scheme
         x_B, labels_B = unpacked(lesson.codec, lesson.shape, lesson.count, payload)
         if (labels_B >= len(self.study.parts.test.classes)).any():
             raise WireError("labels", f"expected labels below {len(self.study.parts.test.classes)}, got others")
-        progress = min(lesson.step / max(lesson.steps, 1), 1.0)
+        progress = min(lesson.place / max(lesson.steps, 1), 1.0)
         if isinstance(part, WholePart):
-            images_NHWC = torch.from_numpy(np.array(self._checked(lesson, x_B, RAW)))
-            samples = Samples(images_NHWC, torch.from_numpy(labels_B), self.study.spec)
+            samples = Samples(torch.from_numpy(np.array(x_B)), torch.from_numpy(labels_B), self.study.spec)
             chance = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + lesson.step)
             augmentation: Augmentation = self.settings.augment  # type: ignore[assignment] # one of the choices
             x_BCHW = samples.inputs(torch.arange(len(labels_B)), torch.device("cpu"), augmentation, chance)
             return part.train(x_BCHW, samples.labels_N, progress), None
         if part is None:
             raise MdiExitError("expected a part to train, got none")
-        features = self._checked(lesson, x_B, "features")
-        return part.train(features.astype(np.float32, copy=False), labels_B, progress, gradient=scheme == "split")
+        return part.train(x_B.astype(np.float32, copy=False), labels_B, progress, gradient=scheme == "split")
 
-    def _checked(self, lesson: Lesson, x_B: NDArray[Any], what: str) -> NDArray[Any]:
-        one = x_B.shape[1:]
-        fits = one == self._shapes[self.cut or 0] if what == "features" else len(one) == 3
-        if lesson.what != what or lesson.count != len(x_B) or len(x_B) < 2 or not fits:
-            raise WireError(
-                "shape", f"expected {what} with labels, got {lesson.what} {x_B.shape}, {lesson.count} labels"
-            )
-        return x_B
+    def _check(self, lesson: Lesson) -> None:
+        """By its header, before any memory is spent. Raises ``WireError`` unless it is a batch of this scheme and cut."""
+        if self.part is None or self.cut is None:
+            raise WireError("lesson", f"expected none before the cut is told, got number {lesson.seq}")
+        raw, size = self.settings.scheme == "cloud", self.settings.batch_size
+        shape = self.study.parts.test.images_NHWC.shape[1:] if raw else self._shapes[self.cut]
+        expected = (RAW if raw else "features", raw, (size, *shape), size)
+        got = (lesson.what, lesson.codec == RAW, lesson.shape, lesson.count)
+        if got != expected:
+            raise WireError("lesson", f"expected {expected[0]} {expected[2]}, got {lesson.what} {lesson.shape}")
 
     # --- weights
 
     async def _average(self) -> None:
-        """A mean for a round that all edges that can be heard have come to."""
+        """A mean for a round that all edges that can be heard have come to; and to those that still wait for one."""
         if self.settings.edges < 2 or self.settings.scheme == "cloud":
             return
-        alive = [name for name, report in self._edges.items() if report.state != "finished" and self._is_alive(name)]
-        rounds = [self._parts[name][0] for name in alive if name in self._parts]
-        if len(rounds) < len(alive) or not rounds or min(rounds) <= self._mean_round:
-            return
-        self._mean_round = min(rounds)
-        mean = mean_of([(state, samples) for _, state, samples in self._parts.values()])
-        raw = state_bytes(mean)
-        for name in alive:
-            if self._parts[name][0] == self._mean_round:
-                edge = self._edges[name]
-                await self.post.send_weights(
-                    name, self.post.incarnation, edge.incarnation, self._mean_round, edge.samples, raw
-                )
-
-    def _is_alive(self, name: str) -> bool:
-        return time.monotonic() - self._heard_at[name] <= self.settings.dead_after
+        if names := self.members.to_average(time.monotonic()):
+            self._owed.update(self.members.average(names))
+        for name in sorted(self._owed):
+            edge, mean = self.members.by_name[name].report, self.members.mean
+            if await self.post.send_weights(
+                name, self.post.incarnation, edge.incarnation, mean, edge.samples, self.members.mean_bytes
+            ):
+                self._owed.discard(name)
 
     def _finish(self) -> None:
         """The artifact, and the figures."""
@@ -223,9 +248,10 @@ class CloudWorker:
             raise MdiExitError("expected a trained part, got none")
         state = dict(part.state())
         if self.settings.scheme != "cloud":
-            if not self._parts:
+            parts = self.members.last_parts()
+            if not parts:
                 raise MdiExitError("no edge has handed over its part; the cloud's is in its checkpoint")
-            state |= mean_of([(own, samples) for _, own, samples in self._parts.values()])
+            state |= mean_of(parts)
         figures = self._figures(cut)
         training = {"method": f"hierarchical training, scheme {self.settings.scheme}", **figures}
         artifact = self.study.finished(cut, state, training)
@@ -238,8 +264,8 @@ class CloudWorker:
         expected = next((time for time in self.times if time.cut == cut), None)
         grants = {name: self.flow.grant(name) for name in self.flow.edges}
         return {
-            "scheme": self.settings.scheme, "cut": cut, "codec": self.settings.codec, "edges": len(self._edges),
-            "images": sum(report.samples for report in self._edges.values()),
+            "scheme": self.settings.scheme, "cut": cut, "codec": self.settings.codec, "edges": len(self.members.by_name),
+            "images": sum(member.report.samples for member in self.members.by_name.values()),
             "batches_trained": self.trained, "busy_s": round(self.busy_s, 3),
             "batches_dropped": sum(grant.dropped for grant in grants.values()),
             "batches_lost": sum(grant.lost for grant in grants.values()),
@@ -253,9 +279,14 @@ class CloudWorker:
             ],
         }  # fmt: skip
 
-    async def _save(self) -> None:
+    async def _save(self, *, ended: bool = False) -> None:
+        """``ended``: there is nothing to go on with; the next start begins anew."""
         if self.part is not None:
-            state = {"cut": self.cut, "trained": self.trained, **self.part.checkpoint()}
+            self._save_now = False
+            state = {
+                "cut": self.cut, "trained": self.trained, "study": self.study_number, "ended": ended,
+                "finished": self.members.kept(), **self.part.checkpoint(),
+            }  # fmt: skip
             await asyncio.to_thread(self.keeping.write, state)
 
     # --- messages
@@ -264,46 +295,61 @@ class CloudWorker:
         match message:
             case EdgeReport():
                 self._heard(sender, message)
-            case Lesson() if message.run == self.post.incarnation and sender in self._edges:
+            case Lesson() if message.run == self.post.incarnation and self._knows(sender, message):
+                self._check(message)
                 batch = (message, payload)
                 self.flow.arrived(sender, message.incarnation, message.seq, message.step, message.count, batch)
-            case Weights() if message.round and sender in self._edges:
-                whole = self._pieces.setdefault(sender, Pieces()).added(message, payload)
-                if whole is not None and message.incarnation == self._edges[sender].incarnation:
-                    self._parts[sender] = message.round, state_of(whole), max(message.samples, 1)
+            case Weights() if message.round and self._knows(sender, message):
+                if self.members.took(sender, message, payload):
+                    if self.members.waits_for_mean(sender):
+                        self._owed.add(sender)
                     self._tell(sender)
             case Lesson() | Weights():
                 pass  # of an earlier start, of nobody that we know, or to measure the link
             case _:
                 raise WireError("message", f"expected one of hierarchical training, got {type(message).__name__}")
 
+    def _knows(self, sender: str, message: Lesson | Weights) -> bool:
+        return self.members.heard(sender, message.incarnation, time.monotonic())
+
     def _heard(self, name: str, report: EdgeReport) -> None:
-        known = self._edges.get(name)
-        if known is None and len(self._edges) >= self.settings.edges:
-            raise WireError("edge", f"expected {self.settings.edges} edge(s), got one more: {name}")
-        if known is not None and report.incarnation < known.incarnation:
+        if report.terms != self._terms:
+            self._refuse(name, report)
             return
-        self._edges[name], self._heard_at[name] = report, time.monotonic()
+        known = self.members.by_name.get(name)
+        before = known.report if known is not None else None
+        if not self.members.reported(name, report, time.monotonic()):
+            return
         self.flow.joined(name, report.incarnation, report.samples)
         if report.run == self.post.incarnation:
             self.flow.heard(name, report.incarnation, report.last_seq, report.step)
-        if known is None or known.incarnation != report.incarnation:
+        if before is None or before.incarnation != report.incarnation:
             self.say(f"{name} is there with {report.samples} samples")
+        elif report.state == "finished" != before.state:
+            self._save_now = True
+        if report.run > self.post.incarnation and (before is None or before.run != report.run):
+            self.say(f"{name} has heard of a cloud of our name that was started later, and listens to that one")
+
+    def _refuse(self, name: str, report: EdgeReport) -> None:
+        """It would learn something else, and perhaps from the test samples. It is told, and does not count."""
+        self.post.send(name, CloudReport(self.post.incarnation, report.incarnation, None, 0, 0, terms=self._terms))
+        if name not in self._refused and len(self._refused) < _MOST_REFUSED:
+            self._refused.add(name)
+            self.say(f"{name} is not taken: its settings (model, data, seed, ...) are not ours")
 
     def _tell(self, name: str) -> None:
-        edge, grant = self._edges[name], self.flow.grant(name)
+        member, grant = self.members.by_name[name], self.flow.grant(name)
         cut = self.cut if self.part is not None else None
-        received = self._parts[name][0] if name in self._parts else 0
         self.post.send(
             name,
             CloudReport(
-                self.post.incarnation, edge.incarnation, cut, grant.allowed, grant.settled, grant.trained, grant.dropped,
-                grant.lost, received,
+                self.post.incarnation, member.report.incarnation, cut, grant.allowed, grant.settled, grant.trained,
+                grant.dropped, grant.lost, member.round, self.members.mean, self._terms, self.study_number,
             ),
         )  # fmt: skip
 
     async def _keep_reporting(self) -> None:
         while True:
-            for name in self._edges:
+            for name in tuple(self.members.by_name):
                 self._tell(name)
             await asyncio.sleep(_REPORT_S)

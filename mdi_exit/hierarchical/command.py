@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ __all__ = ["Run", "main", "measured_run"]
 
 _MODULE: Final = "mdi_exit.hierarchical.command"
 _POLL_S: Final = 0.1
+_STEP: Final = re.compile(r"step ([0-9]+) of ([0-9]+)")
 _NAME: Final = "mdi-exit train-hierarchical"
 
 
@@ -156,7 +158,7 @@ async def measured_run(settings: HierarchicalSettings, console: Console, *, own_
                 )
                 outage = None
                 if settings.outage is not None:
-                    await _training_begun(fleet, settings)
+                    await _training_is_at(settings.outage.at_share, fleet, settings)
                     outage = asyncio.create_task(links.out(settings.outage), name="outage")
                 try:
                     await _ended(fleet, settings)
@@ -209,13 +211,21 @@ async def _ended(fleet: Fleet, settings: HierarchicalSettings) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-async def _training_begun(fleet: Fleet, settings: HierarchicalSettings) -> None:
-    """Until the first edge says so. Raises ``MdiExitError`` if a worker falls before."""
+async def _training_is_at(share: float, fleet: Fleet, settings: HierarchicalSettings) -> None:
+    """Until the first edge says that it has begun, or done that share. Raises ``MdiExitError`` if a worker falls before."""
     log = settings.work / "edge1.log"
-    while "training begins" not in log.read_text(errors="replace"):
+    while (done := _share_done(log.read_text(errors="replace"))) is None or done < share:
         if (fallen := fleet.fallen()) is not None:
             raise MdiExitError(f"{fallen}: {fleet.complaint(fallen)}")
         await asyncio.sleep(_POLL_S)
+
+
+def _share_done(text: str) -> float | None:
+    """Of the steps, by an edge's log; None: training has not begun."""
+    if "training begins" not in text:
+        return None
+    steps = _STEP.findall(text)
+    return int(steps[-1][0]) / int(steps[-1][1]) if steps else 0.0
 
 
 def _found(settings: HierarchicalSettings, names: Sequence[str], shaped_by: str) -> Run:

@@ -4,11 +4,13 @@
 part      what is measured
 ========  =========================================================================================================
 time      so many steps of each scheme at each rate, one seed; an epoch is projected from the seconds of a step
-accuracy  so many epochs of hierarchical training and of the baselines, unshaped link, each seed
-outage    as accuracy, the link cut for 30 s in the middle, each seed
+cuts      some steps with each cut of one model at one rate: is the one that the runtime model chose the fastest?
+accuracy  so many epochs of hierarchical training and of training in the cloud, unshaped link, each seed
+outage    as accuracy, the link cut for 30 s in the middle, each seed; the edge made slow (emulated) where all would
+          else be over too soon after it
 ========  =========================================================================================================
 
-The cut of each model is what the runtime model chose in the first run at each rate; accuracy and outage take the slowest
+The cut of each model is what the runtime model chose in the first run at each rate; accuracy and outage take the first
 rate's. Rows are whole runs of real processes.
 """
 
@@ -16,55 +18,72 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from rich.console import Console
 
 from mdi_exit.chaos.rows import Row, RowFile
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.hierarchical.command import Run, measured_run
+from mdi_exit.hierarchical.comparison_page import page_of
 from mdi_exit.hierarchical.config import HierarchicalSettings, Outage, bit_rate
+from mdi_exit.hierarchical.keeping import Keeping
+from mdi_exit.hierarchical.parts import CloudPart, EdgePart
+from mdi_exit.hierarchical.study import Study
+from mdi_exit.model.artifact import Artifact
+from mdi_exit.model.backbones import BACKBONES
+from mdi_exit.outcomes import outcomes
 
-__all__ = ["main", "page_of"]
+__all__ = ["main"]
 
-_PAPER: Final = {"small_vgg16": 29, "small_resnet18": 61}  # % less time than in the cloud, CIFAR-10 (arXiv 2303.02384)
-_TIMED: Final = ("hierarchical", "cloud", "split", "edge")
+_MODELS: Final = "small_vgg16,small_resnet18,resnet18"
+_SCHEMES: Final = "hierarchical,cloud,split,edge"
+_PARTS: Final = ("time", "cuts", "accuracy", "outage")
 _JUDGED: Final = ("hierarchical", "cloud")
 _OUTAGE_S: Final = 30.0
+_OUTAGES: Final = 4  # so many outages long are an edge's steps
+_SLOW_EDGE: Final = 3.0
+_LATEST: Final = 0.85
+_PROOF_ITEMS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One run. ``link``: as the user wrote it; empty: not shaped."""
+    """One run. ``link``: as the user wrote it; empty: not shaped. ``cut`` None: the chosen one."""
 
     part: str
     model: str
     scheme: str
     link: str
     seed: int
+    slow_edge: float
+    cut: int | None = None
 
     @property
     def key(self) -> dict[str, Any]:
-        return {"part": self.part, "model": self.model, "scheme": self.scheme, "link": self.link, "seed": self.seed}
+        key = {
+            "part": self.part, "model": self.model, "scheme": self.scheme, "link": self.link, "seed": self.seed,
+            "emulated_slow_edge": self.slow_edge,
+        }  # fmt: skip
+        return key | ({"asked_cut": "auto" if self.cut is None else self.cut} if self.part == "cuts" else {})
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the benchmark; returns the exit status. Raises ``MdiExitError``."""
     args = _parsed(argv)
-    try:
-        for link in args.links.split(","):
-            bit_rate(link)
-    except UsageError as error:
-        raise UsageError("--links", error.expected, error.got) from None
     file = RowFile(args.out, "hierarchical", argv)
-    waiting = [case for case in _cases(args) if not _is_done(case, file.rows)]
-    for case in waiting[: args.most]:
+    tried: list[_Case] = []
+    while args.most is None or len(tried) < args.most:
+        waiting = (case for case in _cases(args, file.rows) if case not in tried and not _is_there(case.key, file.rows))
+        if (case := next(waiting, None)) is None:
+            break
+        tried.append(case)
         row = _measured(case, args, file.rows)
         file.add(row)
         sys.stdout.write(f"{case.key}: {row.get('failed') or round(row['seconds'], 1)}\n")
@@ -72,121 +91,147 @@ def main(argv: Sequence[str]) -> int:
     text = page_of(file.rows)
     sys.stdout.write(text)
     file.write_page(text)
-    return 1 if any("failed" in row for row in file.rows) else 0
+    failed = [{name: value for name, value in row.items() if name != "failed"} for row in file.rows if "failed" in row]
+    return 0 if all(_is_there(key, file.rows) for key in failed) else 1
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mdi-exit benchmark hierarchical", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--models", default=",".join(_PAPER), metavar="NAME,...", help="which (%(default)s)")
-    parser.add_argument("--links", default="1Mbit,2Mbit", metavar="RATE,...", help="rates, slowest first (%(default)s)")
-    parser.add_argument("--parts", default="time,accuracy,outage", metavar="NAME,...", help="which (%(default)s)")
-    parser.add_argument("--width", type=float, default=0.25, metavar="W", help="of all channels (%(default)s)")
+    parser.add_argument("--models", default=_MODELS, metavar="NAME,...", help="which (%(default)s)")
     parser.add_argument(
-        "--data", default="fashion-mnist", metavar="SPEC", help="as in train-hierarchical (%(default)s)"
+        "--links", default="1Mbit,2Mbit", metavar="RATE,...", help="rates of the part time (%(default)s)"
     )
+    parser.add_argument("--parts", default=",".join(_PARTS), metavar="NAME,...", help="which (%(default)s)")
+    parser.add_argument("--schemes", default=_SCHEMES, metavar="NAME,...", help="of the part time (%(default)s)")
+    parser.add_argument(
+        "--width",
+        type=float,
+        default=0.25,
+        metavar="W",
+        help="of the channels of this package's own models (%(default)s)",
+    )
+    parser.add_argument("--data", default="composite", metavar="SPEC", help="as in train-hierarchical (%(default)s)")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--images", type=int, default=10_000, metavar="N", help="for training (%(default)s)")
     parser.add_argument("--steps", type=int, default=200, metavar="N", help="of the part time (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=3, metavar="N", help="of accuracy and outage (%(default)s)")
+    parser.add_argument("--cuts-link", default="4Mbit", metavar="RATE", help="of the part cuts (%(default)s)")
+    parser.add_argument("--cuts-steps", type=int, default=40, metavar="N", help="of the part cuts (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=6, metavar="N", help="of accuracy and outage (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of accuracy and outage (%(default)s)")
     parser.add_argument("--slow-edge", type=float, default=1.0, metavar="X", help="emulated, times (%(default)s)")
-    parser.add_argument("--outage-at", type=float, default=20.0, metavar="S", help="after the first step (%(default)s)")
+    parser.add_argument(
+        "--outage-at", type=float, default=0.25, metavar="SHARE", help="of the steps, when the link goes (%(default)s)"
+    )
     parser.add_argument(
         "--most", type=int, default=None, metavar="N", help="runs this time (all); the rest another time"
     )
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="raw rows; a file that is there is gone on with")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in ("links", "cuts_link"):
+        try:
+            for link in getattr(args, name).split(","):
+                bit_rate(link)
+        except UsageError as error:
+            raise UsageError(f"--{name.replace('_', '-')}", error.expected, error.got) from None
+    for name, known in (("parts", _PARTS), ("schemes", tuple(_SCHEMES.split(",")))):
+        if wrong := [one for one in getattr(args, name).split(",") if one not in known]:
+            raise UsageError(f"--{name}", f"of {', '.join(known)}", wrong[0])
+    return args
 
 
-def _cases(args: argparse.Namespace) -> Iterator[_Case]:
-    parts, links = args.parts.split(","), args.links.split(",")
-    for model in args.models.split(","):
-        if "time" in parts:
-            for link in links:
-                for scheme in _TIMED if link == links[0] else _TIMED[:-1]:  # no link: once
-                    yield _Case("time", model, scheme, "" if scheme == "edge" else link, 0)
+def _cases(args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[_Case]:
+    """In order; those of the part cuts are known once its first row, which says how many there are, is there."""
+    parts, links, models, slow = args.parts.split(","), args.links.split(","), args.models.split(","), args.slow_edge
+    for model in models if "time" in parts else ():
+        for link in links:
+            for scheme in args.schemes.split(","):
+                if scheme != "edge":
+                    yield _Case("time", model, scheme, link, 0, slow)
+                elif link == links[0]:  # no link: once
+                    yield _Case("time", model, scheme, "", 0, slow)
+    if "cuts" in parts:
+        asked = _Case("cuts", models[0], "hierarchical", args.cuts_link, 0, slow)
+        yield asked
+        for row in rows:
+            if all(row.get(name) == value for name, value in asked.key.items()) and "failed" not in row:
+                yield from (replace(asked, cut=cut) for cut in range(len(row["cloud"]["expected"])))
+    for model in models:
         for seed in range(args.seeds):
             if "accuracy" in parts:
                 for scheme in _JUDGED:
-                    yield _Case("accuracy", model, scheme, "", seed)
+                    yield _Case("accuracy", model, scheme, "", seed, slow)
             if "outage" in parts:
-                yield _Case("outage", model, "hierarchical", "", seed)
+                yield _Case("outage", model, "hierarchical", "", seed, slow)
 
 
-def _is_done(case: _Case, rows: Sequence[Row]) -> bool:
-    return any(all(row.get(name) == value for name, value in case.key.items()) and "failed" not in row for row in rows)
+def _is_there(key: Row, rows: Sequence[Row]) -> bool:
+    return any(all(row.get(name) == value for name, value in key.items()) and "failed" not in row for row in rows)
 
 
 def _cut(case: _Case, rows: Sequence[Row]) -> int | None:
     """What the runtime model chose for this model: at this rate, else at the first one measured."""
-    chosen = [row for row in rows if row["model"] == case.model and row.get("cut") is not None]
-    here = [row for row in chosen if row["link"] == case.link and row["part"] == "time"]
-    return int((here or chosen)[0]["cut"]) if here or (chosen and case.part != "time") else None
+    if case.part == "cuts":
+        return case.cut
+    chosen = [row for row in rows if row["part"] == "time" and row["model"] == case.model and "failed" not in row]
+    if case.part == "time" and case.link:
+        wanted = (case.link, case.slow_edge)
+        chosen = [row for row in chosen if (row["link"], row["emulated_slow_edge"]) == wanted]
+    return int(chosen[0]["cut"]) if chosen else None
+
+
+def _slow_edge(case: _Case, rows: Sequence[Row]) -> float:
+    """As asked; with an outage, that the steps alone take several times as long as it."""
+    if case.part != "outage":
+        return case.slow_edge
+    uncut = [row for row in rows if row["part"] == "accuracy" and row["model"] == case.model and "failed" not in row]
+    busy_s = [row["edges"][0]["busy_s"] for row in uncut if row["scheme"] == "hierarchical"]
+    return max(case.slow_edge, round(_OUTAGES * _OUTAGE_S / min(busy_s), 1) if busy_s else _SLOW_EDGE)
 
 
 def _measured(case: _Case, args: argparse.Namespace, rows: Sequence[Row]) -> Row:
-    timed = case.part == "time"
-    cut = _cut(case, rows)
-    if case.scheme == "edge":
-        cut = next((int(row["cut"]) for row in rows if row["model"] == case.model and row.get("cut") is not None), None)
+    steps = {"time": args.steps, "cuts": args.cuts_steps}.get(case.part)
+    width = args.width if case.model in BACKBONES else None
     with tempfile.TemporaryDirectory(prefix="mdi-exit-hierarchical-") as folder:
         settings = HierarchicalSettings(
             out=Path(folder) / "model", name="all", schemes=(case.scheme,), data=args.data, model=case.model,
-            width=args.width, cut=cut, link=bit_rate(case.link) if case.link else None, limit=args.images,
-            steps=args.steps if timed else None, epochs=args.epochs, seed=case.seed, slow_edge=args.slow_edge,
-            outage=Outage(args.outage_at, _OUTAGE_S) if case.part == "outage" else None,
+            width=width, cut=_cut(case, rows), link=bit_rate(case.link) if case.link else None, limit=args.images,
+            steps=steps, epochs=args.epochs, seed=case.seed, slow_edge=_slow_edge(case, rows),
+            outage=Outage(0.0, _OUTAGE_S, args.outage_at) if case.part == "outage" else None,
             data_dir=args.data_dir.absolute(),
         )  # fmt: skip
         try:
             run: Run = asyncio.run(measured_run(settings, Console(stderr=True)))
+            proof = _proof(settings, run) if case.part == "outage" else {}
         except MdiExitError as error:
             return {**case.key, "failed": str(error)}
-    return {**case.key, "width": args.width, "images": args.images, **run.plain()}
+    return {**case.key, "width": width, "images": args.images, "data": args.data, **run.plain(), **proof}
 
 
-def page_of(rows: Sequence[Row]) -> str:
-    """The tables beside the raw rows."""
-    ended = [row for row in rows if "failed" not in row]
-    return "\n".join(["# Hierarchical training", "", *_times(ended), "", *_accuracies(ended)]) + "\n"
+def _proof(settings: HierarchicalSettings, run: Run) -> dict[str, Any]:
+    """That the link was away in the middle, that both checkpoints can be gone on from, and that the artifact runs.
+
+    Raises ``MdiExitError`` if not.
+    """
+    (figures,), cut = run.edges, run.cut
+    if figures["last_skipped"] is None or figures["last_skipped"] > _LATEST * figures["steps"]:
+        raise MdiExitError(f"expected the link back before {_LATEST:.0%} of the steps, got it later: more --epochs")
+    study = Study(settings)
+    made = study.network(cut)
+    edge = Keeping(settings, "edge1", shard=[1, 1]).read()
+    cloud = Keeping(settings, "cloud").read()
+    if not edge or not cloud:
+        raise MdiExitError(f"{settings.work}: expected a checkpoint of both sides, got {bool(edge)}, {bool(cloud)}")
+    EdgePart(made.network, cut, settings.learning_rate).restore(edge)
+    CloudPart(made.network, cut, settings.learning_rate).restore(cloud)
+    test = study.parts.test
+    some = test.subset(np.arange(min(len(test), _PROOF_ITEMS)))
+    right_NS = outcomes(Artifact.open(settings.out), some).trace("max-probability").right_NS
+    return {
+        "checkpoints": {"edge_step": int(edge["step"]), "cloud_batches": int(cloud["trained"])},
+        "checkpoint_accuracy_by_exit": list(study.accuracies(made)),
+        "artifact_accuracy_of_first_1000": right_NS.mean(0).tolist(),
+    }
 
 
-def _times(rows: Sequence[Row]) -> Iterator[str]:
-    timed = [row for row in rows if row["part"] == "time"]
-    yield "| model | link | scheme | cut | steps | seconds | s a step | s an epoch | MB sent | less than cloud | paper |"
-    yield "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
-    for row in timed:
-        edge = row["edges"][0]
-        steps = edge["steps"]
-        an_epoch = row["images"] // 50 if "steps_an_epoch" not in edge else edge["steps_an_epoch"]
-        cloud = next((o["step_s"] for o in timed if _same(o, row) and o["scheme"] == "cloud"), None)
-        less = (
-            f"{100 * (1 - row['step_s'] / cloud):.0f} %" if cloud and row["scheme"] in ("hierarchical", "split") else ""
-        )
-        paper = f"{_PAPER[row['model']]} %" if row["scheme"] == "hierarchical" and row["model"] in _PAPER else ""
-        sent = edge.get("bytes_sent", 0) / 1e6
-        yield (
-            f"| {row['model']} | {row['link'] or 'none'} | {row['scheme']} | {row['cut']} | {steps} | {row['seconds']:.1f} "
-            f"| {row['step_s']:.3f} | {row['step_s'] * an_epoch:.0f} | {sent:.2f} | {less} | {paper} |"
-        )
-
-
-def _same(one: Row, other: Row) -> bool:
-    return all(one[name] == other[name] for name in ("model", "link"))
-
-
-def _accuracies(rows: Sequence[Row]) -> Iterator[str]:
-    yield "| model | part | scheme | cut | seeds | exit % | last exit % (each seed) | batches without a link |"
-    yield "|---|---|---|---:|---:|---:|---|---:|"
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        if row["part"] != "time":
-            groups.setdefault((row["model"], row["part"], row["scheme"]), []).append(row)
-    for (model, part, scheme), group in groups.items():
-        first = statistics.mean(100 * row["accuracy_by_exit"][0] for row in group)
-        last = [100 * row["accuracy_by_exit"][-1] for row in group]
-        skipped = sum(edge.get("batches_skipped", 0) for row in group for edge in row["edges"])
-        each = ", ".join(f"{share:.2f}" for share in last)
-        yield (
-            f"| {model} | {part} | {scheme} | {group[0]['cut']} | {len(group)} | {first:.2f} "
-            f"| {statistics.mean(last):.2f} ({each}) | {skipped} |"
-        )
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -37,17 +37,27 @@ def show_bit_rate(value: float | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """The link is cut ``at_s`` after training began, for ``for_s``."""
+    """The link is cut for ``for_s``: once ``at_share`` of the steps are done, or ``at_s`` after training began."""
 
     at_s: float
     for_s: float
+    at_share: float = 0.0
 
 
 def _outage(text: str) -> Outage:
     at, colon, length = text.partition(":")
     if not colon:
-        raise UsageError("", "when and how long, as 20s:30s", repr(text))
-    return Outage(values.duration(at), values.duration(length))
+        raise UsageError("", "when and how long, as 20s:30s or 30%:30s", repr(text))
+    if not at.endswith("%"):
+        return Outage(values.duration(at), values.duration(length))
+    return Outage(0.0, values.duration(length), values.integer(0, 99)(at.removesuffix("%")) / 100)
+
+
+def _show_outage(value: Outage | None) -> str:
+    if value is None:
+        return "none"
+    at = f"{100 * value.at_share:g}%" if value.at_share else f"{value.at_s:g}s"
+    return f"{at}:{value.for_s:g}s"
 
 
 def _cut(text: str) -> int | None:
@@ -96,7 +106,8 @@ class HierarchicalSettings(ServiceSettings):
         help="hierarchical; to compare: split (gradients return), cloud (raw data is sent), edge (all there); or all",
     )  # fmt: skip
     name: str = setting(
-        None, help="of this worker; the cloud's is cloud unless told", parse=values.name, metavar="NAME",
+        None, parse=values.name, metavar="NAME",
+        help="of this worker, and of its user where the broker has an access list; usually edge1 or cloud",
         derive=lambda resolved: Derived("edge1" if resolved["role"] == "edge" else "cloud", "role"),
     )  # fmt: skip
     cloud: str = setting("cloud", help="edge: the name of the cloud worker", parse=values.name, metavar="NAME")
@@ -105,15 +116,24 @@ class HierarchicalSettings(ServiceSettings):
         (1, 1), help="edge: which part of the training samples is its own, as 1/2", parse=_shard, metavar="I/N",
         show=lambda value: "/".join(map(str, value)),
     )  # fmt: skip
-    data: str = setting("fashion-mnist", help="images: see mdi-exit train", metavar="SPEC", also=("--dataset",))
+    data: str = setting(
+        "fashion-mnist",
+        help="images: fashion-mnist, cifar10, cifar100, svhn, composite, folder:PATH or npz:FILE",
+        metavar="SPEC",
+        also=("--dataset",),
+    )
     input_shape: tuple[int, int, int] | None = setting(
-        None, parse=_shape, metavar="C,H,W", show=lambda value: ",".join(map(str, value)) if value else str(value),
-        help="what the model takes (default: the images' own)",
+        None, parse=_shape, metavar="C,H,W", help="what the model takes",
+        show=lambda value: ",".join(map(str, value)) if value else "the images' own",
     )  # fmt: skip
     model: str = setting(
-        "small_resnet18", help="small_vgg16, small_resnet18, mobilenetv2, ...: see mdi-exit train", metavar="MODEL"
+        "small_resnet18",
+        help="small_vgg16, small_resnet18, mobilenetv2, resnet18, ...: see mdi-exit train",
+        metavar="MODEL",
     )
-    width: float | None = setting(None, help="of all channels", parse=values.positive_float, metavar="W")
+    width: float | None = setting(
+        None, help="share of the channels, of models that have one", parse=values.positive_float, metavar="W"
+    )
     cut: int | None = setting(
         None, help="the layer after which the network is cut; auto: the fastest, by measurement", parse=_cut,
         metavar="N|auto", show=lambda value: "auto" if value is None else str(value),
@@ -121,13 +141,13 @@ class HierarchicalSettings(ServiceSettings):
     codec: str = setting("int8", help="of the features on the way", choices=CODECS)
     gradient_codec: str = setting("float16", help="split: of the gradients on the way back", choices=CODECS)
     link: float | None = setting(
-        None, help="shape each edge's link, both ways: 500kbit, 1Mbit (default: as it is)", parse=bit_rate,
+        None, help="shape each edge's link, both ways: 500kbit, 1Mbit", parse=bit_rate,
         metavar="RATE", show=show_bit_rate,
     )  # fmt: skip
     shaping: str = setting("auto", help="by the kernel, or by relays in user space", choices=LINKS)
     outage: Outage | None = setting(
-        None, help="cut the link on purpose: 20s:30s is after 20 s, for 30 s", parse=_outage, metavar="AT:FOR",
-        show=lambda value: "none" if value is None else f"{value.at_s:g}s:{value.for_s:g}s",
+        None, parse=_outage, metavar="AT:FOR", show=_show_outage,
+        help="cut the link on purpose: 20s:30s is after 20 s, for 30 s; 30%:30s is after that share of the steps",
     )  # fmt: skip
     epochs: int = setting(3, help="over each edge's own samples", parse=values.positive_int, metavar="N")
     steps: int | None = setting(None, help="stop each edge after N steps", parse=values.positive_int, metavar="N")

@@ -4,7 +4,8 @@ Edge, link and cloud work at the same time, each on another batch. A step so tak
 
     step(s) = max(edge(s), bytes(s) / rate, cloud(s))
 
-where the edge runs layers 0 to s and the exit there, forward and backward, and the cloud the rest.
+where the edge trains layers 0 to s and the exit there, and the cloud the rest: whole steps, with the optimiser's and the
+codec's share.
 """
 
 from __future__ import annotations
@@ -35,30 +36,21 @@ class CutTimes:
 
 
 def cut_times(
-    edge_layer_s: Sequence[float],
-    edge_head_s: Sequence[float],
-    cloud_layer_s: Sequence[float],
-    cloud_head_s: Sequence[float],
+    edge_s: Sequence[float],
+    cloud_s: Sequence[float],
     batch_bytes: Sequence[int],
     bytes_per_s: float,
     *,
     edges: int = 1,
 ) -> list[CutTimes]:
-    """One entry for each possible cut: after layer 0, 1, … L-2. Seconds are by layer, forward and backward of a batch.
+    """One entry for each possible cut: after layer 0, 1, … L-2. Seconds are of one step of each side, by cut.
 
-    ``batch_bytes``: of what leaves each layer. ``edges``: how many send to the one cloud, which has that many batches to
+    ``batch_bytes``: of what leaves the cut. ``edges``: how many send to the one cloud, which has that many batches to
     learn from in the time in which each edge makes one.
     """
-    last = len(cloud_layer_s) - 1
     return [
-        CutTimes(
-            cut,
-            sum(edge_layer_s[: cut + 1]) + edge_head_s[cut],
-            batch_bytes[cut] / bytes_per_s,
-            edges * (sum(cloud_layer_s[cut + 1 :]) + cloud_head_s[last]),
-            batch_bytes[cut],
-        )
-        for cut in range(last)
+        CutTimes(cut, edge_s[cut], batch_bytes[cut] / bytes_per_s, edges * cloud_s[cut], batch_bytes[cut])
+        for cut in range(len(cloud_s))
     ]
 
 

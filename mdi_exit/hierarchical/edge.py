@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mdi_exit.errors import MdiExitError, UsageError, WireError
+from mdi_exit.errors import MdiExitError, StartError, UsageError, WireError
 from mdi_exit.hierarchical.config import HierarchicalSettings
 from mdi_exit.hierarchical.flow import EdgeFlow, Grant, Offer
 from mdi_exit.hierarchical.keeping import Keeping
 from mdi_exit.hierarchical.lessons import RAW, packed, unpacked
-from mdi_exit.hierarchical.parts import EdgePart, Part, State, WholePart, state_bytes, state_of
+from mdi_exit.hierarchical.parts import EdgePart, Part, State, WholePart, state_bytes, state_like
 from mdi_exit.hierarchical.post import Pieces, Post
-from mdi_exit.hierarchical.study import LayerTimes, Study
+from mdi_exit.hierarchical.study import Study
+from mdi_exit.hierarchical.timing import edge_step_s
 from mdi_exit.wire import CloudReport, EdgeReport, Lesson, Message, Weights, crc32, encode
 
 __all__ = ["EdgeWorker", "train_whole"]
@@ -34,6 +35,9 @@ _TRIAL_BYTES: Final = (1024, 64 * 1024)
 _TRIAL_S: Final = 60.0
 _FASTEST: Final = 1e10
 _LOSSES_KEPT: Final = 50
+_WAITING_S: Final = 10.0  # between lines that say for whom
+_PATIENCE: Final = 2  # times the silence after which an earlier start of ours counts as gone
+_ROOM: Final = 1.01  # over the bytes of our own part
 
 T = TypeVar("T")
 Array = NDArray[np.float32]
@@ -123,14 +127,18 @@ class EdgeWorker:
         self.post = Post(settings, settings.name, self._receive)
         self.keeping = Keeping(settings, settings.name, shard=list(settings.shard))
         self.work = _Work(settings.slow_edge)
-        self.run_number, self.cloud_round = 0, 0
+        self.run_number, self.cloud_round, self.cloud_mean, self.study_number = 0, 0, 0, 0
         self.cut: int | None = None
         self.state, self.step, self.bytes_sent, self.bytes_per_s = "joining", 0, 0, 0.0
-        self.times = LayerTimes((), ())
+        self.step_s: tuple[float, ...] = ()
+        self.missed: list[int] = []
         self.part: EdgePart | None = None
-        self._gradients: dict[int, Array] = {}
-        self._means: dict[int, State] = {}
-        self._pieces = Pieces()
+        self._terms = study.terms
+        self._features: tuple[int, ...] = ()
+        self._gradient: tuple[int, Array] | None = None
+        self._mean: tuple[int, State] | None = None
+        self._pieces, self._piece_at = Pieces(0), 0.0
+        self._other_since: float | None = None
         self._losses: list[float] = []
 
     async def run(self) -> None:
@@ -139,18 +147,29 @@ class EdgeWorker:
         async with self.post:
             await self._until(lambda: self.post.connected)
             if self.settings.cut is None:
-                slow = self.settings.slow_edge
-                found = await asyncio.to_thread(self.study.layer_times)
-                self.times = LayerTimes(*(tuple(slow * one for one in row) for row in (found.layer_s, found.head_s)))
+                self.step_s = await asyncio.to_thread(edge_step_s, self.study, self.lessons.batch, self.work.slow)
             await self._measure_link()
+            while self.settings.cut is None and not self.bytes_per_s and not self.stop.is_set():
+                log.warning("the link could not be measured, which --cut auto needs: again")
+                await self.post.wait(_REPORT_S)
+                await self._measure_link()
             reports = asyncio.create_task(self._keep_reporting(), name="reports")
             try:
-                await self._until(lambda: self.cut is not None)
+                await self._cut_is_told()
                 if not self.stop.is_set():
                     await self._learn()
             finally:
                 reports.cancel()
                 await asyncio.gather(reports, return_exceptions=True)
+
+    async def _cut_is_told(self) -> None:
+        """Raises ``MdiExitError`` where there is no cloud."""
+        begin = time.monotonic()
+        while self.cut is None and not self.stop.is_set():
+            log.info("waiting for %s", self.settings.cloud)
+            await self._until(lambda: self.cut is not None, min(_WAITING_S, self.settings.give_up))
+            if time.monotonic() - max(begin, self.flow.heard_at or begin) > self.settings.give_up:
+                raise MdiExitError(f"no word from {self.settings.cloud} for {self.settings.give_up:g} s")
 
     async def _learn(self) -> None:
         scheme, cut = self.settings.scheme, self.cut
@@ -159,13 +178,18 @@ class EdgeWorker:
         if scheme != "cloud":
             self.study.fits(cut)
             self.part = EdgePart(self.study.network(cut).network, cut, self.settings.learning_rate)
+            self._pieces = Pieces(int(_ROOM * len(state_bytes(self.part.state()))))
             self._restore(cut)
         step_of = {"hierarchical": self._step, "split": self._split_step, "cloud": self._raw_step}[scheme]
         begin, first, self.state = time.monotonic(), self.step, "training"
+        tenth = max(self.lessons.steps // 10, 1)
         log.info("training begins: %d steps, cut after layer %d", self.lessons.steps, cut)
         while self.step < self.lessons.steps and not self.stop.is_set():
             await step_of(self.step)
+            self.post.check()
             self.step += 1
+            if self.step % tenth == 0:
+                log.info("step %d of %d", self.step, self.lessons.steps)
             if self.keeping.is_time():
                 await self._save()
             an_epoch = self.lessons.an_epoch
@@ -173,6 +197,10 @@ class EdgeWorker:
                 await self._average(self.step // an_epoch)
         learned_s = time.monotonic() - begin
         await self._save()
+        if self.missed:
+            log.info("%d batches that the cloud has missed are made up for", len(self.missed))
+            await self._make_up()
+            await self._save()
         if self.stop.is_set():
             return
         await self._until(lambda: not self.flow.open, self.settings.give_up)
@@ -192,7 +220,21 @@ class EdgeWorker:
         while (offer := self._offer()) is Offer.WAIT and not self.stop.is_set():
             await self.post.wait(_REPORT_S)
         if offer is not Offer.SEND or not await self._sent(step, "features", features, labels_B.numpy()):
-            self.flow.skipped += 1
+            self.flow.skipping(step)
+            self.missed.append(step)
+
+    async def _make_up(self) -> None:
+        """At the end: what the cloud has missed, as the trained part now sees it. Forward only."""
+        part = self._own_part()
+        end = time.monotonic() + self.settings.give_up
+        while self.missed and not self.stop.is_set() and time.monotonic() < end:
+            x_BCHW, labels_B = self.lessons.batch(self.missed[0])
+            features = await asyncio.to_thread(self.work, lambda x_BCHW=x_BCHW: part.features(x_BCHW))
+            while (offer := self._offer()) is not Offer.SEND and not self.stop.is_set() and time.monotonic() < end:
+                await self.post.wait(_REPORT_S)
+            if offer is Offer.SEND and await self._sent(self.step, "features", features, labels_B.numpy()):
+                del self.missed[0]
+                end = time.monotonic() + self.settings.give_up
 
     async def _split_step(self, step: int) -> None:
         """Forward, there and back, backward: nothing of it at the same time. Without a link it waits."""
@@ -200,15 +242,19 @@ class EdgeWorker:
         x_BCHW, labels_B = self.lessons.batch(step)
         features, loss = await asyncio.to_thread(self.work, lambda: part.forward(x_BCHW, labels_B))
         self._losses.append(loss)
+        self._features, self._gradient = features.shape, None
         if not await self._sent_at_last(step, "features", features, labels_B.numpy()):
             return
-        seq = self.flow.sent
-        await self._until(lambda: seq in self._gradients or self.flow.grant.settled >= seq)
-        gradient = self._gradients.pop(seq, None)
-        self._gradients.clear()
-        if gradient is not None:
+        run, seq = self.run_number, self.flow.sent
+        await self._until(
+            lambda: self._gradient_of(seq) is not None or self.flow.grant.settled >= seq or self.run_number != run
+        )
+        if (gradient_BCHW := self._gradient_of(seq)) is not None:
             progress = step / self.lessons.steps
-            await asyncio.to_thread(self.work, lambda: part.backward(gradient, progress))
+            await asyncio.to_thread(self.work, lambda: part.backward(gradient_BCHW, progress))
+
+    def _gradient_of(self, seq: int) -> Array | None:
+        return self._gradient[1] if self._gradient is not None and self._gradient[0] == seq else None
 
     async def _raw_step(self, step: int) -> None:
         """What no edge of hierarchical training does: send the images."""
@@ -232,7 +278,8 @@ class EdgeWorker:
         payload = await asyncio.to_thread(packed, codec, x_B, labels_B)
         run, seq = self.run_number, self.flow.sent + 1
         message = Lesson(
-            run, self.post.incarnation, seq, step, self.lessons.steps, what, codec, x_B.shape, len(labels_B), crc32(payload)
+            run, self.post.incarnation, seq, step, self.lessons.steps, what, codec, x_B.shape, len(labels_B), crc32(payload),
+            self.step - len(self.missed),
         )  # fmt: skip
         if self._offer() is not Offer.SEND or not self.post.send(self.settings.cloud, message, payload):
             return False
@@ -248,14 +295,27 @@ class EdgeWorker:
     # --- weights
 
     async def _average(self, number: int) -> None:
-        """With other edges: our part there, the mean of all back. Without a link, or the others, we go on with our own."""
-        part = self._own_part()
-        if not await self._send_part(part, number):
-            return
-        self._means = {at: mean for at, mean in self._means.items() if at >= number}
-        await self._until(lambda: number in self._means or self._offer() is Offer.SKIP, self.settings.give_up)
-        if (mean := self._means.pop(number, None)) is not None:
-            part.load(mean)
+        """With other edges: our part there, the mean of all back. Without a link, or the others, we go on with our own.
+
+        The part goes again if it did not come to the cloud, or if the mean did not come from there.
+        """
+        part, quiet_s = self._own_part(), self.settings.dead_after
+        end, must_send = time.monotonic() + self.settings.give_up, True
+        while time.monotonic() < end and not self.stop.is_set():
+            if must_send and not await self._send_part(part, number):
+                return
+            await self._until(lambda: self._has_mean(number) or self._offer() is Offer.SKIP, quiet_s)
+            if self._has_mean(number) or self._offer() is Offer.SKIP:
+                break
+            is_coming = time.monotonic() - self._piece_at <= quiet_s
+            must_send = self.cloud_round < number or (self.cloud_mean >= number and not is_coming)
+        if self._mean is not None and self._has_mean(number):
+            part.load(self._mean[1])
+        self._mean = None
+
+    def _has_mean(self, number: int) -> bool:
+        """Of that round; or of a later one, if the others have not waited."""
+        return self._mean is not None and self._mean[0] >= number
 
     async def _hand_over(self) -> None:
         """Our part to the cloud, for the artifact; then goodbye."""
@@ -285,15 +345,21 @@ class EdgeWorker:
         saved = self.keeping.read()
         if not saved:
             return
+        if saved["study"] != self.study_number:
+            log.warning("the cloud begins anew, and so do we: %s is left aside", self.keeping.checkpoint_file)
+            return
         if saved["cut"] != cut:
             raise UsageError("--cut", f"{saved['cut']}, as in {self.keeping.checkpoint_file}", cut)
         self._own_part().restore(saved)
-        self.step = int(saved["step"])
+        self.step, self.missed = int(saved["step"]), [int(step) for step in saved["missed"]]
         log.info("going on from step %d", self.step)
 
     async def _save(self) -> None:
         if self.part is not None:
-            state = {"cut": self.cut, "step": self.step, **self.part.checkpoint()}
+            state = {
+                "cut": self.cut, "study": self.study_number, "step": self.step, "missed": list(self.missed),
+                **self.part.checkpoint(),
+            }  # fmt: skip
             await asyncio.to_thread(self.keeping.write, state)
 
     def _write_figures(self, first: int, learned_s: float, seconds: float) -> None:
@@ -303,6 +369,7 @@ class EdgeWorker:
                 "samples": len(self.lessons.samples), "steps_an_epoch": self.lessons.an_epoch,
                 "steps": self.step - first, "seconds": seconds, "own_seconds": learned_s, "busy_s": self.work.busy_s,
                 "batches_sent": self.flow.sent, "batches_skipped": self.flow.skipped, "bytes_sent": self.bytes_sent,
+                "first_skipped": self.flow.first_skipped, "last_skipped": self.flow.last_skipped, "missed": len(self.missed),
                 "longest_open_steps": self.flow.longest_open, "reconnects": self.post.transport.counters.reconnects,
                 "link_bytes_per_s": self.bytes_per_s, "slow_edge": self.settings.slow_edge,
                 "loss": float(np.mean(self._losses[-_LOSSES_KEPT:])) if self._losses else None,
@@ -315,29 +382,65 @@ class EdgeWorker:
         if sender != self.settings.cloud:
             return
         match message:
-            case CloudReport() if message.incarnation == self.post.incarnation:
-                if message.run != self.run_number:
-                    self.run_number, self.cloud_round = message.run, 0
-                    self.flow.restarted()
-                self.cut = self.cut if message.cut is None else message.cut
-                self.cloud_round = message.round
-                grant = Grant(message.allowed, message.settled, message.trained, message.dropped, message.lost)
-                self.flow.granted(grant, self.step, time.monotonic())
-            case Lesson(what="gradient") if message.incarnation == self.post.incarnation:
-                gradient, _ = unpacked(message.codec, message.shape, message.count, payload)
-                self._gradients[message.seq] = gradient.astype(np.float32, copy=False)
-            case Weights() if message.incarnation == self.post.incarnation:
+            case CloudReport() if message.run >= self.run_number:
+                self._heard(message)
+            case Lesson(what="gradient") if self._is_ours(message) and message.seq == self.flow.sent:
+                if self.settings.scheme != "split" or message.shape != self._features:
+                    raise WireError("gradient", f"expected one of {self._features} or none, got {message.shape}")
+                gradient, _ = unpacked(message.codec, message.shape, 0, payload)
+                self._gradient = message.seq, gradient.astype(np.float32, copy=False)
+            case Weights() if self._is_ours(message) and self.part is not None:
+                self._piece_at = time.monotonic()
                 if (whole := self._pieces.added(message, payload)) is not None:
-                    self._means[message.round] = state_of(whole)
+                    self._mean = message.round, state_like(whole, self.part.state())
             case CloudReport() | Lesson() | Weights():
-                pass  # of an earlier start
+                pass  # of an earlier start, or of another cloud
             case _:
                 raise WireError("message", f"expected one of hierarchical training, got {type(message).__name__}")
+
+    def _is_ours(self, message: Lesson | Weights) -> bool:
+        return message.incarnation == self.post.incarnation and message.run == self.run_number
+
+    def _heard(self, report: CloudReport) -> None:
+        now = time.monotonic()
+        if report.incarnation != self.post.incarnation:
+            self._heard_of_another(report.incarnation, now)
+            return
+        if report.terms != self._terms:
+            expected = "those of the cloud (--scheme, --model, --width, --data, --input-shape, --seed, --edges, "
+            self.post.fail(
+                UsageError(
+                    f"settings of {self.post.name}", expected + "--batch-size, --learning-rate)", "others than it has"
+                )
+            )
+            return
+        if self.part is not None and report.cut not in (None, self.cut):
+            self.post.fail(
+                MdiExitError(
+                    f"the cloud cuts after layer {report.cut} now, this edge has learned for {self.cut}: start the cloud "
+                    f"from its checkpoint, or with --cut {self.cut}"
+                )
+            )
+            return
+        if report.run != self.run_number:
+            self.run_number, self.cloud_round = report.run, 0
+            self.flow.restarted()
+        self._other_since = None
+        self.cut = self.cut if report.cut is None else report.cut
+        self.cloud_round, self.cloud_mean, self.study_number = report.round, report.mean, report.study
+        grant = Grant(report.allowed, report.settled, report.trained, report.dropped, report.lost)
+        self.flow.granted(grant, self.step, now)
+
+    def _heard_of_another(self, incarnation: int, now: float) -> None:
+        """The cloud talks to another start of our name: an earlier one of our own, which is gone soon, or another edge."""
+        self._other_since = now if self._other_since is None else self._other_since
+        if incarnation > self.post.incarnation or now - self._other_since > _PATIENCE * self.settings.dead_after:
+            self.post.fail(StartError(f"there is another edge {self.post.name}: give each its own --name"))
 
     def _report(self) -> EdgeReport:
         return EdgeReport(
             self.post.incarnation, self.run_number, self.state, len(self.lessons.samples), self.step, self.lessons.steps,
-            self.flow.sent, self.bytes_per_s, self.times.layer_s, self.times.head_s,
+            self.flow.sent, self.bytes_per_s, self.step_s, self._terms,
         )  # fmt: skip
 
     async def _keep_reporting(self) -> None:

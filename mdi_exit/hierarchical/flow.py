@@ -57,6 +57,8 @@ class EdgeFlow:
     connected: bool = False
     heard_at: float | None = None
     longest_open: int = 0
+    first_skipped: int | None = None
+    last_skipped: int | None = None
     _steps: dict[int, int] = field(default_factory=dict)
 
     def link_is_up(self, now: float) -> bool:
@@ -75,6 +77,12 @@ class EdgeFlow:
         self.sent += 1
         self._steps[self.sent] = step
         return self.sent
+
+    def skipping(self, step: int) -> None:
+        """The batch of ``step`` is not sent."""
+        self.skipped += 1
+        self.first_skipped = step if self.first_skipped is None else self.first_skipped
+        self.last_skipped = step
 
     def granted(self, grant: Grant, step: int, now: float) -> None:
         """The cloud reports. ``step``: how far the edge is, so that the age of what was settled is known."""

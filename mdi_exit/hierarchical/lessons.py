@@ -39,7 +39,10 @@ def packed(codec: str, x_B: NDArray[np.float32] | NDArray[np.uint8], labels_B: L
 def unpacked(
     codec: str, shape: tuple[int, ...], count: int, payload: memoryview
 ) -> tuple[NDArray[np.float32] | NDArray[np.uint8], Labels]:
-    """The tensor, B×… of ``shape`` (batch included), and ``count`` labels. Raises ``WireError`` for what does not fit."""
+    """The tensor, B×… of ``shape`` (batch included), and ``count`` labels.
+
+    Raises ``WireError`` for what does not fit, and for features that are no numbers.
+    """
     start = count * _LABEL.itemsize
     if len(payload) < start or count not in (0, shape[0]) or len(shape) < 2:
         raise WireError("payload-size", f"expected labels of a batch {shape}, got {count} in {len(payload)} bytes")
@@ -51,4 +54,6 @@ def unpacked(
             raise WireError("payload-size", f"expected {size} bytes of raw {shape}, got {len(body)}")
         return np.frombuffer(body, np.uint8).reshape(shape), labels_B
     x_CB = decode_tensor(codec, (shape[1], shape[0], *shape[2:]), body)
+    if not np.isfinite(x_CB).all():
+        raise WireError("payload", "expected finite numbers, got others")
     return np.ascontiguousarray(x_CB.swapaxes(0, 1)), labels_B

@@ -18,11 +18,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional
 
-from mdi_exit.errors import WireError
+from mdi_exit.errors import MdiExitError, WireError
 from mdi_exit.model.network import MultiExitNetwork
 from mdi_exit.training.recipe import Recipe
 
-__all__ = ["CloudPart", "EdgePart", "Part", "WholePart", "mean_of", "rate_at", "state_bytes", "state_of"]
+__all__ = ["CloudPart", "EdgePart", "Part", "WholePart", "mean_of", "rate_at", "state_bytes", "state_like", "state_of"]
 
 _WARM_UP: Final = 0.15
 _LEAST: Final = 0.02
@@ -51,8 +51,11 @@ class Part:
         parameters = [parameter for module in self.modules for parameter in module.parameters()]
         self.optimiser = Recipe(learning_rate=peak).optimiser(parameters)
         self._prefixes = (*(f"layers.{index}." for index in layers), *(f"exits.{at}." for at in self.exits))
+        self._set_training(True)
+
+    def _set_training(self, mode: bool) -> None:
         for module in self.modules:
-            module.train()
+            module.train(mode)
 
     def state(self) -> State:
         """Weights and statistics of this part, by their names in the network; not copied."""
@@ -77,7 +80,12 @@ class Part:
         return self.network.segment(x, self.layers.start, self.layers.stop)
 
     def _step(self, loss: Tensor, progress: float, more: tuple[Tensor, Tensor] | None = None) -> None:
-        """``more``: features that another's gradient comes back to, and that gradient."""
+        """``more``: features that another's gradient comes back to, and that gradient.
+
+        Raises ``MdiExitError`` where the loss is no number any more: the weights are as they were before this step.
+        """
+        if not torch.isfinite(loss):
+            raise MdiExitError(f"training runs away, the loss is {loss.item()}: try a smaller --learning-rate")
         for group in self.optimiser.param_groups:
             group["lr"] = rate_at(progress, self.peak)
         self.optimiser.zero_grad(set_to_none=True)
@@ -109,6 +117,15 @@ class EdgePart(Part):
         loss = functional.cross_entropy(self.head(features), labels_B)
         self._open = features, loss
         return _array(features), float(loss.detach())
+
+    def features(self, x_BCHW: Tensor) -> Array:
+        """Without learning: as at inference."""
+        self._set_training(False)
+        try:
+            with torch.no_grad():
+                return _array(self._through(x_BCHW))
+        finally:
+            self._set_training(True)
 
     def backward(self, gradient_BCHW: Array, progress: float) -> None:
         """Raises ``ValueError`` without a ``forward`` before."""
@@ -166,6 +183,18 @@ def state_of(raw: bytes) -> State:
         return load(raw)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise WireError("weights", f"expected safetensors, got {str(error)[:100]}") from None
+
+
+def state_like(raw: bytes, own: State) -> State:
+    """The state in ``raw``, which may be anybody's. Raises ``WireError`` unless all is there as in ``own``, and finite."""
+    found = state_of(raw)
+    if {key: (value.shape, value.dtype) for key, value in found.items()} != {
+        key: (value.shape, value.dtype) for key, value in own.items()
+    }:
+        raise WireError("weights", f"expected {len(own)} tensors of names, shapes and dtypes known, got others")
+    if not all(bool(torch.isfinite(value).all()) for value in found.values()):
+        raise WireError("weights", "expected finite numbers, got others")
+    return found
 
 
 def mean_of(states: Sequence[tuple[State, int]]) -> State:

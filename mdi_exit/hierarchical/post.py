@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
-from mdi_exit.errors import StartError, TransportError, WireError
+from mdi_exit.errors import MdiExitError, TransportError, WireError
 from mdi_exit.hierarchical.config import HierarchicalSettings
 from mdi_exit.settings import new_incarnation
 from mdi_exit.topics import TRAINING, Topics
@@ -23,7 +23,6 @@ _KEEPALIVE_S: Final = (
 )
 _PIECE_BYTES: Final = 256 * 1024
 _CONFIRMED_S: Final = 120.0
-_MOST_PIECES_BYTES: Final = 1 << 30
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +41,11 @@ class Post:
         self.changed = asyncio.Event()
         self.bad = 0
         self._receive = receive
-        self.denied: StartError | None = None
+        self._failure: MdiExitError | None = None
         self.transport = MqttTransport(
             settings.broker, client_id=f"{settings.deployment}-{name}-{self.incarnation}", handler=self,
             username=settings.username, password=settings.password, tls=settings.tls(), keepalive_s=_KEEPALIVE_S,
-            on_denied=self._deny,
+            on_denied=self.fail,
         )  # fmt: skip
 
     async def __aenter__(self) -> Self:
@@ -82,12 +81,21 @@ class Post:
         return True
 
     async def wait(self, timeout_s: float) -> None:
-        """Until something changes, or so long. Raises ``StartError`` if the broker does not let us in."""
-        if self.denied is not None:
-            raise self.denied
+        """Until something changes, or so long. Raises what ``check`` does."""
+        self.check()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.changed.wait(), timeout_s)
         self.changed.clear()
+
+    def fail(self, error: MdiExitError) -> None:
+        """The worker cannot go on: ``error`` comes out of its next ``wait`` or ``check``."""
+        self._failure = self._failure or error
+        self.changed.set()
+
+    def check(self) -> None:
+        """Raises why the worker cannot go on, as where the broker does not let it in (``StartError``)."""
+        if self._failure is not None:
+            raise self._failure
 
     # --- called by the transport
 
@@ -112,31 +120,32 @@ class Post:
         log.warning("%s", reason)
         self.changed.set()
 
-    def _deny(self, error: StartError) -> None:
-        self.denied = error
-        self.changed.set()
-
 
 class Pieces:
-    """Weights put together again, of one sender: the newest round only."""
+    """Weights put together again, of one sender: the newest round only, and of ``most_bytes`` at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
         self._key: tuple[int, int, int] | None = None
         self._pieces: dict[int, bytes] = {}
         self._bytes = 0
 
     def added(self, message: Weights, payload: memoryview) -> bytes | None:
-        """The whole, when this was the last that was missing."""
+        """The whole, when this was the last that was missing. Raises ``WireError`` for too much; then nothing is kept."""
         key = (message.incarnation, message.round, message.count)
         if key != self._key:
-            self._key, self._pieces, self._bytes = key, {}, 0
+            self._begin(key)
         if message.index < message.count and message.index not in self._pieces:
             self._bytes += len(payload)
-            if self._bytes > _MOST_PIECES_BYTES:
-                raise WireError("weights", f"expected at most {_MOST_PIECES_BYTES} bytes, got more")
+            if self._bytes > self._most_bytes:
+                self._begin(None)
+                raise WireError("weights", f"expected at most {self._most_bytes} bytes, got more")
             self._pieces[message.index] = bytes(payload)
         if len(self._pieces) < message.count:
             return None
         whole = b"".join(self._pieces[index] for index in range(message.count))
-        self._key, self._pieces = None, {}
+        self._begin(None)
         return whole
+
+    def _begin(self, key: tuple[int, int, int] | None) -> None:
+        self._key, self._pieces, self._bytes = key, {}, 0

@@ -1,17 +1,14 @@
-"""What the workers learn from, and what comes out: samples, network, times of its layers, and at the end the artifact."""
+"""What the workers learn from, and what comes out: samples, network, and at the end the artifact."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 from mdi_exit.data import splits
 from mdi_exit.data.splits import Splits
@@ -27,21 +24,12 @@ from mdi_exit.training.phases import Trainee
 from mdi_exit.training.samples import Samples, samples_of
 from mdi_exit.transport.base import MAX_PACKET_BYTES
 
-__all__ = ["LayerTimes", "Study"]
+__all__ = ["Study"]
 
 # Of every data set, so that no statistic of anybody's images has to leave an edge.
 _MEAN: Final = 0.5
 _STD: Final = 0.25
-_TIMED_STEPS: Final = 4
 _ROOM_BYTES: Final = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class LayerTimes:
-    """Seconds of forward and backward of one batch, by layer, and of an exit at its end."""
-
-    layer_s: tuple[float, ...]
-    head_s: tuple[float, ...]
 
 
 class Study:
@@ -49,6 +37,7 @@ class Study:
 
     def __init__(self, settings: HierarchicalSettings) -> None:
         self.settings = settings
+        torch.set_num_threads(settings.threads)  # a thread that has worked before keeps the number it had
         self.parts: Splits = splits(
             settings.data, seed=settings.seed, data_dir=settings.data_dir, shape=settings.input_shape
         )
@@ -60,6 +49,16 @@ class Study:
         self.layer_count = len(self.network(None).network.layers)
         if settings.cut is not None and settings.cut >= self.layer_count - 1:
             raise UsageError("--cut", f"a layer from 0 to {self.layer_count - 2}", settings.cut)
+
+    @property
+    def terms(self) -> int:
+        """A digest, 63 bits, of all that edges and cloud have to agree on; the seed is also that of the test samples."""
+        told = self.settings
+        agreed = (
+            told.scheme, told.model, told.width, self.spec.shape, self.parts.test.classes, told.seed, told.edges,
+            told.batch_size, told.learning_rate,
+        )  # fmt: skip
+        return int.from_bytes(hashlib.sha256(json.dumps(agreed).encode()).digest()[:8]) >> 1
 
     def network(self, cut: int | None) -> Built:
         """Untrained, the same for the same seed; an exit after ``cut`` (None: after each layer) and at the end."""
@@ -105,25 +104,6 @@ class Study:
         if size > most:
             raise UsageError("--batch-size", f"batches of at most {most:,} bytes after layer {cut}", f"{size:,} bytes")
 
-    def layer_times(self) -> LayerTimes:
-        """Measured on this machine, the least of several times."""
-        network = self.network(None).network.train()
-        layer_s, head_s = [], []
-        x = torch.randn(self.settings.batch_size, *self.spec.shape)
-        if network.channels_last:
-            network.to(memory_format=torch.channels_last)
-            x = x.contiguous(memory_format=torch.channels_last)
-        labels_B = torch.zeros(len(x), dtype=torch.int64)
-        for index, layer in enumerate(network.layers):
-            x = x.detach().requires_grad_(index > 0)
-            layer_s.append(_best(layer, x, torch.Tensor.sum))
-            with torch.no_grad():
-                x = layer(x)
-            x.requires_grad_(True)
-            loss = partial(functional.cross_entropy, target=labels_B)
-            head_s.append(_best(network.exits[str(index)], x, loss))
-        return LayerTimes(tuple(layer_s), tuple(head_s))
-
     def finished(self, cut: int, states: Mapping[str, Any], training: dict[str, Any]) -> Artifact:
         """The artifact of the trained ``states`` (of all parts together), its exits measured on the test samples.
 
@@ -152,13 +132,3 @@ class Study:
             f"{self.settings.data.partition(':')[0]}-{self.settings.model.rpartition(':')[2]}-{self.settings.scheme}"
         )
         return "".join(char if char.isascii() and (char.isalnum() or char in "_.-") else "-" for char in words)[:80]
-
-
-def _best(module: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> float:
-    """Seconds of forward and backward."""
-    taken = []
-    for _ in range(1 + _TIMED_STEPS):
-        begin = time.perf_counter()
-        torch.autograd.backward(loss(module(x)))
-        taken.append(time.perf_counter() - begin)
-    return min(taken)

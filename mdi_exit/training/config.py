@@ -58,7 +58,7 @@ class TrainSettings:
 
     data: str = setting(
         "fashion-mnist", also=("--dataset",), metavar="SPEC",
-        help="on what: fashion-mnist, cifar10, cifar100, svhn, folder:PATH or npz:FILE",
+        help="on what: fashion-mnist, cifar10, cifar100, svhn, composite, folder:PATH or npz:FILE",
     )  # fmt: skip
     model: str | None = setting(
         None, metavar="MODEL",

@@ -6,22 +6,30 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from guarded import production
 from live import Listener, System, run_program
 
 pytest.importorskip("torch", reason="needs the extra 'torch'")
 
+import torch
+
+from broker.embedded import find_mosquitto
 from mdi_exit import values, wire
 from mdi_exit.chaos.packets import Trouble
 from mdi_exit.chaos.proxy import FaultProxy
 from mdi_exit.data import splits
+from mdi_exit.errors import MdiExitError, StartError, UsageError
 from mdi_exit.hierarchical.cloud import CloudWorker
 from mdi_exit.hierarchical.config import HierarchicalSettings
 from mdi_exit.hierarchical.edge import EdgeWorker
+from mdi_exit.hierarchical.parts import CloudPart, EdgePart
+from mdi_exit.hierarchical.post import Post
 from mdi_exit.hierarchical.study import Study
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.outcomes import outcomes
@@ -155,6 +163,8 @@ async def test_two_edges_with_data_of_their_own_end_with_one_first_part(
     assert first
     assert second
     assert not first & second
+    one, other = (edge.part.state() for edge in both.edges if edge.part is not None)
+    assert all(torch.equal(value, other[key]) for key, value in one.items())  # the mean after the last epoch
     learned = artifact.manifest.training["learned_by_edge"]
     assert set(learned) == {"edge1", "edge2"}
     assert all(count > 0 for count in learned.values())
@@ -171,14 +181,14 @@ async def test_the_cut_is_chosen_by_what_was_measured(mosquitto: Any, data: Path
     assert artifact.manifest.plan.exit_layers[0] == both.cloud.cut
 
 
-class Patient:
-    """Works as ever, but after some batches without a link it waits for the link: so that there is a time after it."""
+class Until:
+    """Works as ever, but stands still once ``there`` is so, until it may go on."""
 
-    def __init__(self, edge: EdgeWorker, back: threading.Event) -> None:
-        self.edge, self.back, self.busy_s = edge, back, 0.0
+    def __init__(self, there: Callable[[], bool], back: threading.Event) -> None:
+        self.there, self.back, self.busy_s = there, back, 0.0
 
     def __call__(self, call: Callable[[], T]) -> T:
-        if self.edge.flow.skipped >= 5:
+        if self.there():
             self.back.wait(_DEADLINE_S)
         return call()
 
@@ -189,7 +199,7 @@ async def test_a_cut_link_stops_neither_side_for_good(mosquitto: Any, data: Path
     async with FaultProxy((address.host, address.port)) as proxy:
         both = Both(mosquitto.url, tmp_path / "model", data, edge_url=proxy.url, epochs=8)
         (edge,) = both.edges
-        edge.work = Patient(edge, back)  # type: ignore[assignment]
+        edge.work = Until(lambda: edge.flow.skipped >= 5, back)  # type: ignore[assignment]
         running = asyncio.create_task(both.run(), name="both")
         await until(lambda: both.cloud.trained >= 5 or running.done())
         proxy.trouble("*", Trouble(refuse=True))
@@ -202,12 +212,171 @@ async def test_a_cut_link_stops_neither_side_for_good(mosquitto: Any, data: Path
         artifact = await running
     assert edge.step == edge.lessons.steps
     assert edge.flow.skipped >= 5
-    assert trained < both.cloud.trained <= edge.lessons.steps - 5
+    assert edge.flow.first_skipped is not None
+    assert edge.missed == []
+    assert trained < edge.lessons.steps - edge.settings.window <= both.cloud.trained <= edge.lessons.steps
+    assert read_checkpoint(edge.keeping.checkpoint_file, edge.keeping.purpose)["missed"] == []
+    again = Both(mosquitto.url, tmp_path / "model", data, epochs=8)
+    EdgePart(network := again.study.network(2).network, 2, 0.02).restore(again.edges[0].keeping.read())
+    CloudPart(network, 2, 0.02).restore(again.cloud.keeping.read())
     both.cloud.flow.validate()
     assert artifact.manifest.exits[0].accuracy is not None
     assert artifact.manifest.exits[0].accuracy > 0.7
     assert artifact.manifest.exits[1].accuracy is not None
     assert artifact.manifest.exits[1].accuracy > 0.7
+
+
+async def test_both_sides_go_on_from_their_checkpoints(mosquitto: Any, data: Path, tmp_path: Path) -> None:
+    first = Both(mosquitto.url, tmp_path / "model", data, epochs=8)
+    (edge,) = first.edges
+    running = asyncio.gather(first.cloud.run(), edge.run())
+    await until(lambda: first.cloud.trained >= 5 or running.done())
+    first.stop.set()
+    await running
+    assert 0 < edge.step < edge.lessons.steps
+    second = Both(mosquitto.url, tmp_path / "model", data, epochs=8)
+    artifact = await second.run()
+    assert second.edges[0].step == edge.lessons.steps
+    assert second.edges[0].flow.sent == edge.lessons.steps - edge.step + len(edge.missed)
+    assert second.cloud.trained > first.cloud.trained
+    assert artifact.manifest.exits[1].accuracy is not None
+    assert artifact.manifest.exits[1].accuracy > 0.7
+
+
+async def test_the_same_again_after_a_run_that_ended_well_trains_anew(
+    mosquitto: Any, data: Path, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        both = Both(mosquitto.url, tmp_path / "model", data, epochs=1)
+        await both.run()
+        assert both.cloud.trained == both.edges[0].flow.sent == both.edges[0].lessons.steps
+
+
+async def test_a_mean_and_a_part_that_are_lost_are_sent_again(mosquitto: Any, data: Path, tmp_path: Path) -> None:
+    both = Both(mosquitto.url, tmp_path / "model", data, edges=2, epochs=1, dead_after=3.0)
+    lost: list[tuple[str, int]] = []
+
+    def losing(post: Post) -> None:
+        send = post.send_weights
+
+        async def some(to: str, run: int, incarnation: int, number: int, samples: int, raw: bytes) -> bool:
+            if (to, number) not in lost:  # the broker has confirmed it, and nobody gets it
+                lost.append((to, number))
+                return True
+            return await send(to, run, incarnation, number, samples, raw)
+
+        post.send_weights = some  # type: ignore[method-assign]
+
+    losing(both.cloud.post)
+    losing(both.edges[0].post)
+    await both.run()
+    assert {to for to, number in lost if number == 1} == {"cloud", "edge1", "edge2"}
+    one, other = (edge.part.state() for edge in both.edges if edge.part is not None)
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+async def test_a_cloud_that_starts_again_does_not_wait_for_edges_that_have_finished(
+    mosquitto: Any, data: Path, tmp_path: Path
+) -> None:
+    both = Both(mosquitto.url, tmp_path / "model", data, edges=2, epochs=8, dead_after=2.0)
+    quick, slow = both.edges
+    short = replace(quick.settings, steps=3)
+    quick, back = EdgeWorker(short, Study(short), both.stop), threading.Event()
+    slow.work = Until(lambda: slow.step >= 5, back)  # type: ignore[assignment]
+    cloud = asyncio.create_task(both.cloud.run(), name="cloud")
+    other = asyncio.create_task(slow.run(), name="slow")
+    await asyncio.wait_for(quick.run(), _DEADLINE_S)
+    await until(lambda: bool(both.cloud.keeping.read().get("finished")) or cloud.done())
+    cloud.cancel()
+    await asyncio.gather(cloud, return_exceptions=True)
+    lines: list[str] = []
+    again = CloudWorker(both.cloud.settings, both.study, both.stop, lines.append)
+    back.set()
+    async with asyncio.timeout(_DEADLINE_S):
+        await asyncio.gather(again.run(), other)
+    assert "edge1 is there" not in " ".join(lines)
+    assert again.trained > 0
+    assert set(Artifact.open(tmp_path / "model").manifest.training["learned_by_edge"]) == {"edge1", "edge2"}
+
+
+async def test_a_cloud_says_for_whom_it_waits_and_gives_up(
+    mosquitto: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mdi_exit.hierarchical.cloud._WAITING_S", 0.5)
+    both = Both(mosquitto.url, tmp_path / "model", data, edges=2, epochs=1, give_up=3.0)
+    lines: list[str] = []
+    cloud = CloudWorker(both.cloud.settings, both.study, both.stop, lines.append)
+    edge = asyncio.create_task(both.edges[0].run(), name="edge")
+    with pytest.raises(MdiExitError, match=r"1 more edge\(s\) did not come within 3 s"):
+        await asyncio.wait_for(cloud.run(), _DEADLINE_S)
+    assert "waiting for 1 more edge(s)" in lines
+    with pytest.raises(MdiExitError, match="no word from cloud for 3 s"):
+        await asyncio.wait_for(edge, _DEADLINE_S)
+
+
+async def test_the_second_edge_of_a_name_leaves_and_the_first_learns_on(
+    mosquitto: Any, data: Path, tmp_path: Path
+) -> None:
+    both = Both(mosquitto.url, tmp_path / "model", data, epochs=2, dead_after=4.0)
+    back = threading.Event()
+    both.edges[0].work = Until(lambda: both.edges[0].step >= 5, back)  # type: ignore[assignment]
+    running = asyncio.create_task(both.run(), name="both")
+    await until(lambda: both.cloud.trained >= 5 or running.done())
+    settings = replace(both.edges[0].settings, out=tmp_path / "other")
+    with pytest.raises(StartError, match="another edge edge1"):
+        await asyncio.wait_for(EdgeWorker(settings, Study(settings), asyncio.Event()).run(), _DEADLINE_S)
+    back.set()
+    await running
+    assert both.edges[0].step == both.cloud.trained == both.edges[0].lessons.steps
+
+
+async def test_an_edge_of_another_seed_does_not_learn_from_the_clouds_test_images(
+    mosquitto: Any, data: Path, tmp_path: Path
+) -> None:
+    both = Both(mosquitto.url, tmp_path / "model", data)
+    cloud = asyncio.create_task(both.cloud.run(), name="cloud")
+    settings = replace(both.edges[0].settings, seed=1)
+    with pytest.raises(UsageError, match="those of the cloud"):
+        await asyncio.wait_for(EdgeWorker(settings, Study(settings), asyncio.Event()).run(), _DEADLINE_S)
+    both.stop.set()
+    await asyncio.wait_for(cloud, _DEADLINE_S)
+    assert both.cloud.members.missing == 1
+
+
+async def test_a_link_that_could_not_be_measured_is_measured_again(mosquitto: Any, data: Path, tmp_path: Path) -> None:
+    both = Both(mosquitto.url, tmp_path / "model", data, cut=None, epochs=1)
+    measure, tries = both.edges[0]._measure_link, [False, True]
+
+    async def second_time() -> None:
+        if tries.pop(0):
+            await measure()
+
+    both.edges[0]._measure_link = second_time  # type: ignore[method-assign]
+    await both.run()
+    assert tries == []
+    assert both.edges[0].bytes_per_s > 0
+
+
+async def test_workers_sign_in_by_password_and_by_certificate_and_the_access_list_lets_them_talk(
+    data: Path, tmp_path: Path
+) -> None:
+    if find_mosquitto() is None:
+        pytest.skip("needs mosquitto on PATH")
+    with production(tmp_path, "edge1,cloud", "eye:observer", "test") as made:
+        cloud, edge = made.board("cloud"), made.board("edge1")
+        both = Both(made.url, tmp_path / "model", data, edge_url=made.password_url, epochs=1, ca=cloud / "ca.crt")
+        both.cloud = CloudWorker(
+            replace(both.cloud.settings, cert=cloud / "node.crt", key=cloud / "node.key"), both.study, both.stop
+        )
+        signed = {"username": "edge1", "password": (edge / "password").read_text().strip()}
+        settings = replace(both.edges[0].settings, **signed)
+        both.edges = [EdgeWorker(settings, Study(settings), both.stop)]
+        artifact = await both.run()
+        assert both.cloud.trained == both.edges[0].lessons.steps
+        assert artifact.manifest.exits[1].accuracy is not None
+        wrong = EdgeWorker(replace(settings, **signed | {"password": "guess"}), Study(settings), asyncio.Event())
+        with pytest.raises(StartError, match="wrong password"):
+            await wrong.run()
 
 
 @pytest.mark.slow

@@ -162,14 +162,15 @@ def test_whatever_is_lost_no_more_than_the_window_is_open_and_nothing_older_is_l
 
 def test_the_cut_is_where_the_slowest_of_three_is_least() -> None:
     sizes = [4000, 2000, 1000, 500, 100]
-    slow = cut_times([1.0] * 5, [0.1] * 5, [0.5] * 5, [0.1] * 5, sizes, 500.0)
+    edge_s, cloud_s = [1.1, 2.1, 3.1, 4.1], [2.1, 1.6, 1.1, 0.6]
+    slow = cut_times(edge_s, cloud_s, sizes, 500.0)
     assert [time.cut for time in slow] == [0, 1, 2, 3]
     assert slow[0].slowest == "link"
     assert slow[0].step_s == pytest.approx(8.0)
     assert best_cut(slow).cut == 2  # 3.1 s at the edge, 2 s on the link
-    fast = cut_times([1.0] * 5, [0.1] * 5, [0.5] * 5, [0.1] * 5, sizes, 1e9)
+    fast = cut_times(edge_s, cloud_s, sizes, 1e9)
     assert best_cut(fast).cut == 1  # 2.1 s, as after layer 0, and half of the bytes
-    many = cut_times([1.0] * 5, [0.1] * 5, [0.5] * 5, [0.1] * 5, sizes, 1e9, edges=4)
+    many = cut_times(edge_s, cloud_s, sizes, 1e9, edges=4)
     assert best_cut(many).cut == 3  # 4.1 s at each edge, 2.4 s for four batches in the cloud
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ pytest.importorskip("torch", reason="needs the extra 'torch'")
 
 import torch
 
-from mdi_exit.errors import UsageError, WireError
-from mdi_exit.hierarchical.comparison import page_of
+from mdi_exit.errors import MdiExitError, UsageError, WireError
+from mdi_exit.hierarchical.comparison_page import page_of
 from mdi_exit.hierarchical.config import HierarchicalSettings
 from mdi_exit.hierarchical.parts import (
     CloudPart,
@@ -25,6 +26,8 @@ from mdi_exit.hierarchical.parts import (
     state_of,
 )
 from mdi_exit.hierarchical.post import Pieces
+from mdi_exit.hierarchical.study import Study
+from mdi_exit.hierarchical.timing import cloud_step_s, edge_step_s
 from mdi_exit.model.build import built
 from mdi_exit.model.network import MultiExitNetwork
 from mdi_exit.wire import Weights
@@ -94,6 +97,14 @@ def test_a_part_goes_on_from_its_checkpoint() -> None:
     assert not changed(first.state(), second.state())
 
 
+def test_training_that_runs_away_stops_and_spoils_nothing() -> None:
+    cloud = CloudPart(network(), CUT, 0.05)
+    before = {name: value.clone() for name, value in cloud.network.named_parameters()}
+    with pytest.raises(MdiExitError, match="a smaller --learning-rate"):
+        cloud.train(np.full((8, 32, 4, 4), np.nan, np.float32), np.arange(8) % 3, 0.5)
+    assert all(torch.equal(value, before[name]) for name, value in cloud.network.named_parameters())
+
+
 def test_a_part_takes_only_its_own_weights() -> None:
     edge, cloud = EdgePart(network(), CUT, 0.05), CloudPart(network(), CUT, 0.05)
     with pytest.raises(WireError):
@@ -121,7 +132,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 
 def test_weights_are_put_together_from_pieces_of_one_round() -> None:
-    pieces = Pieces()
+    pieces = Pieces(100)
 
     def piece(number: int, index: int) -> Weights:
         return Weights(1, 2, number, 10, index, 2, 0)
@@ -140,26 +151,42 @@ def test_settings_that_do_not_fit_are_a_users_mistake(tmp_path: Any) -> None:
 
 
 def test_the_page_compares_with_the_cloud() -> None:
-    edge = {"steps": 200, "steps_an_epoch": 200, "bytes_sent": 2_000_000, "batches_skipped": 0}
+    edge = {
+        "steps": 200, "steps_an_epoch": 200, "bytes_sent": 2_000_000, "batches_skipped": 40, "missed": 0, "first_skipped": 60,
+        "last_skipped": 99,
+    }  # fmt: skip
     row = {
-        "part": "time",
-        "model": "small_vgg16",
-        "link": "1Mbit",
-        "seed": 0,
-        "cut": 5,
-        "images": 10_000,
-        "edges": [edge],
-    }
+        "part": "time", "model": "small_vgg16", "link": "1Mbit", "seed": 0, "emulated_slow_edge": 1.0, "cut": 5,
+        "images": 10_000, "edges": [edge], "cloud": {},
+    }  # fmt: skip
+    expected = [{"cut": at, "edge_s": 0.1, "link_s": 0.3 - 0.1 * at, "cloud_s": 0.1} for at in range(2)]
+    cuts = {**row, "part": "cuts", "cut": 1, "cloud": {"expected": expected}}
     rows = [
         {**row, "scheme": "hierarchical", "seconds": 30.0, "step_s": 0.15},
         {**row, "scheme": "cloud", "seconds": 60.0, "step_s": 0.3},
+        {**row, "scheme": "hierarchical", "seconds": 45.0, "step_s": 0.225, "emulated_slow_edge": 4.0},
+        {**cuts, "asked_cut": "auto", "step_s": 0.2},
+        {**cuts, "asked_cut": 0, "step_s": 0.31},
+        {**cuts, "asked_cut": 1, "step_s": 0.21},
         {**row, "part": "accuracy", "scheme": "cloud", "accuracy_by_exit": [0.7, 0.8]},
         {**row, "part": "accuracy", "scheme": "cloud", "accuracy_by_exit": [0.8, 0.9]},
+        {**row, "part": "accuracy", "scheme": "hierarchical", "accuracy_by_exit": [0.7, 0.84]},
         {**row, "part": "accuracy", "scheme": "hierarchical", "failed": "no"},
-    ]
+        {
+            **row, "part": "outage", "scheme": "hierarchical", "accuracy_by_exit": [0.7, 0.83],
+            "checkpoints": {"edge_step": 200, "cloud_batches": 198},
+        },
+    ]  # fmt: skip
     page = page_of(rows)
-    assert "| 50 % | 29 % |" in page
-    assert "| 2 | 75.00 | 85.00 (80.00, 90.00) | 0 |" in page
+    assert "| 200 | 30.0 | 0.150 |  | 30 | 50 % | 29 % |" in page
+    assert (
+        "| 4 times slower (emulated) | 1Mbit | hierarchical | 5 | 200 | 200 | 45.0 | 0.225 |  | 45 | 25 % | 29 % |"
+        in page
+    )
+    assert "| 1 | 0.100 | 0.200 | 0.100 | 0.200 | 0.210 | chosen, least |" in page
+    assert "| 2 | 75.00 | 85.00 (80.00, 90.00) |  |" in page
+    assert "| 1 | 70.00 | 84.00 (84.00) | 1.00 |" in page
+    assert "| 60 to 99 of 200 | 40 | 200, 198 | 70.00 | 83.00 | 84.00 to 84.00 |" in page
 
 
 def test_features_are_no_view_of_what_is_trained() -> None:
@@ -168,3 +195,42 @@ def test_features_are_no_view_of_what_is_trained() -> None:
     assert features.dtype == np.float32
     assert features.shape == (8, 32, 4, 4)
     assert features.flags["C_CONTIGUOUS"]
+
+
+def test_a_thread_that_has_worked_before_computes_with_as_many_threads_as_told(tmp_path: Any) -> None:
+    """Else steps are timed with all cores, and made with one."""
+    before = torch.get_num_threads()
+
+    def told() -> int:
+        torch.set_num_threads(3)
+        Study(HierarchicalSettings(out=tmp_path / "model", name="a", data="shipped", model="small_vgg11", width=0.125))
+        return torch.get_num_threads()
+
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(told).result() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_steps_are_timed_for_each_cut(tmp_path: Any) -> None:
+    study = Study(
+        HierarchicalSettings(out=tmp_path / "model", name="a", data="shipped", model="small_vgg11", width=0.125)
+    )
+    images, labels = torch.rand(50, 1, 28, 28), torch.arange(50) % 10
+    here, there = edge_step_s(study, lambda _: (images, labels), 1.0), cloud_step_s(study)
+    assert len(here) == len(there) == study.layer_count - 1
+    assert min(*here, *there) > 0
+
+
+def test_features_as_at_inference_change_nothing() -> None:
+    whole = network()
+    edge = EdgePart(whole, CUT, 0.05)
+    images, labels = batch()
+    edge.train(images, labels, 0.5)
+    before = copied(whole.state_dict())
+    features = edge.features(images)
+    assert not changed(before, whole.state_dict())
+    whole.eval()
+    with torch.no_grad():
+        assert np.allclose(features, whole.segment(images, 0, CUT + 1).numpy(), atol=1e-6)

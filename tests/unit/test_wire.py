@@ -112,9 +112,9 @@ MESSAGES: dict[str, tuple[wire.Message, bytes]] = {
         wire.Outline(zlib.crc32(BODY), (wire.WeightFile("cd" * 32, 4096),), (wire.Piece(2, 1024, 0, 512),)),
         BODY,
     ),
-    "lesson": (wire.Lesson(7, 11, 3, 5, 200, "features", "int8", (2, 2, 2), 2, zlib.crc32(BODY)), BODY),
-    "learner": (wire.EdgeReport(11, 7, "training", 1000, 5, 200, 3, 125e3, (0.25, 0.5), (0.125, 0.125)), b""),
-    "teacher": (wire.CloudReport(7, 11, 4, 7, 3, 2, 1, 1, 1), b""),
+    "lesson": (wire.Lesson(7, 11, 3, 5, 200, "features", "int8", (2, 2, 2), 2, zlib.crc32(BODY), 4), BODY),
+    "learner": (wire.EdgeReport(11, 7, "training", 1000, 5, 200, 3, 125e3, (0.25, 0.5), 2**40), b""),
+    "teacher": (wire.CloudReport(7, 11, 4, 7, 3, 2, 1, 1, 1, 1, 2**40, 7), b""),
     "weights": (wire.Weights(7, 11, 1, 1000, 0, 2, zlib.crc32(BODY)), BODY),
 }
 

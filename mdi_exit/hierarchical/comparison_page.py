@@ -1,0 +1,129 @@
+"""The tables of ``mdi-exit benchmark hierarchical``, beside its raw rows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from mdi_exit.chaos.rows import Row
+
+__all__ = ["page_of"]
+
+_PAPER: Final = {"small_vgg16": 29, "small_resnet18": 61, "resnet18": 61}
+"""Per cent less time than in the cloud, CIFAR-10 over a slow link (arXiv 2303.02384)."""
+
+
+def page_of(rows: Sequence[Row]) -> str:
+    """Markdown; rows of runs that failed are left out."""
+    ended = [row for row in rows if "failed" not in row]
+    lines = [
+        "# Hierarchical training",
+        "",
+        *_times(ended),
+        "",
+        *_cuts(ended),
+        "",
+        *_accuracies(ended),
+        "",
+        *_outages(ended),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _times(rows: Sequence[Row]) -> Iterator[str]:
+    timed = [row for row in rows if row["part"] == "time"]
+    yield (
+        "| model | edge | link | scheme | cut | B an image | steps | s | s a step | expected | s an epoch | less than cloud "
+        "| paper |"
+    )
+    yield "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    for row in timed:
+        edge = row["edges"][0]
+        cloud = next((one["step_s"] for one in timed if _is_cloud_of(one, row)), None)
+        less = (
+            f"{100 * (1 - row['step_s'] / cloud):.0f} %" if cloud and row["scheme"] in ("hierarchical", "split") else ""
+        )
+        paper = f"{_PAPER[row['model']]} %" if row["scheme"] == "hierarchical" and row["model"] in _PAPER else ""
+        slow = row["emulated_slow_edge"]
+        expected = (row["cloud"] or {}).get("expected_step_s") if row["scheme"] == "hierarchical" else None
+        images = edge["steps"] * row["images"] / _steps_an_epoch(row)
+        yield (
+            f"| {row['model']} | {'as the cloud' if slow == 1 else f'{slow:g} times slower (emulated)'} "
+            f"| {row['link'] or 'none'} | {row['scheme']} | {'' if row['scheme'] in ('cloud', 'edge') else row['cut']} "
+            f"| {edge.get('bytes_sent', 0) / images:.0f} | {edge['steps']} | {row['seconds']:.1f} | {row['step_s']:.3f} "
+            f"| {'' if expected is None else f'{expected:.3f}'} | {row['step_s'] * _steps_an_epoch(row):.0f} | {less} "
+            f"| {paper} |"
+        )
+
+
+def _steps_an_epoch(row: Row) -> int:
+    edge = row["edges"][0]
+    return int(edge.get("steps_an_epoch", row["images"] // 50))
+
+
+def _is_cloud_of(one: Row, row: Row) -> bool:
+    """Training in the cloud of the same model over the same link; how slow the edge is does not matter to it."""
+    return one["scheme"] == "cloud" and all(one[name] == row[name] for name in ("model", "link"))
+
+
+def _cuts(rows: Sequence[Row]) -> Iterator[str]:
+    """Every cut as expected by the first row's measurements, and as measured."""
+    asked = [row for row in rows if row["part"] == "cuts"]
+    auto = next((row for row in asked if row["asked_cut"] == "auto"), None)
+    if auto is None:
+        return
+    yield f"{auto['model']}, {auto['link']}: the runtime model chose the cut after layer {auto['cut']}."
+    yield ""
+    yield "| cut | edge s | link s | cloud s | expected s a step | measured s a step | |"
+    yield "|---:|---:|---:|---:|---:|---:|---|"
+    measured = {row["asked_cut"]: row["step_s"] for row in asked if row["asked_cut"] != "auto"}
+    for one in auto["cloud"]["expected"]:
+        if (step_s := measured.get(one["cut"])) is not None:
+            marks = ["chosen"] * (one["cut"] == auto["cut"]) + ["least"] * (step_s == min(measured.values()))
+            expected = max(one["edge_s"], one["link_s"], one["cloud_s"])
+            yield (
+                f"| {one['cut']} | {one['edge_s']:.3f} | {one['link_s']:.3f} | {one['cloud_s']:.3f} | {expected:.3f} "
+                f"| {step_s:.3f} | {', '.join(marks)} |"
+            )
+
+
+def _accuracies(rows: Sequence[Row]) -> Iterator[str]:
+    yield "| model | scheme | cut | seeds | exit % | last exit % (each seed) | less than cloud |"
+    yield "|---|---|---:|---:|---:|---|---:|"
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["part"] == "accuracy":
+            groups.setdefault((row["model"], row["scheme"]), []).append(row)
+    for (model, scheme), group in groups.items():
+        last = [100 * row["accuracy_by_exit"][-1] for row in group]
+        other = [100 * row["accuracy_by_exit"][-1] for row in groups.get((model, "cloud"), ())]
+        less = f"{statistics.mean(other) - statistics.mean(last):.2f}" if other and scheme != "cloud" else ""
+        first = statistics.mean(100 * row["accuracy_by_exit"][0] for row in group)
+        each = ", ".join(f"{share:.2f}" for share in last)
+        yield (
+            f"| {model} | {scheme} | {group[0]['cut']} | {len(group)} | {first:.2f} | {statistics.mean(last):.2f} ({each}) "
+            f"| {less} |"
+        )
+
+
+def _outages(rows: Sequence[Row]) -> Iterator[str]:
+    yield (
+        "| model | seed | steps without a link, of all | made up for | checkpoints: edge at step, cloud after batches "
+        "| exit % | last exit % | uncut runs % |"
+    )
+    yield "|---|---:|---|---:|---|---:|---:|---|"
+    for row in rows:
+        if row["part"] == "outage":
+            edge, kept = row["edges"][0], row["checkpoints"]
+            uncut = [
+                100 * one["accuracy_by_exit"][-1] for one in rows
+                if one["part"] == "accuracy" and one["scheme"] == "hierarchical" and one["model"] == row["model"]
+            ]  # fmt: skip
+            first, last = (100 * row["accuracy_by_exit"][at] for at in (0, -1))
+            spread = f"{min(uncut):.2f} to {max(uncut):.2f}" if uncut else ""
+            yield (
+                f"| {row['model']} | {row['seed']} | {edge['first_skipped']} to {edge['last_skipped']} of {edge['steps']} "
+                f"| {edge['batches_skipped'] - edge['missed']} | {kept['edge_step']}, {kept['cloud_batches']} | {first:.2f} "
+                f"| {last:.2f} | {spread} |"
+            )

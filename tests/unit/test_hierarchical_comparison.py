@@ -1,0 +1,98 @@
+"""Which runs the comparison makes, in which order, and with what it makes them; the runs themselves are played."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="needs the extra 'torch'")
+
+from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.hierarchical import comparison
+from mdi_exit.hierarchical.command import Run
+from mdi_exit.hierarchical.config import HierarchicalSettings
+
+
+class Played:
+    """Takes the place of real processes; ``failing``: schemes that end badly."""
+
+    def __init__(self, *failing: str) -> None:
+        self.asked: list[HierarchicalSettings] = []
+        self.failing = failing
+
+    async def __call__(self, settings: HierarchicalSettings, _: Any) -> Run:
+        self.asked.append(settings)
+        if settings.scheme in self.failing:
+            raise MdiExitError("no")
+        cut = 2 if settings.cut is None else settings.cut
+        edge = {
+            "cut": cut, "steps": 200, "seconds": 10.0, "busy_s": 40.0, "first_skipped": 50, "last_skipped": 90, "missed": 0,
+            "batches_skipped": 41, "slow_edge": settings.slow_edge,
+        }  # fmt: skip
+        expected = [{"cut": at, "edge_s": 0.1, "link_s": 0.1, "cloud_s": 0.1, "bytes": 1} for at in range(3)]
+        return Run(settings.scheme, "played", (edge,), {"expected": expected}, (0.5, 0.6))
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Played:
+    made = Played()
+    monkeypatch.setattr(comparison, "measured_run", made)
+    monkeypatch.setattr(
+        comparison, "_proof", lambda settings, run: {"checkpoints": {"edge_step": 200, "cloud_batches": 200}}
+    )
+    return made
+
+
+def compare(tmp_path: Path, *argv: str) -> tuple[int, list[dict[str, Any]]]:
+    file = tmp_path / "rows.jsonl"
+    status = comparison.main(["--models", "small_vgg16", "--links", "1Mbit,2Mbit", *argv, "--out", str(file)])
+    return status, [json.loads(line) for line in file.read_text().splitlines()[1:]]
+
+
+def test_it_goes_on_where_it_was_stopped(played: Played, tmp_path: Path) -> None:
+    assert compare(tmp_path, "--parts", "time", "--most", "3")[0] == 0
+    _, rows = compare(tmp_path, "--parts", "time")
+    assert [(row["scheme"], row["link"]) for row in rows] == [
+        ("hierarchical", "1Mbit"), ("cloud", "1Mbit"), ("split", "1Mbit"), ("edge", ""),
+        ("hierarchical", "2Mbit"), ("cloud", "2Mbit"), ("split", "2Mbit"),
+    ]  # fmt: skip
+    assert [settings.cut for settings in played.asked] == [None, 2, 2, 2, None, 2, 2]
+    assert (tmp_path / "rows.md").read_text().startswith("# Hierarchical training")
+
+
+def test_every_cut_is_tried_once_the_model_has_said_how_many_there_are(played: Played, tmp_path: Path) -> None:
+    _, rows = compare(tmp_path, "--parts", "cuts", "--cuts-steps", "7")
+    assert [row["asked_cut"] for row in rows] == ["auto", 0, 1, 2]
+    assert {settings.steps for settings in played.asked} == {7}
+
+
+def test_an_outage_comes_with_an_edge_that_is_slow_enough_for_a_time_after_it(played: Played, tmp_path: Path) -> None:
+    compare(tmp_path, "--parts", "accuracy,outage", "--seeds", "2")
+    outages = [settings for settings in played.asked if settings.outage is not None]
+    assert [settings.seed for settings in outages] == [0, 1]
+    assert {settings.slow_edge for settings in outages} == {3.0}  # 40 s of computing, four outages of 30 s
+    assert {settings.slow_edge for settings in played.asked if settings.outage is None} == {1.0}
+
+
+def test_a_run_that_fails_is_a_row_that_says_so_and_is_tried_again(
+    played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played.failing = ("split",)
+    status, rows = compare(tmp_path, "--parts", "time", "--links", "1Mbit")
+    assert status == 1
+    assert [row.get("failed") for row in rows] == [None, None, "no", None]
+    played.failing = ()
+    status, rows = compare(tmp_path, "--parts", "time", "--links", "1Mbit")
+    assert status == 0
+    assert [row["scheme"] for row in rows if "failed" not in row] == ["hierarchical", "cloud", "edge", "split"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--links", "fast"), ("--cuts-link", "0Mbit"), ("--parts", "all"), ("--schemes", "none")]
+)
+def test_mistakes_are_one_line(flag: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"^{flag}"):
+        comparison.main(["--out", str(tmp_path / "rows.jsonl"), flag, value])
