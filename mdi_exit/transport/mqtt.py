@@ -60,6 +60,8 @@ _NEEDED_OF_AIOMQTT: Final = ("_client", "_disconnected")
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+_library_log = logging.getLogger(f"{__name__}.aiomqtt")
+_library_log.addFilter(lambda record: "Unexpected message ID" not in str(record.msg))  # an answer nobody waits for
 
 
 class MqttTransport:
@@ -122,6 +124,7 @@ class MqttTransport:
             "protocol": aiomqtt.ProtocolVersion.V311,
             "clean_session": True,
             "timeout": _ANSWER_S,
+            "logger": _library_log,
         }
 
     def _context(self, address: values.BrokerAddress) -> ssl.SSLContext | None:
