@@ -91,10 +91,11 @@ class CloudWorker:
         saved = self.keeping.read()
         if not saved or saved.get("ended"):
             return
-        if self.cut is not None and saved["cut"] != self.cut:
-            raise UsageError("--cut", f"{saved['cut']}, as in {self.keeping.checkpoint_file}", self.cut)
-        self._saved, self.cut, self.study_number = saved, int(saved["cut"]), int(saved["study"])
-        self.members.restore(saved["finished"])
+        with self.keeping.taken_up():
+            if self.cut is not None and saved["cut"] != self.cut:
+                raise UsageError("--cut", f"{saved['cut']}, as in {self.keeping.checkpoint_file}", self.cut)
+            self._saved, self.cut, self.study_number = saved, int(saved["cut"]), int(saved["study"])
+            self.members.restore(saved["finished"])
         for name, member in self.members.by_name.items():
             self.flow.joined(name, member.report.incarnation, member.report.samples)
 
@@ -122,8 +123,9 @@ class CloudWorker:
         peak = self.settings.learning_rate
         part = WholePart(network, peak) if self.settings.scheme == "cloud" else CloudPart(network, cut, peak)
         if self._saved:
-            part.restore(self._saved)
-            self.trained = int(self._saved["trained"])
+            with self.keeping.taken_up():
+                part.restore(self._saved)
+                self.trained = int(self._saved["trained"])
             self.say(f"going on after {self.trained} batches")
         if self.settings.scheme != "cloud":
             self.members.form = EdgePart(network, cut, peak).state()

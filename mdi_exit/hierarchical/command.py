@@ -22,15 +22,15 @@ from mdi_exit.config import resolve
 from mdi_exit.demo.fleet import Fleet
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.hierarchical.cloud import CloudWorker
-from mdi_exit.hierarchical.config import HierarchicalSettings, show_bit_rate
+from mdi_exit.hierarchical.config import HierarchicalSettings, Outage, check_use, show_bit_rate
 from mdi_exit.hierarchical.edge import EdgeWorker, train_whole
-from mdi_exit.hierarchical.link import edge_links
+from mdi_exit.hierarchical.link import EdgeLinks, edge_links
 from mdi_exit.hierarchical.study import Study
 from mdi_exit.logs import configure
 from mdi_exit.model.artifact import check_output
 from mdi_exit.program import stop_requested
 
-__all__ = ["Run", "main", "measured_run"]
+__all__ = ["Run", "check_model", "main", "measured_run"]
 
 _MODULE: Final = "mdi_exit.hierarchical.command"
 _POLL_S: Final = 0.1
@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
         "--role cloud on one, --role edge --name NAME --shard I/N on the others, each with --broker and the same --seed.",
     )  # fmt: skip
     settings = resolved.settings
+    check_use(settings, [key for key, origin in resolved.origins.items() if origin.startswith("flag")])
     if settings.role == "all":
         return _together(settings, own_broker=resolved.origins["broker"] == "default")
     configure(settings.log_level, settings.log_format)
@@ -111,7 +112,7 @@ def _together(settings: HierarchicalSettings, *, own_broker: bool) -> int:
     """Every scheme after the other; the first one's artifact is ``--out``, those to compare with lie beside it."""
     console = Console()
     check_output(settings.out.absolute())
-    _check_model(settings)
+    check_model(settings)
     runs: list[Run] = []
     for number, scheme in enumerate(settings.schemes):
         out = settings.out if number == 0 else settings.out.with_name(f"{settings.out.name}-{scheme}")
@@ -123,8 +124,8 @@ def _together(settings: HierarchicalSettings, *, own_broker: bool) -> int:
     return 0
 
 
-def _check_model(settings: HierarchicalSettings) -> None:
-    """What the workers would find wrong is said here, in one line and before anything is started."""
+def check_model(settings: HierarchicalSettings) -> None:
+    """What the workers would find wrong is said here, in one line and before anything is started. Raises ``UsageError``."""
     study = Study(settings)
     study.own_samples()
     if settings.cut is not None:
@@ -153,19 +154,9 @@ async def measured_run(settings: HierarchicalSettings, console: Console, *, own_
                 for number, name in enumerate(names, 1):
                     flags = _flags(settings, "edge", name, links.urls[name], number)
                     await fleet.start(name, _MODULE, flags, inside=links.inside(name), more=secret)
-                console.print(
-                    f"{settings.scheme}: {settings.edges} edge(s), {show_bit_rate(settings.link)}, {links.by}"
-                )
-                outage = None
-                if settings.outage is not None:
-                    await _training_is_at(settings.outage.at_share, fleet, settings)
-                    outage = asyncio.create_task(links.out(settings.outage), name="outage")
-                try:
-                    await _ended(fleet, settings)
-                finally:
-                    if outage is not None:
-                        outage.cancel()
-                        await asyncio.gather(outage, return_exceptions=True)
+                link = links.by if settings.link is None else f"{show_bit_rate(settings.link)}, {links.by}"
+                console.print(f"{settings.scheme}: {settings.edges} edge(s), {link}")
+                await _ended_with_outage(fleet, settings, links, console)
             return _found(settings, names, links.by)
     finally:
         with contextlib.suppress(MdiExitError):  # the first reason is told
@@ -188,7 +179,8 @@ def _flags(settings: HierarchicalSettings, role: str, name: str, url: str | None
     """Of a child: everything by flags."""
     given = {
         "role": role, "name": name, "broker": url, "scheme": settings.scheme, "out": settings.out,
-        "shard": f"{shard}/{settings.edges}", "edges": settings.edges, "data": settings.data, "model": settings.model,
+        "shard": f"{shard}/{settings.edges}" if role == "edge" else None, "edges": settings.edges,
+        "data": settings.data, "model": settings.model,
         "width": settings.width, "cut": "auto" if settings.cut is None else settings.cut, "codec": settings.codec,
         "gradient-codec": settings.gradient_codec, "epochs": settings.epochs, "steps": settings.steps,
         "limit": settings.limit, "batch-size": settings.batch_size, "learning-rate": settings.learning_rate,
@@ -211,12 +203,35 @@ async def _ended(fleet: Fleet, settings: HierarchicalSettings) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-async def _training_is_at(share: float, fleet: Fleet, settings: HierarchicalSettings) -> None:
-    """Until the first edge says that it has begun, or done that share. Raises ``MdiExitError`` if a worker falls before."""
+async def _ended_with_outage(fleet: Fleet, settings: HierarchicalSettings, links: EdgeLinks, console: Console) -> None:
+    """As ``_ended``, the link cut meanwhile if that is wanted; an outage that came too late is told."""
+    if settings.outage is None:
+        await _ended(fleet, settings)
+        return
+    begun = asyncio.Event()
+
+    async def cut(outage: Outage) -> None:
+        await _training_is_at(outage.at_share, settings)
+        await links.out(outage, begun)
+
+    outage = asyncio.create_task(cut(settings.outage), name="outage")
+    try:
+        await _ended(fleet, settings)
+    finally:
+        outage.cancel()
+        await asyncio.gather(outage, return_exceptions=True)
+    if not begun.is_set():
+        seconds = _read(settings.work / "edge1.json")["seconds"]
+        console.print(f"the outage did not come: edge1 had ended before, after {seconds:.1f} s of training")
+
+
+async def _training_is_at(share: float, settings: HierarchicalSettings) -> None:
+    """Until the first edge says that it has begun, or done that share."""
     log = settings.work / "edge1.log"
-    while (done := _share_done(log.read_text(errors="replace"))) is None or done < share:
-        if (fallen := fleet.fallen()) is not None:
-            raise MdiExitError(f"{fallen}: {fleet.complaint(fallen)}")
+    while True:
+        done = _share_done(log.read_text(errors="replace"))
+        if done is not None and done >= share:
+            return
         await asyncio.sleep(_POLL_S)
 
 
@@ -244,19 +259,24 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _show(console: Console, settings: HierarchicalSettings, runs: Sequence[Run]) -> None:
+    """As narrow as can be: no column of zeros."""
+    unsent = [sum(edge.get("batches_skipped", 0) for edge in run.edges) for run in runs]
+    stalest = [run.cloud["stalest_steps"] if run.cloud is not None else 0 for run in runs]
+    more = {name: column for name, column in (("unsent", unsent), ("stale", stalest)) if any(column)}
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
         title=f"{settings.model}, cut after layer {runs[0].cut}, {show_bit_rate(settings.link)}",
     )
-    for column in ("scheme", "steps", "seconds", "s/step", "MB", "unsent", "stalest", "exit %", "last %"):
+    for column in ("scheme", "steps", "seconds", "s/step", "MB", *more, "exit %", "last %"):
         table.add_column(column, justify="left" if column == "scheme" else "right", no_wrap=True)
-    for run in runs:
+    for row, run in enumerate(runs):
         sent = sum(edge.get("bytes_sent", 0) for edge in run.edges) / 1e6
         table.add_row(
             run.scheme, str(sum(edge["steps"] for edge in run.edges)), f"{run.seconds:.1f}", f"{run.step_s:.3f}",
-            f"{sent:.2f}", str(sum(edge.get("batches_skipped", 0) for edge in run.edges)),
-            str(run.cloud["stalest_steps"]) if run.cloud is not None else "",
+            f"{sent:.2f}", *(str(column[row]) for column in more.values()),
             f"{100 * run.accuracies[0]:.2f}", f"{100 * run.accuracies[-1]:.2f}",
         )  # fmt: skip
     console.print(table)

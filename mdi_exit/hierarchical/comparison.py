@@ -5,7 +5,7 @@ part      what is measured
 ========  =========================================================================================================
 time      so many steps of each scheme at each rate, one seed; an epoch is projected from the seconds of a step
 cuts      some steps with each cut of one model at one rate: is the one that the runtime model chose the fastest?
-accuracy  so many epochs of hierarchical training and of training in the cloud, unshaped link, each seed
+accuracy  so many epochs of hierarchical training and of training in the cloud (``--judged``), unshaped link, each seed
 outage    as accuracy, the link cut for 30 s in the middle, each seed; the edge made slow (emulated) where all would
           else be over too soon after it
 ========  =========================================================================================================
@@ -30,7 +30,7 @@ from rich.console import Console
 
 from mdi_exit.chaos.rows import Row, RowFile
 from mdi_exit.errors import MdiExitError, UsageError
-from mdi_exit.hierarchical.command import Run, measured_run
+from mdi_exit.hierarchical.command import Run, check_model, measured_run
 from mdi_exit.hierarchical.comparison_page import page_of
 from mdi_exit.hierarchical.config import HierarchicalSettings, Outage, bit_rate
 from mdi_exit.hierarchical.keeping import Keeping
@@ -39,6 +39,7 @@ from mdi_exit.hierarchical.study import Study
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.backbones import BACKBONES
 from mdi_exit.outcomes import outcomes
+from mdi_exit.values import positive_int
 
 __all__ = ["main"]
 
@@ -79,11 +80,15 @@ def main(argv: Sequence[str]) -> int:
     args = _parsed(argv)
     file = RowFile(args.out, "hierarchical", argv)
     tried: list[_Case] = []
+    checked: set[str] = set()
     while args.most is None or len(tried) < args.most:
         waiting = (case for case in _cases(args, file.rows) if case not in tried and not _is_there(case.key, file.rows))
         if (case := next(waiting, None)) is None:
             break
         tried.append(case)
+        if case.model not in checked:
+            check_model(_settings(case, args, file.rows, Path("model")))
+            checked.add(case.model)
         row = _measured(case, args, file.rows)
         file.add(row)
         sys.stdout.write(f"{case.key}: {row.get('failed') or round(row['seconds'], 1)}\n")
@@ -117,6 +122,9 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cuts-link", default="4Mbit", metavar="RATE", help="of the part cuts (%(default)s)")
     parser.add_argument("--cuts-steps", type=int, default=40, metavar="N", help="of the part cuts (%(default)s)")
     parser.add_argument("--epochs", type=int, default=6, metavar="N", help="of accuracy and outage (%(default)s)")
+    parser.add_argument(
+        "--judged", default=",".join(_JUDGED), metavar="NAME,...", help="schemes of the part accuracy (%(default)s)"
+    )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of accuracy and outage (%(default)s)")
     parser.add_argument("--slow-edge", type=float, default=1.0, metavar="X", help="emulated, times (%(default)s)")
     parser.add_argument(
@@ -133,9 +141,15 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
                 bit_rate(link)
         except UsageError as error:
             raise UsageError(f"--{name.replace('_', '-')}", error.expected, error.got) from None
-    for name, known in (("parts", _PARTS), ("schemes", tuple(_SCHEMES.split(",")))):
+    for name, known in (("parts", _PARTS), ("schemes", _SCHEMES.split(",")), ("judged", _SCHEMES.split(","))):
         if wrong := [one for one in getattr(args, name).split(",") if one not in known]:
             raise UsageError(f"--{name}", f"of {', '.join(known)}", wrong[0])
+    for name in ("images", "steps", "cuts_steps", "epochs", "seeds", "most"):
+        try:
+            value = getattr(args, name)
+            positive_int(str(1 if value is None else value))
+        except UsageError as error:
+            raise UsageError(f"--{name.replace('_', '-')}", error.expected, error.got) from None
     return args
 
 
@@ -158,7 +172,7 @@ def _cases(args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[_Case]:
     for model in models:
         for seed in range(args.seeds):
             if "accuracy" in parts:
-                for scheme in _JUDGED:
+                for scheme in args.judged.split(","):
                     yield _Case("accuracy", model, scheme, "", seed, slow)
             if "outage" in parts:
                 yield _Case("outage", model, "hierarchical", "", seed, slow)
@@ -188,23 +202,31 @@ def _slow_edge(case: _Case, rows: Sequence[Row]) -> float:
     return max(case.slow_edge, round(_OUTAGES * _OUTAGE_S / min(busy_s), 1) if busy_s else _SLOW_EDGE)
 
 
+def _settings(case: _Case, args: argparse.Namespace, rows: Sequence[Row], out: Path) -> HierarchicalSettings:
+    return HierarchicalSettings(
+        out=out, name="all", schemes=(case.scheme,), data=args.data, model=case.model, width=_width(case, args),
+        cut=_cut(case, rows), link=bit_rate(case.link) if case.link else None, limit=args.images,
+        steps={"time": args.steps, "cuts": args.cuts_steps}.get(case.part), epochs=args.epochs, seed=case.seed,
+        slow_edge=_slow_edge(case, rows), data_dir=args.data_dir.absolute(),
+        outage=Outage(0.0, _OUTAGE_S, args.outage_at) if case.part == "outage" else None,
+    )  # fmt: skip
+
+
+def _width(case: _Case, args: argparse.Namespace) -> float | None:
+    return args.width if case.model in BACKBONES else None
+
+
 def _measured(case: _Case, args: argparse.Namespace, rows: Sequence[Row]) -> Row:
-    steps = {"time": args.steps, "cuts": args.cuts_steps}.get(case.part)
-    width = args.width if case.model in BACKBONES else None
     with tempfile.TemporaryDirectory(prefix="mdi-exit-hierarchical-") as folder:
-        settings = HierarchicalSettings(
-            out=Path(folder) / "model", name="all", schemes=(case.scheme,), data=args.data, model=case.model,
-            width=width, cut=_cut(case, rows), link=bit_rate(case.link) if case.link else None, limit=args.images,
-            steps=steps, epochs=args.epochs, seed=case.seed, slow_edge=_slow_edge(case, rows),
-            outage=Outage(0.0, _OUTAGE_S, args.outage_at) if case.part == "outage" else None,
-            data_dir=args.data_dir.absolute(),
-        )  # fmt: skip
+        settings = _settings(case, args, rows, Path(folder) / "model")
         try:
             run: Run = asyncio.run(measured_run(settings, Console(stderr=True)))
             proof = _proof(settings, run) if case.part == "outage" else {}
         except MdiExitError as error:
             return {**case.key, "failed": str(error)}
-    return {**case.key, "width": width, "images": args.images, "data": args.data, **run.plain(), **proof}
+    return {
+        **case.key, "width": settings.width, "images": args.images, "data": args.data, **run.plain(), **proof,
+    }  # fmt: skip
 
 
 def _proof(settings: HierarchicalSettings, run: Run) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,12 +15,16 @@ from mdi_exit.settings import ServiceSettings
 from mdi_exit.tensors import CODECS
 from mdi_exit.training.samples import AUGMENTATIONS
 
-__all__ = ["LINKS", "ROLES", "SCHEMES", "HierarchicalSettings", "Outage", "bit_rate", "show_bit_rate"]
+__all__ = ["LINKS", "ROLES", "SCHEMES", "HierarchicalSettings", "Outage", "bit_rate", "check_use", "show_bit_rate"]
 
 SCHEMES: Final = ("hierarchical", "split", "cloud", "edge")
 ROLES: Final = ("all", "edge", "cloud")
 LINKS: Final = ("auto", "kernel", "relay")
 _RATE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(bit|kbit|Mbit|Gbit)(?:/s)?")
+_USED_BY: Final = {
+    "link": ("all",), "shaping": ("all",), "outage": ("all",), "shard": ("edge",), "cloud": ("edge",),
+    "name": ("edge", "cloud"),
+}  # fmt: skip
 _BITS: Final = {"bit": 1.0, "kbit": 1e3, "Mbit": 1e6, "Gbit": 1e9}
 
 
@@ -172,7 +177,7 @@ class HierarchicalSettings(ServiceSettings):
         show=values.show_seconds,
     )  # fmt: skip
     give_up: float = setting(
-        600.0, help="how long to wait at the end for a lost link or a lost edge", parse=values.duration, metavar="TIME",
+        600.0, help="how long to wait for a lost link, a lost edge or the cloud", parse=values.duration, metavar="TIME",
         show=values.show_seconds,
     )  # fmt: skip
     checkpoint_every: float = setting(
@@ -182,7 +187,7 @@ class HierarchicalSettings(ServiceSettings):
         1.0, help="make the edge's computing take so many times as long (emulation)", parse=values.positive_float,
         metavar="X",
     )  # fmt: skip
-    seed: int = setting(0, help="of split, weights and order", parse=values.integer(0), metavar="N")
+    seed: int = setting(0, help="of split, weights and order", parse=values.integer(0, 2**32 - 1), metavar="N")
     threads: int = setting(1, help="of torch, for each worker", parse=values.positive_int, metavar="N")
     data_dir: Path = setting(
         Path("data"), help="where data sets are looked for and stored", parse=values.path, metavar="DIR"
@@ -194,6 +199,8 @@ class HierarchicalSettings(ServiceSettings):
             raise UsageError("--slow-edge", "a number of at least 1", self.slow_edge)
         if self.role != "all" and len(self.schemes) != 1:
             raise UsageError("--scheme", f"one for --role {self.role}", ",".join(self.schemes))
+        if self.role == "edge" and self.shard[1] not in (1, self.edges):
+            raise UsageError("--shard", f"I/{self.edges}, as --edges says, or 1/1", f"{self.shard[0]}/{self.shard[1]}")
 
     @property
     def scheme(self) -> str:
@@ -203,3 +210,15 @@ class HierarchicalSettings(ServiceSettings):
     def work(self) -> Path:
         """Where logs, checkpoints and figures go."""
         return self.out.with_name(f"{self.out.name}.training")
+
+
+def check_use(settings: HierarchicalSettings, flags: Collection[str]) -> None:
+    """Raises ``UsageError`` where one of ``flags``, settings given on the command line, would do nothing.
+
+    The environment and a file are not asked: they may serve workers of several roles.
+    """
+    for key in sorted(set(flags) & set(_USED_BY)):
+        if settings.role not in _USED_BY[key]:
+            raise UsageError(f"--{key}", f"--role {' or '.join(_USED_BY[key])} with it", settings.role)
+    if settings.schemes == ("edge",) and (without := sorted(set(flags) & {"link", "shaping", "outage"})):
+        raise UsageError(f"--{without[0]}", "a scheme that has a link", "edge")

@@ -37,6 +37,7 @@ _FASTEST: Final = 1e10
 _LOSSES_KEPT: Final = 50
 _WAITING_S: Final = 10.0  # between lines that say for whom
 _PATIENCE: Final = 2  # times the silence after which an earlier start of ours counts as gone
+_APART: Final = 0x9E3779B1  # torch takes 32 bits of a seed: multiples of this one are far from each other there
 _ROOM: Final = 1.01  # over the bytes of our own part
 
 T = TypeVar("T")
@@ -79,9 +80,10 @@ class _Lessons:
         return self._order_N[place * self.size : (place + 1) * self.size]
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs, augmented by chance of the step, and labels."""
+        """Inputs, augmented by chance of the step and the shard, and labels."""
         rows_B = self.rows(step)
-        chance = torch.Generator().manual_seed(self.study.settings.seed * 1_000_003 + step)
+        apart = (self.study.settings.shard[0] - 1) * _APART
+        chance = torch.Generator().manual_seed(self.study.settings.seed * 1_000_003 + step + apart)
         augmentation: Any = self.study.settings.augment
         return self.samples.inputs(rows_B, torch.device("cpu"), augmentation, chance), self.samples.labels_N[rows_B]
 
@@ -345,13 +347,14 @@ class EdgeWorker:
         saved = self.keeping.read()
         if not saved:
             return
-        if saved["study"] != self.study_number:
-            log.warning("the cloud begins anew, and so do we: %s is left aside", self.keeping.checkpoint_file)
-            return
-        if saved["cut"] != cut:
-            raise UsageError("--cut", f"{saved['cut']}, as in {self.keeping.checkpoint_file}", cut)
-        self._own_part().restore(saved)
-        self.step, self.missed = int(saved["step"]), [int(step) for step in saved["missed"]]
+        with self.keeping.taken_up():
+            if saved["study"] != self.study_number:
+                log.warning("the cloud begins anew, and so do we: %s is left aside", self.keeping.checkpoint_file)
+                return
+            if saved["cut"] != cut:
+                raise UsageError("--cut", f"{saved['cut']}, as in {self.keeping.checkpoint_file}", cut)
+            self._own_part().restore(saved)
+            self.step, self.missed = int(saved["step"]), [int(step) for step in saved["missed"]]
         log.info("going on from step %d", self.step)
 
     async def _save(self) -> None:

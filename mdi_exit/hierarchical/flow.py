@@ -153,9 +153,6 @@ class CloudFlow(Generic[T]):
             learned = known.learned if known is not None else 0
             self._edges[name] = _Edge(incarnation, samples, learned=learned)
 
-    def incarnation(self, name: str) -> int | None:
-        return self._edges[name].incarnation if name in self._edges else None
-
     def learned(self, name: str) -> int:
         """Samples of that edge that were learned from."""
         return self._edges[name].learned

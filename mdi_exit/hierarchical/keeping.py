@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mdi_exit.errors import MdiExitError
+from mdi_exit.errors import MdiExitError, UsageError, WireError
 from mdi_exit.hierarchical.config import HierarchicalSettings
 from mdi_exit.training.checkpoint import read_checkpoint, write_checkpoint
 
@@ -24,7 +26,8 @@ class Keeping:
         self.purpose = {
             "scheme": settings.scheme, "model": settings.model, "width": settings.width, "data": settings.data,
             "batch_size": settings.batch_size, "learning_rate": settings.learning_rate, "seed": settings.seed,
-            "steps": settings.steps, "epochs": settings.epochs, "limit": settings.limit, **more,
+            "steps": settings.steps, "epochs": settings.epochs, "limit": settings.limit, "input_shape": settings.input_shape,
+            "augment": settings.augment, "edges": settings.edges, **more,
         }  # fmt: skip
         try:
             settings.work.mkdir(parents=True, exist_ok=True)
@@ -34,6 +37,16 @@ class Keeping:
     def read(self) -> dict[str, Any]:
         """What an earlier run with the same settings has saved; empty: nothing."""
         return read_checkpoint(self.checkpoint_file, self.purpose)
+
+    @contextlib.contextmanager
+    def taken_up(self) -> Iterator[None]:
+        """Around the use of what ``read`` gave. Raises ``UsageError`` if it is of other code, and does not fit."""
+        try:
+            yield
+        except (AttributeError, KeyError, TypeError, ValueError, WireError) as error:
+            reason = f"one without {error}" if isinstance(error, KeyError) else str(error)[:200]
+            wanted = "one of this version (remove it to start anew)"
+            raise UsageError(f"checkpoint {self.checkpoint_file}", wanted, reason) from None
 
     def is_time(self) -> bool:
         return time.monotonic() >= self._next_at

@@ -34,9 +34,10 @@ class EdgeLinks:
     inside: Callable[[str], Sequence[str]]
     proxy: FaultProxy
 
-    async def out(self, outage: Outage) -> None:
-        """The outage, from now: wait, cut, wait, mend."""
+    async def out(self, outage: Outage, begun: asyncio.Event) -> None:
+        """The outage, from now: wait, cut, which ``begun`` tells, wait, mend."""
         await asyncio.sleep(outage.at_s)
+        begun.set()
         self.proxy.trouble("*", Trouble(refuse=True))
         try:
             await asyncio.sleep(outage.for_s)

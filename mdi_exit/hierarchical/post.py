@@ -100,8 +100,9 @@ class Post:
     # --- called by the transport
 
     def on_message(self, topic: str, payload: bytes, retained: bool, /) -> None:
-        del retained
         try:
+            if retained:
+                raise WireError("retained", "expected a message of now, got one that the broker keeps")
             route = self.topics.parse(topic)
             message, body = decode(payload)
             if route.kind is TRAINING:

@@ -35,7 +35,9 @@ from mdi_exit.model.speech import rebuilt_speech
 
 __all__ = ["MODEL_FORMS", "PROGRAM_FILE", "TEXT_MODELS", "Built", "at_equal_cost", "built", "built_again", "rebuilt"]
 
-MODEL_FORMS: Final = "mobilenetv2, small_resnet18, a name of torchvision's, MODULE:FACTORY, FILE.pt2, or bert:FOLDER"
+MODEL_FORMS: Final = (
+    f"mobilenetv2, {', '.join(BACKBONES)}, a name of torchvision's, MODULE:FACTORY, FILE.pt2, or bert:FOLDER"
+)
 PROGRAM_FILE: Final = "program.json"
 TEXT_MODELS: Final = "bert:"
 _CLASSES: Final = 10

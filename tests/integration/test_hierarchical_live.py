@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from guarded import production
 from live import Listener, System, run_program
+from numpy.typing import NDArray
 
 pytest.importorskip("torch", reason="needs the extra 'torch'")
 
@@ -28,12 +29,15 @@ from mdi_exit.errors import MdiExitError, StartError, UsageError
 from mdi_exit.hierarchical.cloud import CloudWorker
 from mdi_exit.hierarchical.config import HierarchicalSettings
 from mdi_exit.hierarchical.edge import EdgeWorker
-from mdi_exit.hierarchical.parts import CloudPart, EdgePart
+from mdi_exit.hierarchical.lessons import packed
+from mdi_exit.hierarchical.parts import CloudPart, EdgePart, state_bytes
 from mdi_exit.hierarchical.post import Post
 from mdi_exit.hierarchical.study import Study
 from mdi_exit.model.artifact import Artifact
+from mdi_exit.model.manifest import InputSpec
 from mdi_exit.outcomes import outcomes
 from mdi_exit.training.checkpoint import read_checkpoint
+from mdi_exit.training.samples import Samples
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
 
@@ -104,13 +108,38 @@ def lessons(listener: Listener) -> list[tuple[wire.Lesson, bytes]]:
     return found
 
 
-def images_in(study: Study, listener: Listener) -> int:
-    """How many of the training images, or of their normalised values, can be found in anything that was said, by two rows."""
-    everything = b"\0".join(payload for _, payload, _ in listener.messages)
-    images_NHWC = study.parts.train.images_NHWC
-    x_NHWC = ((images_NHWC / 255 - study.spec.mean[0]) / study.spec.std[0]).astype(np.float32)
-    forms = (images_NHWC, x_NHWC, x_NHWC.astype(np.float16))
-    return sum(any(form[index, 4:6].tobytes() in everything for form in forms) for index in range(len(images_NHWC)))
+def images_in(images_NHWC: NDArray[np.uint8], spec: InputSpec, payloads: Sequence[bytes]) -> int:
+    """How many of the images can be found in anything that was said, by two rows of one channel, or of all together.
+
+    Looked for are the values themselves and normalised ones: float32, float16, and int8 in steps of the largest, as a codec
+    makes of any batch that has a black pixel in each channel.
+    """
+    everything = b"\0".join(payloads)
+    x_NHWC = (images_NHWC.astype(np.float32) / np.float32(255) - np.float32(spec.mean[0])) / np.float32(spec.std[0])
+    step = np.abs((0 - spec.mean[0]) / spec.std[0]) / 127
+    in_steps_NHWC = np.rint(x_NHWC / np.float32(step)).astype(np.int8)
+    last = (images_NHWC, x_NHWC, x_NHWC.astype(np.float16), in_steps_NHWC)
+    forms = (*(form[:, 4:6] for form in last), *(form[:, 4:6, :, 0] for form in last))
+    return sum(any(form[index].tobytes() in everything for form in forms) for index in range(len(images_NHWC)))
+
+
+def images_said(study: Study, listener: Listener) -> int:
+    return images_in(study.parts.train.images_NHWC, study.spec, [payload for _, payload, _ in listener.messages])
+
+
+@pytest.mark.parametrize("codec", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_found_in_every_form_in_which_they_could_leave(codec: str, channels: int) -> None:
+    images_NHWC = np.random.default_rng(0).integers(0, 240, (48, _PIXELS, _PIXELS, channels)).astype(np.uint8)
+    spec = InputSpec(kind="image", shape=(channels, _PIXELS, _PIXELS), mean=(0.5,) * channels, std=(0.25,) * channels)
+    samples = Samples(torch.from_numpy(images_NHWC), torch.zeros(48, dtype=torch.int64), spec)
+    batch_B = torch.arange(7, 39)
+    x_BCHW = samples.inputs(batch_B, torch.device("cpu"), "none", torch.Generator()).contiguous()
+    labels_B = np.zeros(32, np.int64)
+    assert images_in(images_NHWC, spec, [packed(codec, x_BCHW.numpy(), labels_B)]) == 32
+    assert images_in(images_NHWC, spec, [packed("raw", images_NHWC[7:39], labels_B)]) == 32
+    assert images_in(images_NHWC, spec, [images_NHWC[7:39].transpose(0, 3, 1, 2).tobytes()]) == 32
+    assert images_in(images_NHWC, spec, [packed("float32", np.zeros((32, 4, 8, 8), np.float32), labels_B)]) == 0
 
 
 async def test_features_and_labels_cross_the_wire_and_neither_images_nor_gradients(
@@ -126,7 +155,16 @@ async def test_features_and_labels_cross_the_wire_and_neither_images_nor_gradien
             "mdi/test/training/cloud/edge1",
             "mdi/test/training/edge1/cloud",
         }
-        assert images_in(both.study, listener) == 0
+        assert {message.shape[1:] for message, _ in sent} == {both.study.feature_shapes()[2]}
+        assert images_said(both.study, listener) == 0
+        others = [wire.decode(payload) for topic, payload, _ in listener.messages if topic.endswith("/cloud/edge1")]
+        weights = [(message.round, bytes(body)) for message, body in others if isinstance(message, wire.Weights)]
+        part = both.edges[0].part
+        assert part is not None
+        own = state_bytes(part.state())
+        assert b"".join(body for number, body in weights if number) == own  # once, for the artifact
+        assert sum(len(body) for number, body in weights if not number) == 65 * 1024  # to measure the link
+        assert not any(body for message, body in others if not isinstance(message, (wire.Lesson, wire.Weights)))
     assert artifact.manifest.plan.exit_layers == (2, 7)
     assert artifact.manifest.exits[1].accuracy is not None
     assert artifact.manifest.exits[1].accuracy > 0.8
@@ -142,7 +180,7 @@ async def test_the_baseline_that_sends_images_is_seen_to_do_so(mosquitto: Any, d
         both = Both(mosquitto.url, tmp_path / "model", data, schemes=("cloud",), epochs=1)
         await both.run()
         assert {message.what for message, _ in lessons(listener)} == {"raw"}
-        assert images_in(both.study, listener) > 200
+        assert images_said(both.study, listener) > 200
 
 
 async def test_split_learning_gets_gradients_back(mosquitto: Any, data: Path, tmp_path: Path) -> None:
@@ -239,6 +277,48 @@ async def test_both_sides_go_on_from_their_checkpoints(mosquitto: Any, data: Pat
     assert second.edges[0].step == edge.lessons.steps
     assert second.edges[0].flow.sent == edge.lessons.steps - edge.step + len(edge.missed)
     assert second.cloud.trained > first.cloud.trained
+    assert artifact.manifest.exits[1].accuracy is not None
+    assert artifact.manifest.exits[1].accuracy > 0.7
+
+
+async def killed(task: asyncio.Task[Any]) -> None:
+    """Ended without a word: nothing is saved any more, and no goodbye is said."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("role", ["edge", "cloud"])
+async def test_a_worker_that_is_killed_and_started_again_goes_on(
+    mosquitto: Any, data: Path, tmp_path: Path, role: str
+) -> None:
+    both = Both(mosquitto.url, tmp_path / "model", data, epochs=8, dead_after=2.0, checkpoint_every=0.0)
+    edge, cloud = both.edges[0], both.cloud
+    on = threading.Event()
+    edge.work = Until(lambda: edge.step >= 20, on)  # type: ignore[assignment] # that there is something left to do
+    tasks = {
+        "edge": asyncio.create_task(edge.run(), name="edge"),
+        "cloud": asyncio.create_task(cloud.run(), name="cloud"),
+    }
+    await until(lambda: edge.keeping.read().get("step") == 20 or any(task.done() for task in tasks.values()))
+    await until(lambda: cloud.trained >= 10 or any(task.done() for task in tasks.values()))
+    await killed(tasks[role])
+    saved = (edge if role == "edge" else cloud).keeping.read()
+    again = Both(mosquitto.url, tmp_path / "model", data, epochs=8, dead_after=2.0, checkpoint_every=0.0)
+    second_edge, second_cloud = (again.edges[0], cloud) if role == "edge" else (edge, again.cloud)
+    tasks[role] = asyncio.create_task((second_edge if role == "edge" else second_cloud).run(), name="again")
+    on.set()
+    async with asyncio.timeout(_DEADLINE_S):
+        await asyncio.gather(*tasks.values())
+    steps = edge.lessons.steps
+    assert second_edge.step == steps
+    assert second_edge.missed == []
+    if role == "edge":
+        assert second_edge.flow.sent == steps - 20 + len(saved["missed"])
+    else:
+        lost = edge.settings.window  # on the way when it was killed
+        assert 1 <= saved["trained"] <= second_cloud.trained - (steps - 20) + lost
+        assert second_cloud.study_number == cloud.study_number
+    artifact = Artifact.open(tmp_path / "model")
     assert artifact.manifest.exits[1].accuracy is not None
     assert artifact.manifest.exits[1].accuracy > 0.7
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra 'torch'")
@@ -21,6 +22,7 @@ class Played:
 
     def __init__(self, *failing: str) -> None:
         self.asked: list[HierarchicalSettings] = []
+        self.checked: list[str] = []
         self.failing = failing
 
     async def __call__(self, settings: HierarchicalSettings, _: Any) -> Run:
@@ -40,6 +42,7 @@ class Played:
 def played(monkeypatch: pytest.MonkeyPatch) -> Played:
     made = Played()
     monkeypatch.setattr(comparison, "measured_run", made)
+    monkeypatch.setattr(comparison, "check_model", lambda settings: made.checked.append(settings.model))
     monkeypatch.setattr(
         comparison, "_proof", lambda settings, run: {"checkpoints": {"edge_step": 200, "cloud_batches": 200}}
     )
@@ -60,6 +63,7 @@ def test_it_goes_on_where_it_was_stopped(played: Played, tmp_path: Path) -> None
         ("hierarchical", "2Mbit"), ("cloud", "2Mbit"), ("split", "2Mbit"),
     ]  # fmt: skip
     assert [settings.cut for settings in played.asked] == [None, 2, 2, 2, None, 2, 2]
+    assert played.checked == ["small_vgg16"] * 2  # once each time
     assert (tmp_path / "rows.md").read_text().startswith("# Hierarchical training")
 
 
@@ -90,9 +94,28 @@ def test_a_run_that_fails_is_a_row_that_says_so_and_is_tried_again(
     assert [row["scheme"] for row in rows if "failed" not in row] == ["hierarchical", "cloud", "edge", "split"]
 
 
+def test_split_learning_is_judged_too_where_it_is_wanted(played: Played, tmp_path: Path) -> None:
+    judged = ("--parts", "accuracy", "--seeds", "1")
+    assert [row["scheme"] for row in compare(tmp_path, *judged)[1]] == ["hierarchical", "cloud"]
+    assert [row["scheme"] for row in compare(tmp_path, *judged, "--judged", "split")[1]][2:] == ["split"]
+    page = (tmp_path / "rows.md").read_text()
+    assert "| small_vgg16 | split | 2 | 1 | 50.00 | 60.00 (60.00) | 0.00 |" in page
+
+
+def test_a_model_that_is_none_is_a_mistake_and_no_row(tmp_path: Path) -> None:
+    images, labels = np.zeros((40, 16, 16), np.uint8), np.arange(40) % 2
+    np.savez(tmp_path / "some.npz", x=images, y=labels, x_test=images, y_test=labels)
+    rows = tmp_path / "rows.jsonl"
+    with pytest.raises(UsageError, match="small_vgg16"):
+        comparison.main(["--models", "nope", "--data", f"npz:{tmp_path / 'some.npz'}", "--out", str(rows)])
+    assert len(rows.read_text().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--links", "fast"), ("--cuts-link", "0Mbit"), ("--parts", "all"), ("--schemes", "none")]
-)
+    ("flag", "value"),
+    [("--links", "fast"), ("--cuts-link", "0Mbit"), ("--parts", "all"), ("--schemes", "none"), ("--judged", "all"),
+     ("--seeds", "0"), ("--most", "0"), ("--images", "-1")],
+)  # fmt: skip
 def test_mistakes_are_one_line(flag: str, value: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"^{flag}"):
         comparison.main(["--out", str(tmp_path / "rows.jsonl"), flag, value])

@@ -23,6 +23,7 @@ from mdi_exit.hierarchical.lessons import packed
 from mdi_exit.hierarchical.parts import CloudPart, EdgePart, state_bytes
 from mdi_exit.hierarchical.study import Study
 from mdi_exit.limits import MAX_SAMPLES
+from mdi_exit.training.checkpoint import write_checkpoint
 from mdi_exit.wire import CloudReport, EdgeReport, Lesson, Message, Weights, crc32, decode, encode
 
 CUT, BATCH, RUN = 2, 4, 7
@@ -290,6 +291,75 @@ def test_the_cut_is_not_chosen_without_the_link(settings: HierarchicalSettings) 
     cloud.gets(cloud.report(step_s=(0.1,) * (cloud.study.layer_count - 1)))
     with pytest.raises(UsageError, match="steps and link"):
         cloud._chosen_cut()
+
+
+@pytest.mark.parametrize("key", ["study", "cut", "finished", "trained", "optimiser"])
+def test_a_clouds_checkpoint_of_other_code_is_one_line(settings: HierarchicalSettings, key: str) -> None:
+    cloud = Cloud(settings)
+    asyncio.run(cloud._save())
+    write_checkpoint(cloud.keeping.checkpoint_file, without(cloud.keeping.read(), key))
+    again = Cloud(settings, begun=False)
+    again.cut = None if key == "cut" else CUT
+    with pytest.raises(UsageError, match=rf"^checkpoint .*remove it to start anew\), got one without '{key}'$"):
+        takes_up(again)
+
+
+def takes_up(cloud: Cloud) -> None:
+    cloud._go_on()
+    asyncio.run(cloud._begin())
+
+
+def without(saved: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in saved.items() if name != key}
+
+
+@pytest.mark.parametrize("key", ["study", "step", "missed", "part"])
+def test_an_edges_checkpoint_of_other_code_is_one_line(settings: HierarchicalSettings, key: str) -> None:
+    edge = edge_worker(settings)
+    trains(edge)
+    asyncio.run(edge._save())
+    write_checkpoint(edge.keeping.checkpoint_file, without(edge.keeping.read(), key))
+    with pytest.raises(UsageError, match=rf"^checkpoint .*got one without '{key}'$"):
+        edge._restore(CUT)
+
+
+def test_weights_of_another_form_in_a_checkpoint_are_one_line(settings: HierarchicalSettings) -> None:
+    edge = edge_worker(settings)
+    trains(edge)
+    asyncio.run(edge._save())
+    write_checkpoint(edge.keeping.checkpoint_file, {**edge.keeping.read(), "part": {"w": torch.zeros(3)}})
+    with pytest.raises(UsageError, match=r"^checkpoint .*weights: expected"):
+        edge._restore(CUT)
+
+
+@pytest.mark.parametrize("other", [{"augment": "shift"}, {"input_shape": (3, 16, 16)}, {"edges": 2}])
+def test_a_checkpoint_for_other_settings_is_left_aside(settings: HierarchicalSettings, other: dict[str, Any]) -> None:
+    asyncio.run(Cloud(settings)._save())
+    assert Cloud(settings, begun=False).keeping.read()
+    assert not Cloud(replace(settings, **other), begun=False).keeping.read()
+
+
+def test_edges_augment_each_by_its_own_chance_and_a_single_one_as_ever(settings: HierarchicalSettings) -> None:
+    one = edge_worker(replace(settings, augment="mirror-shift", seed=3)).lessons
+    chance = torch.Generator().manual_seed(3 * 1_000_003 + 5)
+    expected = one.samples.inputs(one.rows(5), torch.device("cpu"), "mirror-shift", chance)
+    assert torch.equal(one.batch(5)[0], expected)
+    both = [edge_worker(replace(settings, edges=2, shard=(number, 2), augment="shift")).lessons for number in (1, 2)]
+    rng = np.random.default_rng(0)
+    for lessons in both:  # the same images in the same order at both: what differs is chance
+        images = rng.integers(0, 256, tuple(lessons.samples.images_NHWC.shape[1:])).astype(np.uint8)
+        rng = np.random.default_rng(0)
+        lessons.samples.images_NHWC[:] = torch.from_numpy(images)
+    assert not all(torch.equal(both[0].batch(step)[0], both[1].batch(step)[0]) for step in range(4))
+
+
+def test_what_the_broker_keeps_is_not_believed(settings: HierarchicalSettings) -> None:
+    cloud = Cloud(settings)
+    topic, frame = cloud.post.topics.training("cloud", "edge1"), encode(cloud.report())
+    cloud.post.on_message(topic, frame, True)
+    assert (cloud.post.bad, cloud.members.missing) == (1, 1)
+    cloud.post.on_message(topic, frame, False)
+    assert (cloud.post.bad, cloud.members.missing) == (1, 0)
 
 
 def test_a_checkpoint_of_another_cut_is_a_users_mistake(settings: HierarchicalSettings) -> None:
