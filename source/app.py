@@ -69,6 +69,10 @@ async def serve(settings: SourceSettings) -> int:
         verifier.check_artifact(artifact.folder, artifact.manifest.digest)
     Composer(artifact).check()
     samples = _samples(settings, artifact, modality_of(artifact))
+    if settings.frames is not None and artifact.manifest.input.kind != "image":
+        raise UsageError(
+            "--frames", "a model of images", f"{artifact.manifest.input.kind}, of which there is no picture"
+        )
     if settings.layers is not None and settings.layers.stop > len(artifact.manifest.layers):
         raise UsageError("--layers", f"layers in 0-{len(artifact.manifest.layers) - 1}", settings.layers)
     profile = parse_profile(settings.profile) if settings.profile else None

@@ -2,6 +2,17 @@
 
 from mdi_exit.data.pixels import inputs_of, preprocess
 from mdi_exit.data.sets import DATASETS, Dataset, load, shipped
-from mdi_exit.data.splits import SPECS, Splits, splits
+from mdi_exit.data.splits import IMAGE_SPECS, SPECS, Splits, splits
 
-__all__ = ["DATASETS", "SPECS", "Dataset", "Splits", "inputs_of", "load", "preprocess", "shipped", "splits"]
+__all__ = [
+    "DATASETS",
+    "IMAGE_SPECS",
+    "SPECS",
+    "Dataset",
+    "Splits",
+    "inputs_of",
+    "load",
+    "preprocess",
+    "shipped",
+    "splits",
+]

@@ -82,4 +82,4 @@ def _read(root: Path, labels: str, names: tuple[str, ...], read: Dataset | None)
     items = tuple(read_clip(path) for path in paths) if read is None else read.items
     if len(items) != len(paths):
         raise UsageError(f"data {labels}:{root}", "a folder that stays as it is", "files that came or went")
-    return Dataset("wav", items, labels_N, names, np.arange(len(paths), dtype=np.int64))
+    return Dataset(labels, items, labels_N, names, np.arange(len(paths), dtype=np.int64))

@@ -29,20 +29,10 @@ from mdi_exit.data.texts import TEXT_SETS, from_text, read_text_set
 from mdi_exit.errors import UsageError
 from mdi_exit.model.manifest import DataRecord
 
-__all__ = ["SPECS", "Splits", "splits"]
+__all__ = ["IMAGE_SPECS", "SPECS", "Splits", "splits"]
 
-SPECS: Final = (
-    *DATASETS,
-    "shipped",
-    COMPOSITE,
-    "NAME/test",
-    "folder:PATH",
-    "npz:FILE",
-    "text:FILE",
-    *TEXT_SETS,
-    "wav:DIR",
-    "voices:DIR",
-)
+IMAGE_SPECS: Final = (*DATASETS, "shipped", COMPOSITE, "NAME/test", "folder:PATH", "npz:FILE")
+SPECS: Final = (*IMAGE_SPECS, "text:FILE", *TEXT_SETS, "wav:DIR", "voices:DIR")
 _TEST_SHARE: Final = 5
 _CALIBRATION_SHARE: Final = 10
 _CALIBRATION_MOST: Final = 5000

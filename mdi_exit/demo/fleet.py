@@ -15,7 +15,7 @@ from typing import Final
 from broker.embedded import dies_with_parent
 from mdi_exit.errors import MdiExitError
 
-__all__ = ["Fleet"]
+__all__ = ["Fleet", "NodeEndedError"]
 
 _STOP_S: Final = 12.0
 
@@ -23,6 +23,14 @@ _STOP_S: Final = 12.0
 def _environment() -> Mapping[str, str]:
     """Ours without MDI_EXIT_*: the children are told everything by flags."""
     return {name: value for name, value in os.environ.items() if not name.startswith("MDI_EXIT_")}
+
+
+class NodeEndedError(MdiExitError):
+    """A node ended with ``status``: what was wrong for it was wrong for the whole, which ends likewise."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.exit_status = status if status > 0 else MdiExitError.exit_status
 
 
 @dataclass(slots=True)
@@ -68,13 +76,18 @@ class Fleet:
         """The name of a node that has ended with an error."""
         return next((name for name, process in self.processes.items() if process.returncode not in (None, 0)), None)
 
+    def check(self) -> None:
+        """Raises ``NodeEndedError`` where a node has ended with an error."""
+        if (fallen := self.fallen()) is not None:
+            status = self.processes[fallen].returncode or 0
+            log = self.folder / f"{fallen}.log"
+            raise NodeEndedError(f"{fallen} ended with status {status}: {self.complaint(fallen)} (log: {log})", status)
+
     async def stop(self) -> None:
-        """Ask every node to drain, the source first, then insist. Raises ``MdiExitError`` if one ends with an error."""
+        """Ask every node to drain, the source first, then insist. Raises ``NodeEndedError`` if one ends with an error."""
         for process in self.processes.values():
             await self._stop_one(process)
-        if (fallen := self.fallen()) is not None:
-            status = self.processes[fallen].returncode
-            raise MdiExitError(f"{fallen} ended with status {status}: {self.complaint(fallen)}")
+        self.check()
 
     async def _stop_one(self, process: asyncio.subprocess.Process) -> None:
         if process.returncode is not None:

@@ -117,7 +117,10 @@ def _node_flags(node: NodeSpec, url: str) -> list[str]:
     return flags + (["--profile", node.profile] if node.profile else [])
 
 
-def _source_flags(settings: DemoSettings, run: RunSpec, duration_s: float, folder: Path) -> list[str]:
+def _source_flags(
+    settings: DemoSettings, run: RunSpec, duration_s: float, folder: Path, *, pictures: bool
+) -> list[str]:
+    """``pictures``: whether there are any to be shown."""
     threshold = run.exit_threshold if run.exit_threshold is not None else settings.exit_threshold
     seed = run.seed if run.seed is not None else settings.seed
     return [
@@ -127,7 +130,7 @@ def _source_flags(settings: DemoSettings, run: RunSpec, duration_s: float, folde
         *("--min-threshold", f"{min(0.4, threshold):g}", "--duration", f"{duration_s:g}s", "--overwrite"),
         *("--results", str(folder / "results.jsonl"), "--summary", str(folder / "summary.json")),
         *("--timeline", str(folder / "timeline.jsonl")),
-        *(() if settings.web is None else ("--frames", f"{_FRAMES_PER_S:g}/s")),
+        *(() if settings.web is None or not pictures else ("--frames", f"{_FRAMES_PER_S:g}/s")),
         *_schedule(settings, run, duration_s),
     ]
 
@@ -155,8 +158,10 @@ async def _demo(settings: DemoSettings, given: AbstractSet[str]) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with _broker(settings, console) as url, _page(settings, url, console):
         fleet = Fleet(folder)
+        pictures = artifact.manifest.input.kind == "image"
+        flags = _source_flags(settings, deployment.run, duration_s, folder, pictures=pictures)
         try:
-            await _watch(fleet, deployment, settings, url, duration_s, stop, console)
+            await _watch(fleet, deployment, flags, url, stop, console)
         finally:
             await fleet.stop()
         return await asyncio.to_thread(_conclude, settings, artifact, folder, console)
@@ -203,15 +208,13 @@ async def _page(settings: DemoSettings, url: str, console: Console) -> AsyncIter
 async def _watch(
     fleet: Fleet,
     deployment: Deployment,
-    settings: DemoSettings,
+    flags: Sequence[str],
     url: str,
-    duration_s: float,
     stop: asyncio.Event,
     console: Console,
 ) -> None:
-    """Start every node at its time and show what happens until the source ends."""
+    """Start every node at its time, the source with ``flags``, and show what happens until the source ends."""
     begin = time.monotonic()
-    flags = _source_flags(settings, deployment.run, duration_s, fleet.folder)
     await fleet.start("source", "source.cli", [*_node_flags(deployment.source, url), *flags])
     source = fleet.processes["source"]
     waiting = sorted(deployment.agents, key=lambda agent: agent.join_at_s)
@@ -223,7 +226,7 @@ async def _watch(
                 await fleet.start(agent.name, "edge_agent.cli", _node_flags(agent, url))
             for snapshot in tail.new():
                 view.update(snapshot)
-            if stop.is_set() or (name := fleet.fallen()) is not None:
+            if stop.is_set() or fleet.fallen() is not None:
                 break
             if not tail.seen and time.monotonic() - begin > _START_S:
                 raise MdiExitError(f"the source gave no sign of life in {_START_S:g} s: {fleet.complaint('source')}")
@@ -231,9 +234,7 @@ async def _watch(
                 await asyncio.wait_for(stop.wait(), _POLL_S)
         for snapshot in tail.new():
             view.update(snapshot)
-    name = fleet.fallen()
-    if name is not None:
-        raise MdiExitError(f"{name} ended early: {fleet.complaint(name)} (log: {fleet.folder / name}.log)")
+    fleet.check()
 
 
 class _Tail:

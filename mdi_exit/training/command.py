@@ -18,6 +18,7 @@ from rich.table import Table
 
 from mdi_exit.config import resolve
 from mdi_exit.data import splits
+from mdi_exit.data.speech import SPEECH_SETS
 from mdi_exit.data.splits import Splits
 from mdi_exit.errors import UsageError
 from mdi_exit.model.artifact import Artifact, check_output
@@ -70,6 +71,8 @@ def train(settings: TrainSettings, console: Console) -> Artifact:
     """Train, measure every exit on the whole test set, export. Raises ``UsageError``."""
     out = settings.out.absolute()
     check_output(out)  # now, and not after an hour of training
+    if settings.data.partition(":")[0] in SPEECH_SETS:
+        raise UsageError("--data", "images or texts (sound: mdi-exit train-speech)", repr(settings.data))
     board = TensorBoard(_beside(out, "tensorboard")) if settings.tensorboard else None
     if settings.start is not None and settings.model is None and settings.input_shape is None:
         before = Artifact.open(settings.start).manifest.input

@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
     _check(artifact.manifest, settings, samples)
     console = Console()
     report.say_samples(console, artifact, samples)
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         known = _run(artifact, samples.calibration, settings.codec, progress, "calibration samples")
         unseen = _run(artifact, samples.test, settings.codec, progress, "test samples")
     found = calibrated(artifact.manifest, known, settings, samples)

@@ -73,12 +73,12 @@ def _exits(unseen: Outcomes, found: Calibrated) -> Table:
 
 
 def _measures(unseen: Outcomes, found: Calibrated) -> Table:
-    table = Table(title="accuracy at equal cost, one threshold for all exits, by measure of confidence")
-    table.add_column("measure")
+    table = Table(title="accuracy at equal cost (MACs), one threshold for all exits, by measure of confidence")
+    table.add_column("measure", no_wrap=True)
     traces = {measure: unseen.trace(measure, found.temperatures) for measure in measures_of(unseen)}
     costs = equal_costs(next(iter(traces.values())))
     for macs in costs:
-        table.add_column(f"{macs / 1e6:,.2f} M MACs", justify="right")
+        table.add_column(f"{macs / 1e6:,.2f} M", justify="right")
     for measure, trace in traces.items():
         curve = curve_of(trace)
         cells = [curve.accuracy_at(macs) for macs in costs]

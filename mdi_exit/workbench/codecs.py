@@ -22,7 +22,7 @@ from rich.table import Table
 from mdi_exit import values
 from mdi_exit.config import REQUIRED, resolve, setting
 from mdi_exit.cut_rows import Row, accuracies_of, cut_rows, input_rows
-from mdi_exit.data import SPECS, Dataset, Splits
+from mdi_exit.data import IMAGE_SPECS, Dataset, Splits
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.model.artifact import Artifact, check_output
 from mdi_exit.model.manifest import Manifest
@@ -83,7 +83,7 @@ def _show_pairs(between: str) -> Callable[[Any], str]:
 class CodecsSettings:
     """``cut`` and ``bottleneck``: by the layer that the tensor enters. ``out`` None: nothing is written."""
 
-    data: str = setting(REQUIRED, help=f"real samples: {', '.join(SPECS)}", metavar="SPEC")
+    data: str = setting(REQUIRED, help=f"real samples: {', '.join(IMAGE_SPECS)}", metavar="SPEC")
     cut: tuple[tuple[int, str], ...] = setting(
         (), help="codec of the tensor that enters a layer: 3=int8+zstd,5=int4", parse=codecs_of,
         metavar="LAYER=CODEC,...", show=_show_pairs("="),
@@ -143,6 +143,8 @@ def main(argv: Sequence[str]) -> int:
 def _check(artifact: Artifact, settings: CodecsSettings) -> None:
     """Raises ``UsageError`` for what this artifact has no place for."""
     manifest = artifact.manifest
+    if manifest.input.kind != "image":
+        raise UsageError("model", "one of images, as the tool compares with pictures", manifest.input.kind)
     last = len(manifest.layers) - 1
     for flag, pairs in (("--cut", settings.cut), ("--bottleneck", settings.bottleneck)):
         for layer, _ in pairs:

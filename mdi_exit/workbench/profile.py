@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     dataset = {"train": parts.train, "calibration": parts.calibration, "test": parts.test}[settings.part]
     about = {"record": msgspec.to_builtins(parts.record), "part": settings.part}
     console = Console()
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"{settings.part} samples", total=len(dataset))
         made = outcomes(
             artifact, dataset, codec=settings.codec, about=about,

@@ -10,7 +10,7 @@ from typing import Any, Final
 from mdi_exit import values
 from mdi_exit.config import REQUIRED, setting
 from mdi_exit.data.sets import Dataset
-from mdi_exit.data.splits import Splits, splits
+from mdi_exit.data.splits import SPECS, Splits, splits
 from mdi_exit.errors import UsageError
 from mdi_exit.model.manifest import Manifest
 
@@ -24,8 +24,7 @@ _TEST: Final = "/test"
 class SplitSettings:
     """Which samples, and how they are split; what is None is taken from the artifact's own record."""
 
-    data: str = setting(REQUIRED, help="on what: fashion-mnist, cifar10, cifar100, svhn, NAME/test, shipped, "
-                        "folder:PATH, npz:FILE", metavar="SPEC")  # fmt: skip
+    data: str = setting(REQUIRED, help=f"on what: {', '.join(SPECS)}", metavar="SPEC")
     data_dir: Path = setting(
         Path("data"), help="where data sets are looked for and stored", parse=values.path, metavar="DIR"
     )

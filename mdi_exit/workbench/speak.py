@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         epilog="What is there already stays, so that a run that was cut short goes on.",
     ).settings  # fmt: skip
     console = Console()
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("clips", total=settings.clips * len(VOICES) * len(WORDS))
         made = speak(settings.out, settings.clips, settings.seed, lambda done: progress.update(task, completed=done))
     console.print(f"{settings.out}: {made:,} clips made, {len(WORDS)} words, {len(VOICES)} voices")

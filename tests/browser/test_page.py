@@ -20,6 +20,14 @@ pytestmark = [pytest.mark.broker, pytest.mark.asyncio(loop_scope="module")]
 
 TOTAL = "Number(document.querySelector('#t-total').textContent.replaceAll(',', ''))"
 
+# Another kind of model; the form is a new one, that the page's own panel does not listen to as well.
+TAKES = """async (kind) => {
+    const form = document.getElementById("ask");
+    form.replaceWith(form.cloneNode(true));
+    const { Frames } = await import("/frames.js");
+    new Frames().takes(kind);
+}"""
+
 
 async def total(page: Any) -> float:
     return await page.evaluate(TOTAL)
@@ -90,9 +98,7 @@ async def test_it_offers_what_the_model_takes(page: Any, kind: str, title: str, 
 
 
 async def test_a_text_is_sent_as_one(page: Any, faults: list[str]) -> None:
-    await page.evaluate(
-        "async () => { const { Frames } = await import('/frames.js'); new Frames().takes('text'); }",
-    )
+    await page.evaluate(TAKES, "text")
     await page.fill("#text", "You have won")
     async with page.expect_request("**/v1/infer") as asked:
         await page.click("#ask button")
@@ -100,6 +106,24 @@ async def test_a_text_is_sent_as_one(page: Any, faults: list[str]) -> None:
     await true(page, "document.querySelector('#answer').dataset.level === 'bad'")
     assert await page.inner_text("#answer") == "item: expected image, as the model takes, got text"
     faults.clear()  # the status 400 that this model's source answers with
+
+
+async def test_the_last_answers_to_texts_stay_in_sight(page: Any) -> None:
+    async def answered(route: Any) -> None:
+        body = {"frame": None, "name": "", "label": 5, "confidence": 0.75, "exit": 2, "latency_s": 0.1}
+        await route.fulfill(json=body | {"path": ["one"]})
+
+    await page.route("**/v1/infer", answered)
+    await page.evaluate(TAKES, "text")
+    for number in range(1, 6):
+        await page.fill("#text", f"<b>text {number}</b>")
+        await page.click("#ask button")
+        await page.locator("#answers li:first-child q", has_text=f"text {number}").wait_for()
+    shown = await page.locator("#answers li").all_inner_texts()
+    assert len(shown) == 4, "the oldest has gone"
+    assert [line.strip() for line in shown[0].splitlines() if line] == ["class 5", "exit 2 · 75 %", "<b>text 5</b>"]
+    await page.evaluate(TAKES, "audio")
+    assert await page.locator("#answers li").count() == 0
 
 
 async def test_a_chosen_image_gets_its_label(page: Any, faults: list[str]) -> None:

@@ -276,3 +276,12 @@ def test_an_agent_runs_a_local_artifact(system: System, engine: str) -> None:
     assert all(row["path"][-1] == "a" for row in source.rows)
     agent.until_says(f"ready: layers 4-8 on {engine}")
     assert agent.stop() == 0
+
+
+def test_a_demo_ends_as_its_source_does(tmp_path: Path) -> None:
+    flags = ["demo", "--input", f"folder:{tmp_path / 'none'}", "--profile", "none", "--out", tmp_path / "out"]
+    ended = run_program("mdi_exit.cli", *flags)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("mdi-exit demo: error: source ended with status 2: edge-source: error: ")
+    assert "Traceback" not in ended.stdout

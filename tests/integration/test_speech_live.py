@@ -11,7 +11,7 @@ pytest.importorskip("torch", reason="needs the extra 'torch'")
 pytest.importorskip("scipy", reason="needs the extra 'offline'")
 
 import numpy as np
-from live import System
+from live import System, run_program
 from tones import WORDS, speech_artifacts, tone
 
 from mdi_exit import Client
@@ -55,3 +55,36 @@ async def test_a_folder_of_files_is_an_input_and_a_program_asks_with_a_file(syst
     async with Client(system.url, deployment="test") as client:
         answer = await client.infer(wav_bytes(tone("high", "ann", 0.3, 1)), deadline_s=30)
     assert answer.name in WORDS
+
+
+def test_of_sound_there_are_no_pictures(folder: Path) -> None:
+    made = [
+        "--model",
+        folder / "made" / "keyword",
+        "--input",
+        f"wav:{folder / 'tones'}",
+        "--broker",
+        "mqtt://127.0.0.1:1",
+    ]
+    ended = run_program("source.cli", *made, "--frames", "4/s")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert (
+        ended.stderr
+        == "edge-source: error: --frames: expected a model of images, got audio, of which there is no picture\n"
+    )
+
+
+def test_the_tools_for_artifacts_take_sound_or_say_why_not(folder: Path, tmp_path: Path) -> None:
+    voice, data, trace = folder / "made" / "voice", f"voices:{folder / 'tones'}", tmp_path / "voice.npz"
+    ended = run_program("mdi_exit.cli", "profile", voice, "--data", data, "--out", trace)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[0].strip().startswith("daisy-voice on 14 test samples")
+    ended = run_program("mdi_exit.cli", "profile", folder / "made" / "keyword", "--data", data, "--out", trace)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "data voices: expected classes that the model knows by name, got ann, bob, cy" in ended.stderr
+    ended = run_program("mdi_exit.cli", "codecs", voice, "--data", data)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert (
+        ended.stderr
+        == "mdi-exit codecs: error: model: expected one of images, as the tool compares with pictures, got audio\n"
+    )

@@ -164,6 +164,12 @@ def test_an_artifact_of_other_classes_is_nothing_to_begin_with(tmp_path: Path, m
     assert not (tmp_path / "trained").exists()
 
 
+@pytest.mark.parametrize("data", ["wav:words", "voices:words"])
+def test_who_trains_on_sound_is_told_the_tool_for_it(tmp_path: Path, data: str) -> None:
+    with pytest.raises(UsageError, match="mdi-exit train-speech"):
+        command.main(["--data", data, "--out", str(tmp_path / "made")])
+
+
 @pytest.mark.parametrize(
     ("model", "more", "exits"),
     [

@@ -3,6 +3,7 @@
 import { byId, el, percent, say, time } from "./dom.js";
 
 const MOST = 24;
+const MOST_ANSWERS = 4; // as many as stand beside the map without making it taller
 const CAMERA_MS = 700;
 const LARGEST_BYTES = 8 * 1024 * 1024;
 const SIDE = 640;
@@ -28,7 +29,7 @@ export class Frames {
     this.offerCamera(byId("camera"));
     byId("ask").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.post(new Blob([byId("text").value], { type: "text/plain" }));
+      this.post(new Blob([byId("text").value], { type: "text/plain" }), byId("text").value);
     });
     let width = 0;
     new ResizeObserver(() => {
@@ -52,6 +53,8 @@ export class Frames {
     byId("file").accept = accept ?? "";
     byId("camera").hidden = this.list.hidden = kind !== "image";
     byId("ask").hidden = kind !== "text";
+    byId("answers").hidden = kind === "image";
+    byId("answers").replaceChildren();
     if (kind === "image") this.layOut();
   }
 
@@ -94,10 +97,11 @@ export class Frames {
   // --- posting
 
   async postAll(files) {
-    for (const file of files) await this.post(file);
+    for (const file of files) await this.post(file, file.type === "text/plain" ? await file.text() : file.name);
   }
 
-  async post(blob) {
+  /** ``what``: the item in words, where there are any. */
+  async post(blob, what = "") {
     if (blob.size > LARGEST_BYTES) {
       this.tell([`${blob.name ?? "This"} is larger than 8 MiB.`], "bad");
       return;
@@ -107,14 +111,14 @@ export class Frames {
       const type = /^(image\/|text\/plain)/.test(blob.type) ? blob.type : "application/octet-stream";
       const answer = await fetch("/v1/infer", { method: "POST", body: blob, headers: { "Content-Type": type } });
       const body = await answer.json();
-      if (answer.ok) this.answered(body);
+      if (answer.ok) this.answered(body, what);
       else this.tell([body.error.text], "bad");
     } catch {
       this.tell(["The gateway could not be reached."], "bad");
     }
   }
 
-  answered(answer) {
+  answered(answer, what) {
     if (answer.frame !== null) {
       this.own.add(answer.frame); // its event may come before or after this answer
       this.list.querySelector(`[data-number="${Number(answer.frame)}"]`)?.classList.add("own");
@@ -122,6 +126,17 @@ export class Frames {
     const name = answer.name || `class ${answer.label}`;
     const how = ` · ${percent(answer.confidence)} sure at exit ${answer.exit}, ${time(answer.latency_s)}, by ${answer.path.join(" → ")}`;
     this.tell([el("strong", {}, name), how]);
+    if (this.kind !== "image") this.keep(name, answer, what);
+  }
+
+  /** One's own answers, the last one first: an event has no picture of a text or sound to tell them by. */
+  keep(name, answer, what) {
+    const sure = el("i", { "aria-hidden": "true" });
+    sure.style.setProperty("--sure", `${answer.confidence * 100}%`);
+    const how = el("span", {}, `exit ${answer.exit} · ${percent(answer.confidence, 0)}`);
+    const item = el("q", { title: what.slice(0, 400) }, what.slice(0, 120));
+    byId("answers").prepend(el("li", {}, el("b", {}, name), how, sure, what ? item : null));
+    while (byId("answers").children.length > MOST_ANSWERS) byId("answers").lastChild.remove();
   }
 
   tell(parts, level = "good") {
