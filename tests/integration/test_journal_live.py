@@ -148,6 +148,8 @@ async def test_requests_over_a_killed_source_are_answered_once(system: System, f
         answers = await asyncio.wait_for(asyncio.gather(*asked), 60)
     assert len({answer.id for answer in answers}) == 60
     await asyncio.to_thread(until, lambda: count(folder / "results.jsonl") >= 60, lambda: said(source))
+    # The life before may have answered all: the last one is only to be stopped once it listens to signals.
+    await asyncio.to_thread(until, lambda: "metrics on" in said(source), lambda: said(source))
     assert source.stop() == 0
     assert Counter(ids(source)) == Counter(f"asker/{answer.id}" for answer in answers)
     assert {row["id"]: row["label"] for row in source.rows} == {f"asker/{one.id}": one.label for one in answers}
