@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from mdi_exit.links import Inbound, Outbound
+from mdi_exit.links import DelayModel, Inbound, Outbound
 from mdi_exit.policy.damping import Flaps
 from mdi_exit.policy.silence import Patience, Rhythm
 from mdi_exit.reports import completed
@@ -144,7 +144,8 @@ class Members:
 
     def _joined(self, now: float, peer: Peer) -> Change:
         self.flaps.back(now, peer.name)
-        peer.out.measured_from = now
+        # An old slow sample would keep work away from it, and with it newer samples.
+        peer.out.measured_from, peer.out.delay = now, DelayModel()
         return self._changed(peer, Change.JOINED)
 
     def _changed(self, peer: Peer, change: Change) -> Change:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from mdi_exit.links import Inbound
+from mdi_exit.links import DelayModel, Inbound
 from mdi_exit.membership import Change, Members
 from mdi_exit.span import LayerSpan
 from mdi_exit.wire import Status, Telemetry
@@ -90,6 +90,16 @@ def test_silence_is_told_once_and_a_sign_of_life_brings_a_node_back() -> None:
     assert not members.peers["a"].ready
     assert members.heard(3.0, "a", 1) is Change.JOINED
     assert members.peers["a"].ready
+
+
+def test_a_node_that_is_back_is_measured_anew() -> None:
+    members = Members("me", 2.5)
+    members.status(0.0, status(), retained=False)
+    members.peers["a"].out.delay.add(100, 0.4)
+    members.silent(2.6)
+    members.heard(3.0, "a", 1)
+    delay = members.peers["a"].out.delay
+    assert delay.delay_s(100) == DelayModel().delay_s(100), "else it would get no work, and stay slow for ever"
 
 
 def test_the_silence_of_a_node_that_is_not_listened_to_means_nothing() -> None:
