@@ -23,7 +23,7 @@ from mdi_exit.hierarchical.flow import CloudFlow, Turn
 from mdi_exit.hierarchical.keeping import Keeping
 from mdi_exit.hierarchical.lessons import RAW, packed, unpacked
 from mdi_exit.hierarchical.members import Members
-from mdi_exit.hierarchical.parts import CloudPart, EdgePart, WholePart, mean_of
+from mdi_exit.hierarchical.parts import CloudPart, EdgePart, LatestLosses, WholePart, mean_of
 from mdi_exit.hierarchical.post import Post
 from mdi_exit.hierarchical.study import Study
 from mdi_exit.hierarchical.timing import cloud_step_s
@@ -33,7 +33,6 @@ from mdi_exit.wire import CloudReport, EdgeReport, Lesson, Message, Weights, crc
 __all__ = ["CloudWorker"]
 
 _REPORT_S: Final = 1.0
-_LOSSES_KEPT: Final = 50
 _WAITING_S: Final = 10.0  # until we first say for whom
 _MOST_REFUSED: Final = 64  # names of edges that do not fit, each of which we say once
 
@@ -65,7 +64,7 @@ class CloudWorker:
         self._save_now = False
         self._refused: set[str] = set()
         self._owed: set[str] = set()
-        self._losses: list[float] = []
+        self._losses = LatestLosses()
 
     async def run(self) -> None:
         """Until all edges have finished and the artifact is written, or stopped. Raises ``MdiExitError``."""
@@ -273,7 +272,7 @@ class CloudWorker:
             "batches_lost": sum(grant.lost for grant in grants.values()),
             "stalest_steps": self.flow.stalest,
             "learned_by_edge": {name: self.flow.learned(name) for name in self.flow.edges},
-            "loss": float(np.mean(self._losses[-_LOSSES_KEPT:])) if self._losses else None,
+            "loss": self._losses.mean,
             "expected_step_s": expected.step_s if expected is not None else None,
             "expected": [
                 {"cut": one.cut, "edge_s": one.edge_s, "link_s": one.link_s, "cloud_s": one.cloud_s, "bytes": one.bytes}

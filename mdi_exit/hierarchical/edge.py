@@ -22,7 +22,16 @@ from mdi_exit.hierarchical.config import HierarchicalSettings
 from mdi_exit.hierarchical.flow import EdgeFlow, Grant, Offer
 from mdi_exit.hierarchical.keeping import Keeping
 from mdi_exit.hierarchical.lessons import RAW, packed, unpacked
-from mdi_exit.hierarchical.parts import EdgePart, Part, State, WholePart, state_bytes, state_like
+from mdi_exit.hierarchical.parts import (
+    EdgePart,
+    LatestLosses,
+    Part,
+    State,
+    WholePart,
+    most_bytes,
+    state_bytes,
+    state_like,
+)
 from mdi_exit.hierarchical.post import Pieces, Post
 from mdi_exit.hierarchical.study import Study
 from mdi_exit.hierarchical.timing import edge_step_s
@@ -34,11 +43,9 @@ _REPORT_S: Final = 1.0
 _TRIAL_BYTES: Final = (1024, 64 * 1024)
 _TRIAL_S: Final = 60.0
 _FASTEST: Final = 1e10
-_LOSSES_KEPT: Final = 50
 _WAITING_S: Final = 10.0  # between lines that say for whom
 _PATIENCE: Final = 2  # times the silence after which an earlier start of ours counts as gone
 _APART: Final = 0x9E3779B1  # torch takes 32 bits of a seed: multiples of this one are far from each other there
-_ROOM: Final = 1.01  # over the bytes of our own part
 
 T = TypeVar("T")
 Array = NDArray[np.float32]
@@ -98,7 +105,7 @@ def train_whole(settings: HierarchicalSettings, study: Study, say: Callable[[str
     torch.set_num_threads(settings.threads)
     cut = settings.cut if settings.cut is not None else study.layer_count // 2
     lessons, part = _Lessons(study), WholePart(study.network(cut).network, settings.learning_rate)
-    work, losses = _Work(settings.slow_edge), []
+    work, losses = _Work(settings.slow_edge), LatestLosses()
     begin = time.monotonic()
     for step in range(lessons.steps):
 
@@ -109,7 +116,7 @@ def train_whole(settings: HierarchicalSettings, study: Study, say: Callable[[str
     seconds = time.monotonic() - begin
     figures = {
         "scheme": "edge", "cut": cut, "steps": lessons.steps, "seconds": seconds, "busy_s": work.busy_s,
-        "samples": len(lessons.samples), "loss": float(np.mean(losses[-_LOSSES_KEPT:])),
+        "samples": len(lessons.samples), "loss": losses.mean,
     }  # fmt: skip
     training = {"method": "hierarchical training: all at the edge", **figures}
     artifact = study.finished(cut, part.state(), training)
@@ -141,7 +148,7 @@ class EdgeWorker:
         self._mean: tuple[int, State] | None = None
         self._pieces, self._piece_at = Pieces(0), 0.0
         self._other_since: float | None = None
-        self._losses: list[float] = []
+        self._losses = LatestLosses()
 
     async def run(self) -> None:
         """Until all is learned and handed over, or stopped. Raises ``MdiExitError``."""
@@ -180,7 +187,7 @@ class EdgeWorker:
         if scheme != "cloud":
             self.study.fits(cut)
             self.part = EdgePart(self.study.network(cut).network, cut, self.settings.learning_rate)
-            self._pieces = Pieces(int(_ROOM * len(state_bytes(self.part.state()))))
+            self._pieces = Pieces(most_bytes(self.part.state()))
             self._restore(cut)
         step_of = {"hierarchical": self._step, "split": self._split_step, "cloud": self._raw_step}[scheme]
         begin, first, self.state = time.monotonic(), self.step, "training"
@@ -375,7 +382,7 @@ class EdgeWorker:
                 "first_skipped": self.flow.first_skipped, "last_skipped": self.flow.last_skipped, "missed": len(self.missed),
                 "longest_open_steps": self.flow.longest_open, "reconnects": self.post.transport.counters.reconnects,
                 "link_bytes_per_s": self.bytes_per_s, "slow_edge": self.settings.slow_edge,
-                "loss": float(np.mean(self._losses[-_LOSSES_KEPT:])) if self._losses else None,
+                "loss": self._losses.mean,
             }
         )  # fmt: skip
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from mdi_exit.errors import WireError
-from mdi_exit.hierarchical.parts import State, mean_of, state_bytes, state_like
+from mdi_exit.hierarchical.parts import State, mean_of, most_bytes, state_bytes, state_like
 from mdi_exit.hierarchical.post import Pieces
 from mdi_exit.wire import EdgeReport, Weights
 
 __all__ = ["Member", "Members"]
-
-_ROOM: Final = 1.01  # over the bytes of our own
 
 
 @dataclass(slots=True)
@@ -90,7 +88,7 @@ class Members:
         if self.form is None:
             return False
         if member.pieces is None:
-            member.pieces = Pieces(int(_ROOM * len(state_bytes(self.form))))
+            member.pieces = Pieces(most_bytes(self.form))
         whole = member.pieces.added(message, payload)
         if whole is None:
             return False

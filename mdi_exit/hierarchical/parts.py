@@ -7,6 +7,7 @@ that both parts are at the same point of the schedule whatever the link did mean
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -22,11 +23,25 @@ from mdi_exit.errors import MdiExitError, WireError
 from mdi_exit.model.network import MultiExitNetwork
 from mdi_exit.training.recipe import Recipe
 
-__all__ = ["CloudPart", "EdgePart", "Part", "WholePart", "mean_of", "rate_at", "state_bytes", "state_like", "state_of"]
+__all__ = [
+    "CloudPart",
+    "EdgePart",
+    "LatestLosses",
+    "Part",
+    "WholePart",
+    "mean_of",
+    "most_bytes",
+    "rate_at",
+    "state_bytes",
+    "state_like",
+    "state_of",
+]
 
 _WARM_UP: Final = 0.15
 _LEAST: Final = 0.02
 _EARLY_WEIGHT: Final = 0.5  # of the early exit's loss where one optimiser trains everything, as in mdi-exit train
+_LOSSES_KEPT: Final = 50
+_ROOM: Final = 1.01
 
 State = dict[str, Tensor]
 Array = NDArray[np.float32]
@@ -167,6 +182,18 @@ class WholePart(Part):
         return float(last.detach())
 
 
+class LatestLosses(deque[float]):
+    """Of the last 50 steps."""
+
+    def __init__(self) -> None:
+        super().__init__(maxlen=_LOSSES_KEPT)
+
+    @property
+    def mean(self) -> float | None:
+        """None: no step was made."""
+        return float(np.mean(tuple(self))) if self else None
+
+
 def _array(x: Tensor) -> Array:
     found: Array = x.detach().float().contiguous().numpy()
     return found
@@ -175,6 +202,11 @@ def _array(x: Tensor) -> Array:
 def state_bytes(state: Mapping[str, Tensor]) -> bytes:
     """As safetensors."""
     return save({key: value.detach().clone().contiguous() for key, value in state.items()})
+
+
+def most_bytes(own: Mapping[str, Tensor]) -> int:
+    """That somebody's state like ``own`` may have: names and order may differ a little."""
+    return int(_ROOM * len(state_bytes(own)))
 
 
 def state_of(raw: bytes) -> State:

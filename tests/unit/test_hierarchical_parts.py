@@ -19,6 +19,7 @@ from mdi_exit.hierarchical.config import HierarchicalSettings
 from mdi_exit.hierarchical.parts import (
     CloudPart,
     EdgePart,
+    LatestLosses,
     WholePart,
     mean_of,
     rate_at,
@@ -234,3 +235,10 @@ def test_features_as_at_inference_change_nothing() -> None:
     whole.eval()
     with torch.no_grad():
         assert np.allclose(features, whole.segment(images, 0, CUT + 1).numpy(), atol=1e-6)
+
+
+def test_the_loss_that_is_told_is_of_the_last_fifty_steps() -> None:
+    losses = LatestLosses()
+    assert losses.mean is None
+    losses.extend([100.0] * 10 + [1.0, 3.0] * 25)
+    assert losses.mean == 2.0
