@@ -164,14 +164,17 @@ async def test_a_stream_goes_on_through_the_death_of_the_broker_and_of_the_sourc
 
 @pytest.mark.slow
 async def test_fifty_clients_that_ask_for_too_much_are_served_alike_and_in_time(mosquitto) -> None:
-    # Three times what was measured: on a busy machine that may have been too little by a third.
-    load = ClientLoad(50, 3.0, seconds=6.0, deadline_s=4.0, agents=1, profile="jetson-nanox0.7", capacity_s=3.0)
-    capacity, rows = await measure_clients(mosquitto.url, load)
+    # What a machine can do while it is measured and a moment later differ: ask for more, until it is too much.
+    for times in (3.0, 6.0, 12.0):
+        load = ClientLoad(50, times, seconds=6.0, deadline_s=4.0, agents=1, profile="jetson-nanox0.7", capacity_s=3.0)
+        capacity, rows = await measure_clients(mosquitto.url, load)
+        outcomes = sum((row.outcomes for row in rows), Counter[str]())
+        if outcomes["DeadlineExceeded"]:
+            break
+    assert set(outcomes) == {"label", "DeadlineExceeded"}, "it is more than can be had in time"
     labels = [row.labels for row in rows]
     mean = sum(labels) / len(labels)
     assert all(abs(count - mean) <= 0.2 * mean for count in labels), (capacity, sorted(labels))
-    outcomes = sum((row.outcomes for row in rows), Counter[str]())
-    assert set(outcomes) == {"label", "DeadlineExceeded"}, "it is more than can be had in time"
     assert all(row.outcomes.total() == row.asked for row in rows), "each request has its one outcome"
     # A label may come in the very last moment: the test's clock began before the client's.
     assert all(round(latency_s, 2) <= 4.0 for row in rows for latency_s in row.latency_s)
