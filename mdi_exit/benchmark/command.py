@@ -297,11 +297,24 @@ def _strategies(args: argparse.Namespace) -> Rows:
 
 
 def _daisy_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="what mdi-exit train-speech wrote")
+    parser.add_argument(
+        "--model", type=_folders, required=True, metavar="DIR,DIR",
+        help="what mdi-exit train-speech wrote, a folder for each seed",
+    )  # fmt: skip
+    parser.add_argument(
+        "--unheard", type=_folders, default=(), metavar="DIR,DIR",
+        help="words by voices that training has not heard (mdi-exit speak --voices others)",
+    )  # fmt: skip
     parser.add_argument(
         "--snrs", type=_numbers, default=(20.0, 15.0, 10.0, 5.0, 0.0, -5.0), metavar="DB,DB",
         help="ratios of sound to noise beside clean sound (20,15,10,5,0,-5)",
     )  # fmt: skip
+
+
+def _folders(text: str) -> tuple[Path, ...]:
+    if not all(parts := text.split(",")):
+        raise argparse.ArgumentTypeError(f"expected folders, got {text!r}")
+    return tuple(map(Path, parts))
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -311,7 +324,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 def _daisy(args: argparse.Namespace) -> Rows:
     from mdi_exit.benchmark.daisy import measure_daisy
 
-    return measure_daisy(args.model, args.snrs, args.out)
+    return measure_daisy(args.model, args.snrs, args.unheard, args.out)
 
 
 _TORCH: Final = ("torch", "torch")

@@ -1,30 +1,28 @@
-"""Depth against noise, and accuracy against depth, of both speech tasks in one picture (needs the extra plot).
+"""Depth and accuracy against noise, and accuracy against depth, of each task in one picture (needs the extra plot).
 
-Large marks are what calibration chose.
+Lines are means over the seeds, bands reach from least to most; large marks are what calibration chose, one a seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from mdi_exit.benchmark.daisy import CLEAN, MEAN
+import numpy as np
+
+from mdi_exit.benchmark.daisy_page import RULE_NAMES, ratio_name, select, tasks_in
+from mdi_exit.benchmark.daisy_rows import CLEAN, FIXED, MEAN, RULES, Row
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.plot.timeline import BLUE, GREY, ORANGE, STYLE
 
 __all__ = ["draw"]
 
-_SHOWN: Final = 3
-_NAMES: Final = {"daisy": "DAISY: frame entropy", "confidence": "supervised confidence"}
-_NAMED: Final[dict[float | str, str]] = {CLEAN: "clean", MEAN: "clean and all ratios together"}
-_COLOURS: Final = {"daisy": BLUE, "confidence": ORANGE}
-
-Row = dict[str, Any]
+_COLOURS: Final = {"daisy": BLUE, "confidence": ORANGE, FIXED: GREY}
+_COLUMNS: Final = 4
 
 
-def draw(rows: Sequence[Row], folder: Path) -> Path:
+def draw(rows: Sequence[Row], out: Path) -> Path:
     """Writes a PNG; returns where. Raises ``UsageError`` without matplotlib, ``MdiExitError``."""
     try:
         import matplotlib as mpl
@@ -32,19 +30,19 @@ def draw(rows: Sequence[Row], folder: Path) -> Path:
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError("picture", "matplotlib (pip install 'mdi-exit[plot]')", "a Python without it") from None
-    tasks = list(dict.fromkeys(row["task"] for row in rows if "task" in row))
-    out = folder / f"daisy-{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.png"
+    tasks = tasks_in(rows)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.4 * (_SHOWN + 1), 3.3 * len(tasks) + 0.6), dpi=120, layout="constrained")
+        figure = Figure(figsize=(3.5 * _COLUMNS, 3.0 * len(tasks) + 0.6), dpi=110, layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(len(tasks), _SHOWN + 1, squeeze=False)
+        axes = figure.subplots(len(tasks), _COLUMNS, squeeze=False)
         for panels, task in zip(axes, tasks, strict=True):
-            found = [row for row in rows if row.get("task") == task]
-            snrs = [snr for snr in dict.fromkeys(row["snr_db"] for row in found) if snr != MEAN]
-            _depth(panels[0], [row for row in found if row["snr_db"] != MEAN], task)
-            for panel, snr in zip(panels[1:], (snrs[0], snrs[-1], MEAN), strict=True):
-                _accuracy(panel, [row for row in found if row["snr_db"] == snr], task, snr)
-        figure.legend(*axes[0][1].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
+            found = select(rows, task=task)
+            _by_ratio(panels[0], found, f"{task}: depth", "layers", "mean layers run")
+            panels[0].set_ylim(0.8, rows[0]["layers"] + 0.2)
+            _by_ratio(panels[1], found, f"{task}: accuracy there", "accuracy", "accuracy, %")
+            for panel, snr, name in ((panels[2], CLEAN, "clean"), (panels[3], MEAN, "clean and noisy")):
+                _by_depth(panel, select(found, snr_db=snr), f"{task}, {name}", rows[0]["read at"])
+        figure.legend(*axes[0][2].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
         try:
             figure.savefig(out, format="png")
         except OSError as error:
@@ -52,41 +50,45 @@ def draw(rows: Sequence[Row], folder: Path) -> Path:
     return out
 
 
-def _depth(panel: Any, found: Sequence[Row], task: str) -> None:
+def _by_ratio(panel: Any, found: Sequence[Row], title: str, key: str, unit: str) -> None:
+    """``key`` at the points that calibration chose."""
+    snrs = [snr for snr in dict.fromkeys(row["snr_db"] for row in found) if snr != MEAN]
+    scale = 100 if key == "accuracy" else 1
+    for rule in RULES:
+        values_RS = np.array(
+            [[scale * row[key] for row in select(found, name="point", rule=rule, snr_db=snr)] for snr in snrs]
+        )
+        _banded(panel, [ratio_name(snr) for snr in snrs], values_RS.T, rule, "o-")
+    fixed = [select(found, name="fixed", snr_db=snr) for snr in snrs]
+    values_RS = np.array(
+        [[100 * row["accuracy"][row["chosen"] - 1] if scale == 100 else row["chosen"] for row in at] for at in fixed]
+    )
+    _banded(panel, [ratio_name(snr) for snr in snrs], values_RS.T, FIXED, "--")
+    _titled(panel, title, "SNR, dB", unit)
+
+
+def _by_depth(panel: Any, found: Sequence[Row], title: str, read_at: Sequence[float]) -> None:
     for rule, colour in _COLOURS.items():
-        points = [row for row in found if row["name"] == "point" and row["rule"] == rule]
-        panel.plot([_name(row["snr_db"]) for row in points], [row["layers"] for row in points], "o-", color=colour)
-    depth = next(row["layers"] for row in found if row["name"] == "fixed" and row["chosen"])
-    panel.axhline(depth, color=GREY, linestyle="--", linewidth=1)
-    panel.set_ylim(0.8, max(row["layers"] for row in found if row["name"] == "fixed") + 0.2)
-    panel.set_title(f"{task}: depth at the chosen thresholds", fontsize=10)
-    panel.set_xlabel("SNR, dB")
-    panel.set_ylabel("mean layers run")
-    _gridded(panel)
+        values_SD = np.array([[100 * one for one in row["accuracy"]] for row in select(found, name="curve", rule=rule)])
+        _banded(panel, read_at, values_SD, rule, "--" if rule == FIXED else "-")
+        if rule == FIXED:
+            chosen = [(row["chosen"], 100 * row["accuracy"][row["chosen"] - 1]) for row in select(found, name="fixed")]
+        else:
+            points = select(found, name="point", rule=rule)
+            chosen = [(row["layers"], 100 * row["accuracy"]) for row in points]
+        panel.plot(*zip(*chosen, strict=True), "s" if rule == FIXED else "o", color=colour, markersize=6)
+    _titled(panel, title, "mean layers run", "accuracy, %")
 
 
-def _accuracy(panel: Any, found: Sequence[Row], task: str, snr: float | str) -> None:
-    for rule, colour in _COLOURS.items():
-        for row in found:
-            if row["name"] == "curve" and row["rule"] == rule:
-                points = sorted((layers, 100 * accuracy) for _, layers, accuracy in row["points"])
-                panel.plot(*zip(*points, strict=True), "-", color=colour, label=_NAMES[rule])
-            if row["name"] == "point" and row["rule"] == rule:
-                panel.plot(row["layers"], 100 * row["accuracy"], "o", color=colour, markersize=7)
-    fixed = [(row["layers"], 100 * row["accuracy"]) for row in found if row["name"] == "fixed"]
-    panel.plot(*zip(*fixed, strict=True), "s--", color=GREY, markersize=4, linewidth=1, label="fixed depth")
-    chosen = [(row["layers"], 100 * row["accuracy"]) for row in found if row["name"] == "fixed" and row["chosen"]]
-    panel.plot(*zip(*chosen, strict=True), "s", color=GREY, markersize=7)
-    panel.set_title(f"{task}, {_NAMED.get(snr, f'{_name(snr)} dB')}", fontsize=10)
-    panel.set_xlabel("mean layers run")
-    panel.set_ylabel("accuracy, %")
-    _gridded(panel)
+def _banded(panel: Any, x: Sequence[Any], values_SX: Any, rule: str, form: str) -> None:
+    colour = _COLOURS[rule]
+    panel.plot(x, values_SX.mean(0), form, color=colour, label=RULE_NAMES[rule], markersize=4, linewidth=1.4)
+    panel.fill_between(x, values_SX.min(0), values_SX.max(0), color=colour, alpha=0.18, linewidth=0)
 
 
-def _name(snr: float | str) -> str:
-    return snr if isinstance(snr, str) else f"{snr:g}"
-
-
-def _gridded(panel: Any) -> None:
+def _titled(panel: Any, title: str, x: str, y: str) -> None:
+    panel.set_title(title, fontsize=10)
+    panel.set_xlabel(x)
+    panel.set_ylabel(y)
     panel.grid(axis="y", color="#E3E6EA", linewidth=0.7)
     panel.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""``mdi-exit speak``: a folder of spoken words, by eSpeak NG, for ``mdi-exit train-speech``."""
+"""``mdi-exit speak``: a folder of spoken words, by a program that talks, for ``mdi-exit train-speech``."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class SpeakSettings:
     """Where, and how many."""
 
     out: Path = setting(REQUIRED, help="folder of WORD/VOICE_nohash_N.wav", parse=values.path, metavar="DIR")
-    clips: int = setting(
-        6, help="of each of the 35 words by each of the 20 voices", parse=values.positive_int, metavar="N"
+    voices: str = setting(
+        "usual", help="twenty of eSpeak NG's, twenty others of its, or the four of the program flite", choices=VOICES
     )
+    clips: int = setting(6, help="of each of the 35 words by each voice", parse=values.positive_int, metavar="N")
     seed: int = setting(0, help="of speeds and pitches", parse=values.integer(0), metavar="N")
 
 
@@ -32,12 +33,16 @@ def main(argv: Sequence[str]) -> int:
     """Run the tool; returns the exit status. Raises ``MdiExitError``."""
     settings = resolve(
         SpeakSettings, argv, os.environ, prog="mdi-exit speak", section="speak",
-        description="Speaks words into WAV files with the program espeak-ng: synthesised voices, many speeds and pitches.",
+        description="Speaks words into WAV files: synthesised voices (espeak-ng, flite), many speeds and pitches.",
         epilog="What is there already stays, so that a run that was cut short goes on.",
     ).settings  # fmt: skip
-    console = Console()
+    console, voices = Console(), VOICES[settings.voices]
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("clips", total=settings.clips * len(VOICES) * len(WORDS))
-        made = speak(settings.out, settings.clips, settings.seed, lambda done: progress.update(task, completed=done))
-    console.print(f"{settings.out}: {made:,} clips made, {len(WORDS)} words, {len(VOICES)} voices")
+        task = progress.add_task("clips", total=settings.clips * len(voices.names) * len(WORDS))
+
+        def told(done: int) -> None:
+            progress.update(task, completed=done)
+
+        made = speak(settings.out, settings.clips, settings.seed, told, voices=voices)
+    console.print(f"{settings.out}: {made:,} clips made, {len(WORDS)} words, {len(voices.names)} voices")
     return 0

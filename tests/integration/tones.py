@@ -38,15 +38,17 @@ def tones(folder: Path, clips: int = 8) -> Path:
     return folder
 
 
-def speech_artifacts(root: Path) -> Path:
-    """The folder of both artifacts, trained for a moment on ``root/tones``."""
+def speech_artifacts(root: Path, seed: int = 0) -> Path:
+    """``root/made`` (of another seed ``root/made-SEED``) with both artifacts, trained for a moment on ``root/tones``."""
     from mdi_exit.training.daisy.command import train_speech
     from mdi_exit.training.daisy.config import SpeechSettings
 
-    tones(root / "tones")
+    if not (root / "tones").exists():
+        tones(root / "tones")
+    out = root / (f"made-{seed}" if seed else "made")
     settings = SpeechSettings(
-        data=root / "tones", out=root / "made", layers=3, width=16, units=8, seconds=0.3, first_epochs=1, epochs=2,
-        branch_epochs=2, threads=1,
+        data=root / "tones", out=out, layers=3, width=16, units=8, seconds=0.3, first_epochs=1, epochs=2,
+        branch_epochs=2, threads=1, seed=seed,
     )  # fmt: skip
     train_speech(settings, Console(quiet=True))
-    return root / "made"
+    return out

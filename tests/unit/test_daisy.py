@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,11 @@ pytest.importorskip("torch", reason="needs the extra 'torch'")
 pytest.importorskip("scipy", reason="needs the extra 'offline'")
 
 import torch
-from tones import SPEAKERS, WORDS, speech_artifacts
+from tones import SPEAKERS, WORDS, speech_artifacts, tones
 
 from mdi_exit.benchmark.command import main as benchmark
-from mdi_exit.benchmark.daisy import depth_within
+from mdi_exit.benchmark.daisy_page import sheets_of
+from mdi_exit.benchmark.daisy_rows import depth_within, first_at, ranked, told_apart
 from mdi_exit.confidence import judge
 from mdi_exit.data import splits
 from mdi_exit.engine import make_engine
@@ -271,28 +274,107 @@ def test_a_measure_without_branches_is_refused(folder: Path) -> None:
             parse_manifest(sealed(replace(manifest, input=replace(manifest.input, **change))), "model")
 
 
-def test_the_table_has_every_ratio_rule_and_depth_for_both_tasks(folder: Path, tmp_path: Path) -> None:
-    flags = ["daisy", "--model", str(folder / "made"), "--snrs", "10,0", "--out", str(tmp_path)]
+@pytest.fixture(scope="module")
+def second(folder: Path) -> Path:
+    """As ``made`` in ``folder``, of seed 1."""
+    speech_artifacts(folder, seed=1)
+    return folder / "made-1"
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same words by others."""
+    heard = tones(tmp_path_factory.mktemp("words") / "strangers", 2)
+    for path in sorted(heard.rglob("*.wav")):
+        path.rename(path.with_name(f"d{path.name}"))
+    return heard
+
+
+def test_the_table_has_every_seed_ratio_rule_and_depth_for_each_task(
+    folder: Path, second: Path, strangers: Path, tmp_path: Path
+) -> None:
+    models = f"{folder / 'made'},{second}"
+    flags = ["daisy", "--model", models, "--unheard", str(strangers), "--snrs", "10,0", "--out", str(tmp_path)]
     assert benchmark(flags, {}) == 0
     rows = json.loads(next(tmp_path.glob("daisy-*.json")).read_text())["rows"]
-    for task in ("keyword", "voice"):
-        points = [row for row in rows if row["name"] == "point" and row["task"] == task]
+    assert [row["files shared"] for row in rows if row["name"] == "branches"] == [5, 5]
+    tasks, ratios, grid = ("keyword", "keyword by strangers", "voice"), ("clean", 10.0, 0.0, "mean"), rows[0]["read at"]
+    assert grid == [1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 2.75, 3]
+    for seed, task in itertools.product((0, 1), tasks):
+        of = [row for row in rows if row.get("task") == task and row["seed"] == seed]
+        points = [row for row in of if row["name"] == "point"]
         assert [(row["snr_db"], row["rule"]) for row in points] == [
-            (snr, rule) for snr in ("clean", 10.0, 0.0, "mean") for rule in ("daisy", "confidence")
+            (snr, rule) for snr in ratios for rule in ("daisy", "confidence")
         ]
         assert all(1 <= row["layers"] <= 3 and 0 <= row["accuracy"] <= 1 for row in points)
-        fixed = [row for row in rows if row["name"] == "fixed" and row["task"] == task and row["snr_db"] == "clean"]
-        assert [row["layers"] for row in fixed] == [1, 2, 3]
-        assert sum(row["chosen"] for row in fixed) == 1
-        assert {row["snr_db"] for row in rows if row["name"] == "curve"} == {"clean", 10.0, 0.0, "mean"}
+        depths = {row["snr_db"]: row["accuracy"] for row in of if row["name"] == "fixed"}
+        for curve in (row for row in of if row["name"] == "curve"):
+            assert len(curve["accuracy"]) == len(grid)
+            assert [curve["accuracy"][0], curve["accuracy"][-1]] == [depths[curve["snr_db"]][at] for at in (0, -1)]
+            assert 1 <= curve["layers to equal"] <= 3
         of_daisy = [row["layers"] for row in points if row["rule"] == "daisy"]
         assert of_daisy[-1] == pytest.approx(sum(of_daisy[:-1]) / 3, abs=1e-4)
+        assert {row["clips"] for row in of} == ({18, 54} if "strangers" in task else {14, 42})
     assert not list(tmp_path.glob("*.unfinished"))
+    page = next(tmp_path.glob("daisy-*.md")).read_text()
+    assert all(f"\n{sheet.title}:\n" in page for sheet in sheets_of(rows))
 
 
-def test_a_folder_of_one_task_is_refused(folder: Path) -> None:
-    with pytest.raises(UsageError, match="--model"):
-        benchmark(["daisy", "--model", str(folder / "made" / "keyword")], {})
+def test_what_cannot_be_compared_is_refused(folder: Path, second: Path) -> None:
+    made, heard = str(folder / "made"), str(folder / "tones")
+    with pytest.raises(UsageError, match="no keyword in"):
+        benchmark(["daisy", "--model", f"{second},{folder / 'made' / 'keyword'}"], {})
+    with pytest.raises(UsageError, match="seed 0 twice"):
+        benchmark(["daisy", "--model", f"{made},{made}"], {})
+    with pytest.raises(UsageError, match=r"not heard.*ann, bob, cy"):
+        benchmark(["daisy", "--model", made, "--unheard", heard], {})
+    with pytest.raises(SystemExit):
+        benchmark(["daisy", "--model", f"{made},"], {})
+
+
+def test_spreads_reach_from_the_least_to_the_most_of_the_seeds() -> None:
+    rows: list[dict[str, object]] = [{"name": "depths", "layers": 2, "read at": [1.0, 1.5, 2.0]}]
+    scores = ((1.2, 0.5), (1.6, 0.6), (1.7, 0.4))
+    for (seed, (layers, accuracy)), snr in itertools.product(enumerate(scores), ("clean", "mean")):
+        at = {"seed": seed, "task": "keyword", "snr_db": snr, "clips": 10}
+        rows += [{"name": "fixed", **at, "accuracy": [0.3, 0.5 + 0.1 * seed], "chosen": 2}]
+        rows += [{"name": "sureness", **at, "by layer": [0.9]}]
+        for rule in ("daisy", "confidence"):
+            scored = {"layers": layers, "accuracy": accuracy, "macs": 0.5, "exits": [4, 6]}
+            rows += [{"name": "point", **at, "rule": rule, **scored}]
+            rows += [{"name": "telling", **at, "rule": rule, "right": [0.7], "spared": [None]}]
+        for number, rule in enumerate(("daisy", "daisy, ranked", "confidence", "fixed")):
+            curve = [0.3, 0.4 + 0.1 * seed * (number > 0), 0.5]
+            rows += [{"name": "curve", **at, "rule": rule, "accuracy": curve, "layers to equal": 1.5 + 0.1 * number}]
+    by_title = {sheet.title.partition(",")[0] + str(len(sheet.columns)): sheet for sheet in sheets_of(rows)}
+    assert by_title["keyword7"].lines[0][1:3] == ("1.50 (1.20 to 1.70)", "50.0 (40.0 to 60.0)")
+    assert by_title["keyword7"].lines[0][-1] == "60.0 (50.0 to 70.0)"
+    equal = {line[0]: line[1:] for line in by_title["keyword3"].lines}
+    assert equal["DAISY less supervised confidence"] == ("-10.0 (-20.0 to +0.0)", "-0.20 (-0.20 to -0.20)")
+
+
+def test_the_fewest_layers_are_where_the_curve_first_reaches_what_is_wanted() -> None:
+    layers, accuracies = np.array([1.0, 2.0, 4.0, 6.0]), np.array([0.5, 0.6, 0.8, 0.8])
+    assert [first_at(layers, accuracies, wanted) for wanted in (0.4, 0.55, 0.7, 0.8)] == pytest.approx([1, 1.5, 3, 4])
+
+
+def test_scores_tell_apart_as_often_as_pairs_are_in_order() -> None:
+    rng = np.random.default_rng(0)
+    scores_N, yes_N = rng.integers(0, 9, 60) / 9, rng.random(60) < 0.4
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores_N[yes_N] for b in scores_N[~yes_N]]
+    assert told_apart(scores_N, yes_N) == pytest.approx(np.mean(pairs))
+    assert told_apart(scores_N, np.ones(60, bool)) is None
+
+
+def test_ranks_put_the_scores_of_all_exits_on_one_scale() -> None:
+    known = Trace(
+        measure="frame-entropy", scores_NS=np.array([[0.1, 0.5, 0.9], [0.2, 0.6, 0.9], [0.3, 0.7, 0.9], [0.4, 0.8, 0.9]]),
+        labels_NS=np.ones((4, 3), np.int32), truth_N=np.ones(4, np.int32), layer_macs_L=np.array([1, 1, 1]),
+        layer_bytes_L=np.array([4, 4, 4]), head_macs_S=np.array([1, 1, 1]), exit_layers_S=np.array([0, 1, 2]), about={},
+    )  # fmt: skip
+    made = ranked(replace(known, scores_NS=np.array([[0.05, 0.65, 0.5]] * 4)), known)
+    np.testing.assert_allclose(made.scores_NS[0], [0.0, 0.5, 0.5])
+    np.testing.assert_allclose(ranked(known, known).scores_NS[:, 0], ranked(known, known).scores_NS[:, 1])
 
 
 def test_learning_calibration_and_test_hear_other_noise_each_time_the_same(folder: Path) -> None:

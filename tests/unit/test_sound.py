@@ -24,6 +24,7 @@ from mdi_exit.data.speech import from_wavs, read_clip
 from mdi_exit.errors import UsageError
 from mdi_exit.modality.audio import AudioInput, log_mel
 from mdi_exit.model.manifest import AudioSpec, InputSpec
+from mdi_exit.workbench.speak import main as speak_command
 from source.input_kinds import MICROPHONE, WAV, parse_input
 from source.inputs.microphone import Microphone, heard
 
@@ -208,13 +209,30 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs the program espeak-ng")
 def test_espeak_says_words_by_each_voice_and_what_is_there_stays(tmp_path: Path) -> None:
-    assert speak(tmp_path, 2, seed=0, words=ENGLISH[:3]) == 3 * 2 * len(VOICES)
+    assert speak(tmp_path, 2, seed=0, words=ENGLISH[:3]) == 3 * 2 * len(VOICES["usual"].names)
     assert speak(tmp_path, 2, seed=0, words=ENGLISH[:3]) == 0
     with pytest.raises(UsageError, match="--out"):
         speak(next(tmp_path.rglob("*.wav")), 1, seed=0)
     dataset, _ = from_wavs(tmp_path, "voices")
-    assert len(dataset.classes) == len(VOICES)
+    assert len(dataset.classes) == len(VOICES["usual"].names)
     assert all(isinstance(clip, Clip) and 0.1 < clip.seconds < 3 for clip in dataset.items)
+
+
+def test_other_voices_share_no_variant_with_the_usual_ones() -> None:
+    usual, others = ({name.partition("+")[2] for name in VOICES[of].names} for of in ("usual", "others"))
+    assert len(usual) == len(others) == 20
+    assert not usual & others
+
+
+@pytest.mark.parametrize("kind", ["others", "flite"])
+def test_other_voices_say_the_words_too(kind: str, tmp_path: Path) -> None:
+    voices = VOICES[kind]
+    if shutil.which(voices.program) is None:
+        pytest.skip(f"needs the program {voices.program}")
+    assert speak_command(["--out", str(tmp_path), "--clips", "1", "--voices", kind]) == 0
+    dataset, _ = from_wavs(tmp_path, "voices")
+    assert len(dataset) == len(ENGLISH) * len(voices.names)
+    assert len({clip.samples_T.tobytes() for clip in dataset.items if isinstance(clip, Clip)}) == len(dataset)
 
 
 # --- inputs
