@@ -20,7 +20,8 @@ from rich.table import Table
 from broker.embedded import embedded_broker
 from mdi_exit.config import resolve
 from mdi_exit.demo.fleet import Fleet
-from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.discovery import answers
+from mdi_exit.errors import MdiExitError, StartError, UsageError
 from mdi_exit.hierarchical.cloud import CloudWorker
 from mdi_exit.hierarchical.config import HierarchicalSettings, Outage, check_use, show_bit_rate
 from mdi_exit.hierarchical.edge import EdgeWorker, train_whole
@@ -146,7 +147,7 @@ async def measured_run(settings: HierarchicalSettings, console: Console, *, own_
             if settings.edges > 1:
                 raise UsageError("--scheme edge", "--edges 1: there is nobody to average with", settings.edges)
             await fleet.start("edge1", _MODULE, _flags(settings, "edge", "edge1", None, 1))
-            await _ended(fleet, settings)
+            await _ended(fleet)
             return _found(settings, names, "no link")
         async with _broker(settings, own_broker=own_broker) as (url, place):
             async with edge_links(names, settings.link, settings.shaping, place) as links:
@@ -169,6 +170,8 @@ async def _broker(settings: HierarchicalSettings, *, own_broker: bool) -> AsyncI
         address = settings.broker.addresses[0]
         if address.is_auto or address.tls:
             raise UsageError("--broker", "mqtt://HOST:PORT where one command starts all", settings.broker)
+        if not await answers(address):
+            raise StartError(f"broker {address}: expected one that answers, got none")
         yield str(address), (address.host, address.port)
         return
     async with embedded_broker() as broker:
@@ -193,11 +196,10 @@ def _flags(settings: HierarchicalSettings, role: str, name: str, url: str | None
     return [text for flag, value in given.items() if value is not None for text in (f"--{flag}", str(value))]
 
 
-async def _ended(fleet: Fleet, settings: HierarchicalSettings) -> None:
-    """Until all have ended well. Raises ``MdiExitError``."""
+async def _ended(fleet: Fleet) -> None:
+    """Until all have ended well. Raises ``NodeEndedError``."""
     while True:
-        if (fallen := fleet.fallen()) is not None:
-            raise MdiExitError(f"{fallen}: {fleet.complaint(fallen)} (its log: {settings.work / fallen}.log)")
+        fleet.check()
         if all(process.returncode == 0 for process in fleet.processes.values()):
             return
         await asyncio.sleep(_POLL_S)
@@ -206,7 +208,7 @@ async def _ended(fleet: Fleet, settings: HierarchicalSettings) -> None:
 async def _ended_with_outage(fleet: Fleet, settings: HierarchicalSettings, links: EdgeLinks, console: Console) -> None:
     """As ``_ended``, the link cut meanwhile if that is wanted; an outage that came too late is told."""
     if settings.outage is None:
-        await _ended(fleet, settings)
+        await _ended(fleet)
         return
     begun = asyncio.Event()
 
@@ -216,7 +218,7 @@ async def _ended_with_outage(fleet: Fleet, settings: HierarchicalSettings, links
 
     outage = asyncio.create_task(cut(settings.outage), name="outage")
     try:
-        await _ended(fleet, settings)
+        await _ended(fleet)
     finally:
         outage.cancel()
         await asyncio.gather(outage, return_exceptions=True)

@@ -45,7 +45,6 @@ _TRIAL_S: Final = 60.0
 _FASTEST: Final = 1e10
 _WAITING_S: Final = 10.0  # between lines that say for whom
 _PATIENCE: Final = 2  # times the silence after which an earlier start of ours counts as gone
-_APART: Final = 0x9E3779B1  # torch takes 32 bits of a seed: multiples of this one are far from each other there
 
 T = TypeVar("T")
 Array = NDArray[np.float32]
@@ -89,8 +88,7 @@ class _Lessons:
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs, augmented by chance of the step and the shard, and labels."""
         rows_B = self.rows(step)
-        apart = (self.study.settings.shard[0] - 1) * _APART
-        chance = torch.Generator().manual_seed(self.study.settings.seed * 1_000_003 + step + apart)
+        chance = self.study.chance(step, self.study.settings.shard[0] - 1)
         augmentation: Any = self.study.settings.augment
         return self.samples.inputs(rows_B, torch.device("cpu"), augmentation, chance), self.samples.labels_N[rows_B]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 from guarded import production
-from live import Listener, System, run_program
+from live import Listener, Program, System, run_program
 from numpy.typing import NDArray
 
 pytest.importorskip("torch", reason="needs the extra 'torch'")
@@ -457,6 +458,39 @@ async def test_workers_sign_in_by_password_and_by_certificate_and_the_access_lis
         wrong = EdgeWorker(replace(settings, **signed | {"password": "guess"}), Study(settings), asyncio.Event())
         with pytest.raises(StartError, match="wrong password"):
             await wrong.run()
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_and_started_again_go_on(system: System, data: Path, tmp_path: Path) -> None:
+    def worker(role: str, *more: str) -> Program:
+        flags = (
+            "train-hierarchical", "--role", role, "--broker", system.url, "--deployment", "test", "--data", f"npz:{data}",
+            "--model", "small_vgg11", "--width", "0.125", "--batch-size", "16", "--epochs", "40", "--cut", "2",
+            "--learning-rate", "0.02", "--checkpoint-every", "10ms", "--dead-after", "2s", "--out", str(tmp_path / role),
+        )  # fmt: skip
+        return system.program("mdi_exit.cli", role, *flags, *more)
+
+    cloud, edge = worker("cloud"), worker("edge", "--slow-edge", "4")
+    edge.until_says("step 56 of 560")
+    edge.kill()
+    edge = worker("edge", "--slow-edge", "4")
+    edge.until_says("going on from step ")
+    begun_at = int(edge.log.split("going on from step ")[1].split()[0])
+    assert 0 < begun_at < 560
+    edge.until_says("step 224 of 560")
+    cloud.kill()
+    cloud = worker("cloud")
+    assert edge.until_ends() == 0, edge.log
+    assert cloud.until_ends() == 0, cloud.log
+    gone_on = int(cloud.stdout.split("going on after ")[1].split()[0])
+    assert 0 < gone_on < 560
+    figures = json.loads((tmp_path / "cloud.training" / "cloud.json").read_text())
+    lost = 3 * 4  # two kills, each with a window of batches on its way, and what the cloud has not saved
+    again = 2 * 56  # at most, since what each checkpoint says is that old
+    assert 560 - lost <= figures["batches_trained"] <= 560 + again
+    artifact = Artifact.open(tmp_path / "cloud")
+    assert artifact.manifest.exits[1].accuracy is not None
+    assert artifact.manifest.exits[1].accuracy > 0.7
 
 
 @pytest.mark.slow

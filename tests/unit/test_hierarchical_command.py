@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra 'torch'")
 
 from rich.console import Console
 
-from mdi_exit.demo.fleet import Fleet
-from mdi_exit.errors import UsageError
+from mdi_exit.demo.fleet import Fleet, NodeEndedError
+from mdi_exit.errors import StartError, UsageError
 from mdi_exit.hierarchical import command
 from mdi_exit.hierarchical.config import HierarchicalSettings, Outage
 from mdi_exit.hierarchical.link import EdgeLinks
@@ -54,6 +56,32 @@ def test_the_environment_may_serve_several_roles(
     monkeypatch.setattr(command, "_worker", worker)
     assert command.main(["--role", role, "--out", str(tmp_path / "model")]) == 0
     assert started == [role]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    rng = np.random.default_rng(0)
+    labels_N, images_NHW = np.arange(360) % 2, rng.integers(0, 255, (360, 16, 16)).astype(np.uint8)
+    path = tmp_path / "noise.npz"
+    np.savez(path, x=images_NHW[:260], y=labels_N[:260], x_test=images_NHW[260:], y_test=labels_N[260:])
+    return f"npz:{path}"
+
+
+def test_a_broker_that_is_not_there_is_told_at_once(data: str, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"mqtt://127.0.0.1:{taken.getsockname()[1]}"
+        argv = ["--data", data, "--model", "small_vgg11", "--width", "0.125", "--broker", url]
+        with pytest.raises(StartError, match=f"broker {url}: expected one that answers, got none"):
+            command.main([*argv, "--out", str(tmp_path / "model")])
+
+
+async def test_what_a_worker_ends_with_all_end_with(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    await fleet.start("edge1", "mdi_exit.hierarchical.command", ["--role", "edge"])
+    with pytest.raises(NodeEndedError, match=r"edge1 ended with status 2: .*--out"):
+        async with asyncio.timeout(60):
+            await command._ended(fleet)
 
 
 def test_a_worker_is_given_flags_that_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

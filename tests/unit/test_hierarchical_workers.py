@@ -20,7 +20,7 @@ from mdi_exit.hierarchical.cloud import CloudWorker
 from mdi_exit.hierarchical.config import HierarchicalSettings
 from mdi_exit.hierarchical.edge import EdgeWorker
 from mdi_exit.hierarchical.lessons import packed
-from mdi_exit.hierarchical.parts import CloudPart, EdgePart, state_bytes
+from mdi_exit.hierarchical.parts import CloudPart, EdgePart, WholePart, state_bytes
 from mdi_exit.hierarchical.study import Study
 from mdi_exit.limits import MAX_SAMPLES
 from mdi_exit.training.checkpoint import write_checkpoint
@@ -217,7 +217,7 @@ def test_features_that_are_no_numbers_do_not_reach_the_weights(settings: Hierarc
     x_BCHW = np.full(SHAPE, np.inf, np.float32)
     payload = memoryview(packed("float32", x_BCHW, np.zeros(BATCH, np.int64)))
     with pytest.raises(WireError, match="finite"):
-        cloud._learned(cloud.lesson(codec="float32"), payload)
+        cloud._learned(0, cloud.lesson(codec="float32"), payload)
 
 
 def test_the_weight_of_an_edge_has_a_limit(settings: HierarchicalSettings) -> None:
@@ -351,6 +351,19 @@ def test_edges_augment_each_by_its_own_chance_and_a_single_one_as_ever(settings:
         rng = np.random.default_rng(0)
         lessons.samples.images_NHWC[:] = torch.from_numpy(images)
     assert not all(torch.equal(both[0].batch(step)[0], both[1].batch(step)[0]) for step in range(4))
+
+
+def test_a_cloud_augments_the_images_of_each_edge_by_a_chance_of_its_own(settings: HierarchicalSettings) -> None:
+    cloud = Cloud(replace(settings, schemes=("cloud",), edges=2, augment="shift"))
+    cloud.part = part = WholePart(cloud.study.network(CUT).network, 0.02)
+    seen: list[torch.Tensor] = []
+    part.train = lambda x_BCHW, *_: seen.append(x_BCHW) or 0.0  # type: ignore[method-assign]
+    images_BHWC = np.random.default_rng(0).integers(0, 256, (BATCH, 16, 16, 1)).astype(np.uint8)
+    payload = memoryview(packed("raw", images_BHWC, np.zeros(BATCH, np.int64)))
+    for number in (0, 1, 0):
+        cloud._learned(number, cloud.lesson(what="raw", codec="raw", shape=images_BHWC.shape), payload)
+    assert torch.equal(seen[0], seen[2])
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_what_the_broker_keeps_is_not_believed(settings: HierarchicalSettings) -> None:
