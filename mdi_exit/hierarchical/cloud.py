@@ -118,7 +118,7 @@ class CloudWorker:
     async def _begin(self) -> None:
         cut = self.cut = await asyncio.to_thread(self._chosen_cut)
         self.study.fits(cut)
-        network = self.study.network(cut).network
+        network = (await asyncio.to_thread(self.study.network, cut)).network
         peak = self.settings.learning_rate
         part = WholePart(network, peak) if self.settings.scheme == "cloud" else CloudPart(network, cut, peak)
         if self._saved:
@@ -173,7 +173,7 @@ class CloudWorker:
         await self._save()
 
     def _all_finished(self) -> bool:
-        return all(member.has_finished for member in self.members.by_name.values())
+        return self.members.have_finished(time.monotonic())
 
     async def _take(self, turn: Turn[Batch]) -> None:
         """Learn from one batch; the credit goes back, and in split learning the gradient."""

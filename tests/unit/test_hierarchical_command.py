@@ -35,6 +35,10 @@ from mdi_exit.hierarchical.link import EdgeLinks
         ("--scheme edge --outage 20s:30s", "--outage: expected a scheme that has a link, got edge"),
         ("--scheme edge --link 1Mbit", "--link: expected a scheme that has a link, got edge"),
         ("--role edge --shard 1/3 --edges 2", "--shard: expected I/2, as --edges says, or 1/1, got 1/3"),
+        (
+            "--scheme split,edge --edges 2",
+            "--scheme: expected schemes with a cloud for --edges 2, got split,edge",
+        ),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_a_mistake(argv: str, complaint: str, tmp_path: Path) -> None:
@@ -111,11 +115,14 @@ class Proxy:
         self.said.append("mended")
 
 
+@pytest.mark.parametrize("before", ["", "training begins: 6 steps\nstep 6 of 6\n"])
 @pytest.mark.parametrize("at", [Outage(3600.0, 1.0), Outage(0.0, 1.0, 0.9), Outage(0.0, 3600.0, 0.5)])
-def test_an_outage_that_does_not_come_is_told(at: Outage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outage_that_does_not_come_is_told(
+    at: Outage, before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = HierarchicalSettings(out=tmp_path / "model", name="all", outage=at)
     settings.work.mkdir()
-    (settings.work / "edge1.log").write_text("training begins: 6 steps\nstep 3 of 6\n")
+    (settings.work / "edge1.log").write_text(before + "training begins: 6 steps\nstep 3 of 6\n")
     (settings.work / "edge1.json").write_text(json.dumps({"seconds": 12.0}))
     proxy, console = Proxy(), Console(file=io.StringIO(), width=200)
     links = EdgeLinks("not shaped", {}, lambda _: (), proxy)  # type: ignore[arg-type] # what is used of it
@@ -125,7 +132,7 @@ def test_an_outage_that_does_not_come_is_told(at: Outage, tmp_path: Path, monkey
             await asyncio.sleep(0)
 
     monkeypatch.setattr(command, "_ended", ended)
-    asyncio.run(command._ended_with_outage(Fleet(settings.work), settings, links, console))
+    asyncio.run(command._ended_with_outage(Fleet(settings.work), settings, links, console, len(before)))
     said = console.file.getvalue()  # type: ignore[attr-defined]
     if at.at_share == 0.5:
         assert (proxy.said, said) == (["cut", "mended"], "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,44 @@ def test_batches_on_a_slow_link_say_that_an_edge_is_there(settings: Hierarchical
     cloud.members.by_name["edge1"].heard_at = before
     cloud.gets(Weights(RUN, 1, 1, 40, 0, 2, 0), b"half")
     assert cloud.members.by_name["edge1"].heard_at > before
+
+
+def test_weights_and_gradients_on_a_slow_link_say_that_the_cloud_is_there(settings: HierarchicalSettings) -> None:
+    edge = edge_worker(replace(settings, schemes=("split",)))
+    trains(edge)
+    edge._features, own = SHAPE, edge.post.incarnation
+    edge.flow.sending(0)
+    edge.flow.connected, edge.flow.heard_at = True, float("-inf")
+    hears(edge, Weights(RUN, own + 1, 1, 40, 0, 2, 0), b"half")
+    assert not edge.flow.link_is_up(time.monotonic())
+    hears(edge, Weights(RUN, own, 1, 40, 0, 2, 0), b"half")
+    assert edge.flow.link_is_up(time.monotonic())
+    edge.flow.heard_at = float("-inf")
+    payload = packed("float32", np.ones(SHAPE, np.float32), None)
+    hears(edge, Lesson(RUN, own, 1, 0, 30, "gradient", "float32", SHAPE, 0, crc32(payload)), payload)
+    assert edge.flow.link_is_up(time.monotonic())
+
+
+@pytest.mark.parametrize("scheme", ["split", "cloud", "hierarchical"])
+async def test_an_edge_that_can_do_nothing_without_a_cloud_gives_up(
+    settings: HierarchicalSettings, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mdi_exit.hierarchical.edge._REPORT_S", 0.01)
+    edge = edge_worker(replace(settings, schemes=(scheme,), give_up=0.25))
+    said: list[object] = []
+    edge.post.send = lambda *_, **__: said.append(0) or False  # type: ignore[method-assign,func-returns-value]
+    edge.cut, edge.flow.heard_at = CUT, time.monotonic() - 1.0
+    reports = asyncio.create_task(edge._keep_reporting(), name="reports")
+    async with asyncio.timeout(60):
+        while len(said) < 3:
+            await asyncio.sleep(0.01)
+    if scheme == "hierarchical":  # it trains on
+        edge.post.check()
+    else:
+        with pytest.raises(MdiExitError, match="no word from cloud for"):
+            edge.post.check()
+    reports.cancel()
+    await asyncio.gather(reports, return_exceptions=True)
 
 
 def test_two_edges_of_one_name_are_told_apart(settings: HierarchicalSettings) -> None:
