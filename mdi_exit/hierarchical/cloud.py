@@ -166,9 +166,9 @@ class CloudWorker:
             await self._average()
             if self._save_now or self.keeping.is_time():
                 await self._save()
-            heard_at = (member.heard_at for member in self.members.by_name.values())
-            if time.monotonic() - max(begun, *heard_at) > self.settings.give_up:
-                self.say(f"no edge was heard of for {self.settings.give_up:g} s")
+            heard_at = (member.heard_at for member in self.members.by_name.values() if not member.has_finished)
+            if time.monotonic() - max((begun, *heard_at)) > self.settings.give_up:
+                self.say(f"of edges at work nothing was heard for {self.settings.give_up:g} s")
                 break
         await self._save()
 

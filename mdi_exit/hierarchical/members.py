@@ -126,7 +126,11 @@ class Members:
         return 0 < self.by_name[name].round <= self.mean
 
     def last_parts(self) -> list[tuple[State, int]]:
-        return [(one.state, one.samples) for one in self.by_name.values() if one.state is not None]
+        """Those of the edges that have come furthest: handed over, or else of the newest round."""
+        members = self.by_name.values()
+        newest = max((one.round for one in members), default=0)
+        last = [one for one in members if one.hands_over] or [one for one in members if one.round == newest]
+        return [(one.state, one.samples) for one in last if one.state is not None]
 
     # --- what a cloud that is started again has to know: nobody will tell it
 

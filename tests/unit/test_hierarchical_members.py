@@ -156,6 +156,20 @@ def test_a_cloud_that_starts_again_knows_the_edges_that_have_finished() -> None:
     assert not after.by_name["a"].has_finished
 
 
+def test_the_artifact_is_made_of_the_edges_that_came_furthest() -> None:
+    members = two()
+    assert members.last_parts() == []
+    send(members, "a", 2, part(1.0))
+    send(members, "b", 3, part(2.0))
+    assert [state["w"].tolist() for state, _ in members.last_parts()] == [[2.0] * 3]
+    send(members, "a", 3, part(4.0))
+    assert [state["w"].tolist() for state, _ in members.last_parts()] == [[4.0] * 3, [2.0] * 3]
+    send(members, "a", STEPS + 3, part(5.0))  # b is never heard of again
+    assert [state["w"].tolist() for state, _ in members.last_parts()] == [[5.0] * 3]
+    send(members, "b", STEPS + 2, part(6.0))
+    assert [state["w"].tolist() for state, _ in members.last_parts()] == [[5.0] * 3, [6.0] * 3]
+
+
 def test_an_edge_whose_last_word_was_lost_has_finished() -> None:
     members = two()
     for name in ("a", "b"):
