@@ -324,6 +324,29 @@ async def test_a_worker_that_is_killed_and_started_again_goes_on(
     assert artifact.manifest.exits[1].accuracy > 0.7
 
 
+async def test_an_edge_that_dies_for_good_holds_up_nobody_and_its_old_part_is_not_in_the_artifact(
+    mosquitto: Any, data: Path, tmp_path: Path
+) -> None:
+    both = Both(mosquitto.url, tmp_path / "model", data, edges=2, epochs=4, dead_after=2.0, give_up=8.0)
+    living, dying = both.edges
+    an_epoch, back = dying.lessons.an_epoch, threading.Event()
+    dying.work = Until(lambda: dying.step >= an_epoch + 2, back)  # type: ignore[assignment] # after its first mean
+    cloud = asyncio.create_task(both.cloud.run(), name="cloud")
+    tasks = [asyncio.create_task(edge.run(), name="edge") for edge in both.edges]
+    await until(lambda: dying.step >= an_epoch + 2 or any(task.done() for task in (cloud, *tasks)))
+    tasks[1].cancel()
+    back.set()
+    async with asyncio.timeout(_DEADLINE_S):
+        await asyncio.gather(*tasks, cloud, return_exceptions=True)
+    assert not cloud.exception()
+    assert living.step == living.lessons.steps
+    assert both.cloud.members.by_name["edge2"].round == 1
+    ((state, _),) = both.cloud.members.last_parts()
+    assert living.part is not None
+    assert all(torch.equal(value, state[key]) for key, value in living.part.state().items())
+    assert Artifact.open(tmp_path / "model").manifest.training["learned_by_edge"]["edge2"] > 0
+
+
 async def test_the_same_again_after_a_run_that_ended_well_trains_anew(
     mosquitto: Any, data: Path, tmp_path: Path
 ) -> None:
