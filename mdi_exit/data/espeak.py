@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
+from mdi_exit.data.sound import Clip, read_wav, to_int16, wav_bytes
 from mdi_exit.data.speech import SPEAKER_MARK
 from mdi_exit.errors import UsageError
 
@@ -39,6 +42,9 @@ _WORDS_A_MINUTE: Final = (110, 230)
 _PITCH: Final = (30, 70)
 _LONGEST_S: Final = 20
 _FLITE_WORDS_A_MINUTE: Final = 170  # roughly, at its own speed
+_CLIP_S: Final = 1.0  # as in Speech Commands
+_QUIET: Final = 0.01  # of the peak: before and after that there is no word
+_ROOM_DB: Final = (-70.0, -55.0)  # of full scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ def speak(
     words: Sequence[str] = WORDS,
     voices: Voices = VOICES["usual"],
 ) -> int:
-    """``clips`` of each word by each voice, at random speeds and pitches by ``seed``, as
+    """``clips`` of each word by each voice, at random speeds and pitches, at a random place of a second, by ``seed``, as
     ``WORD/VOICE_nohash_N.wav``; those that are there stay. Returns how many were made. Raises ``UsageError``.
     """
     program = shutil.which(voices.program)
@@ -96,11 +102,27 @@ def speak(
                 if not path.exists():
                     partial = path.with_suffix(".partial")
                     _say([program, *voices.argv(voice, speed, pitch, partial, word)], voice, partial)
+                    chance = np.random.default_rng((seed, *path.relative_to(folder).as_posix().encode()))
+                    partial.write_bytes(wav_bytes(placed(read_wav(partial.read_bytes()), chance)))
                     partial.replace(path)
                     made += 1
                 done += 1
                 progress(done)
     return made
+
+
+def placed(clip: Clip, chance: np.random.Generator) -> Clip:
+    """The word somewhere in a second of a quiet room, as somebody would record it; a longer word alone."""
+    loud = np.flatnonzero(
+        np.abs(clip.samples_T.astype(np.int32)) > _QUIET * np.abs(clip.samples_T.astype(np.int32)).max()
+    )
+    word = clip.samples_T[loud[0] : loud[-1] + 1] if len(loud) else clip.samples_T
+    length = max(int(_CLIP_S * clip.rate_hz), len(word))
+    begin = int(chance.integers(0, length - len(word) + 1))
+    level = 2**15 * 10 ** (chance.uniform(*_ROOM_DB) / 20)
+    values = chance.normal(0.0, level, length)
+    values[begin : begin + len(word)] += word
+    return Clip(to_int16(values), clip.rate_hz)
 
 
 def _say(argv: Sequence[str], voice: str, path: Path) -> None:

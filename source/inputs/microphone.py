@@ -1,7 +1,8 @@
 """A live microphone, through PortAudio by the library sounddevice (the extra ``audio``): what is said, in windows.
 
-A window is as long as the model listens at most, and the next begins half of it later, so that a word lies whole in one of
-them. Windows below a level of -50 dB of full scale are silence: they are not offered.
+A window begins a little before a sound that comes after silence, and is as long as the model listens at most; while the sound
+goes on, the next one begins half of that later. Silence is what is below -50 dB of full scale, or not clearly louder than
+the room has been in the last seconds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from source.inputs.live import Frame, LiveInput
 __all__ = ["Microphone", "Stream", "heard", "microphone"]
 
 _SILENCE: Final = 10 ** (-50 / 20)
+_CLEARLY: Final = 4.0  # times the level of the room: 12 dB
+_FORGET: Final = 1.02  # how fast the room may get louder, for each block
+_BLOCK_S: Final = 0.05
+_BEFORE: Final = 0.2  # of a window: a word may begin more softly than it is noticed
 
 
 class Stream(Protocol):
@@ -61,31 +66,38 @@ def microphone(device: str) -> Microphone:
 
 
 def heard(device: Microphone, spec: InputSpec, *, limit: int | None = None) -> LiveInput:
-    """Windows with something in them; ids are ``microphone/N``, N counting all windows. Raises ``UsageError``."""
+    """Windows with something in them; ids are ``microphone/N``. Raises ``UsageError``."""
     if spec.audio is None:
         raise UsageError("input", f"{spec.kind}, as the model takes", "sound")
     seconds = ((spec.shape[0] - 1) * spec.audio.hop + spec.audio.window) / spec.audio.rate_hz
-    half = max(round(seconds * device.rate_hz / 2), 1)
-    return LiveInput(device.name, partial(_listen, device, half), limit=limit)
+    return LiveInput(device.name, partial(_listen, device, round(seconds * device.rate_hz)), limit=limit)
 
 
-def _listen(device: Microphone, half: int, live: LiveInput) -> None:
-    """Until told to stop, or the sound ends."""
-    before, number = np.zeros(0, np.int16), 0
+def _listen(device: Microphone, window: int, live: LiveInput) -> None:
+    """Until told to stop, or the sound ends. Positions are samples since the beginning."""
+    block = max(min(round(_BLOCK_S * device.rate_hz), window // 2), 1)
+    kept_T, position, number = np.zeros(0, np.int16), 0, 0
+    due: int | None = None  # where the window that has begun ends
+    room = least = _SILENCE / _CLEARLY
     try:
         with device.open() as stream:
             while not live.stopping.is_set():
-                values, _ = stream.read(half)
-                now = np.asarray(values, np.int16).reshape(-1)
-                window = np.concatenate((before, now))
-                if len(now):
+                values, _ = stream.read(block)
+                now_T = np.asarray(values, np.int16).reshape(-1)
+                kept_T = np.concatenate((kept_T, now_T))[-(window + block) :]
+                position += len(now_T)
+                level = _level(now_T)
+                is_loud, room = level > _CLEARLY * room, max(min(level, _FORGET * room), least)
+                if is_loud and due is None:
+                    due = max(position - len(now_T) - round(_BEFORE * window), 0) + window
+                if due is not None and (position >= due or len(now_T) < block):
                     number += 1
-                    if _loud(window):
-                        clip = Clip(window, device.rate_hz)
-                        live.offer(Frame(f"microphone/{number}", partial(_same, clip), size_bytes=window.nbytes))
-                if len(now) < half:
+                    begin = position - len(kept_T)
+                    clip = Clip(kept_T[max(due - window - begin, 0) : due - begin], device.rate_hz)
+                    live.offer(Frame(f"microphone/{number}", partial(_same, clip), size_bytes=clip.samples_T.nbytes))
+                    due = due + window // 2 if is_loud else None
+                if len(now_T) < block:
                     return
-                before = now
     except Exception as error:  # noqa: BLE001 - PortAudio's errors share no base
         raise MdiExitError(f"input {device.name}: {error or type(error).__name__}") from None
 
@@ -94,6 +106,6 @@ def _same(clip: Clip) -> Clip:
     return clip
 
 
-def _loud(window: NDArray[np.int16]) -> bool:
-    """Of what changes: some microphones are off zero by more than silence is."""
-    return float(np.std(window / 32_768)) > _SILENCE
+def _level(samples_T: NDArray[np.int16]) -> float:
+    """Of what changes, as a share of full scale: some microphones are off zero by more than silence is."""
+    return float(np.std(samples_T / 32_768)) if len(samples_T) else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import shutil
 import wave
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from mdi_exit.data.espeak import VOICES, speak
 from mdi_exit.data.espeak import WORDS as ENGLISH
 from mdi_exit.data.noise import NOISES, Noise, noise_like, noisy, with_noise
 from mdi_exit.data.sound import Clip, read_wav, resampled, wav_bytes
-from mdi_exit.data.speech import from_wavs, read_clip
+from mdi_exit.data.speech import from_wavs
 from mdi_exit.errors import UsageError
 from mdi_exit.modality.audio import AudioInput, log_mel
 from mdi_exit.model.manifest import AudioSpec, InputSpec
@@ -258,24 +259,61 @@ class Played:
         return now[:, None], False
 
 
-async def test_a_microphone_gives_windows_with_something_in_them(tmp_path: Path) -> None:
-    parts = [np.zeros(RATE_HZ, np.int16), sine(800, seconds=0.3).samples_T, np.zeros(RATE_HZ, np.int16)]
-    off_zero = np.concatenate(parts) + np.int16(300)  # louder than silence, were it not always the same
-    (tmp_path / "said.wav").write_bytes(wav_bytes(Clip(off_zero, RATE_HZ)))
+async def heard_of(*parts: NDArray[np.int16]) -> list[Clip]:
+    """What a microphone makes of the parts, one after the other, whatever is still waiting for its turn."""
 
     @contextmanager
     def opened() -> Iterator[Played]:
-        yield Played(read_clip(tmp_path / "said.wav"))
+        yield Played(Clip(np.concatenate(parts), RATE_HZ))
 
     windows: list[Clip] = []
-    async with asyncio.timeout(20), heard(Microphone("file", RATE_HZ, opened), SPEC) as live:
-        while (sample := await live.next()) is not None:
-            assert isinstance(sample.raw, Clip)
-            windows.append(sample.raw)
-    assert live.came == 4  # of twelve windows of 0.4 s, 0.2 s apart: those that the tone of 0.3 s touches
-    assert len(windows) + live.skipped == live.came
+    live = heard(Microphone("file", RATE_HZ, opened), SPEC)
+    live.offer = lambda frame: windows.append(frame.read())  # type: ignore[method-assign]
+    async with asyncio.timeout(20), live:
+        assert await live.next() is None
+    return windows
+
+
+def quiet(seconds: float) -> NDArray[np.int16]:
+    return np.zeros(round(seconds * RATE_HZ), np.int16)
+
+
+def fan(seconds: float) -> NDArray[np.int16]:
+    return np.random.default_rng(0).normal(0, 300, round(seconds * RATE_HZ)).astype(np.int16)
+
+
+WINDOW_S = 0.405  # of SPEC
+
+
+async def test_a_microphone_gives_a_sound_whole_with_a_little_before_it() -> None:
+    tone = sine(800, seconds=0.3).samples_T
+    sound = (quiet(1.0), tone, quiet(1.0), tone, quiet(0.01))
+    off_zero = [part + np.int16(300) for part in sound]  # louder than silence, were it not always the same
+    whole, last = await heard_of(*off_zero)
+    assert whole.seconds == pytest.approx(WINDOW_S)
+    begin = np.flatnonzero(whole.samples_T != 300)[0] / RATE_HZ
+    assert 0.2 * WINDOW_S - 0.001 <= begin <= 0.2 * WINDOW_S + 0.051  # to a block of 0.05 s
+    assert begin + 0.3 < WINDOW_S
+    assert peak_hz(whole) == pytest.approx(800, abs=5)
+    assert len(AudioInput(SPEC).prepared(whole)) == SPEC.shape[0]
+    assert 0.3 < last.seconds <= WINDOW_S  # the sound ended before the window did
+
+
+async def test_while_a_sound_goes_on_windows_overlap_by_half() -> None:
+    rising = np.concatenate([sine(hz, seconds=0.1).samples_T for hz in range(500, 1500, 100)])
+    windows = await heard_of(quiet(0.5), rising, quiet(0.5))
+    assert len(windows) == 5
+    half = round(WINDOW_S * RATE_HZ) // 2
+    for before, after in itertools.pairwise(windows):
+        assert np.array_equal(before.samples_T[half:][:half], after.samples_T[:half])
+
+
+async def test_what_a_room_sounds_like_all_the_time_is_silence_and_a_word_in_it_is_not() -> None:
+    assert len(await heard_of(fan(10.0))) < 20  # of 49 windows: it takes some seconds until the room is known
+    known = len(await heard_of(fan(6.0)))
+    windows = await heard_of(fan(6.0), fan(0.3) + sine(800, seconds=0.3).samples_T, fan(2.0))
+    assert len(windows) == known + 1
     assert peak_hz(windows[-1]) == pytest.approx(800, abs=5)
-    assert len(AudioInput(SPEC).prepared(windows[0])) == SPEC.shape[0]
 
 
 async def test_a_microphone_that_fails_ends_the_input_in_one_line() -> None:
