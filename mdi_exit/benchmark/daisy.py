@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -133,14 +134,14 @@ def _of_task(seed: int, task: str, artifact: Artifact, bench: _Bench) -> Iterato
     parts = splits(record.spec, seed=record.seed, calibration=record.calibration)
     if parts.record != record:
         raise UsageError("data", f"what the artifact was trained and tested on ({record.spec})", "other data")
-    heard = calibration_clips(parts.calibration, record.seed)
-    calibration = _kept(artifact, heard, f"{seed}-{task}-calibration", bench)
+    name = f"{seed}-{task}-calibration"
+    calibration = _kept(artifact, lambda: calibration_clips(parts.calibration, record.seed), name, bench)
     tests = {task: parts.test}
     if task == _KEYWORD:
         tests |= {f"{task} by {name}": clips for name, clips in bench.unheard.items()}
     for name, test in tests.items():
         tested = {
-            snr: _kept(artifact, clips_at(test, snr, record.seed), f"{seed}-{name}-{snr}", bench)
+            snr: _kept(artifact, partial(clips_at, test, snr, record.seed), f"{seed}-{name}-{snr}", bench)
             for snr in (None, *bench.snrs_db)
         }
         yield from rows_of({"seed": seed, "task": name}, calibration, tested, _allowed(artifact))
@@ -154,15 +155,15 @@ def _allowed(artifact: Artifact) -> float:
         raise UsageError("model", "one of mdi-exit train-speech", artifact.manifest.name) from None
 
 
-def _kept(artifact: Artifact, dataset: Dataset, name: str, bench: _Bench) -> Outcomes:
-    """From the file of an earlier run that was cut short, if there is one."""
+def _kept(artifact: Artifact, heard: Callable[[], Dataset], name: str, bench: _Bench) -> Outcomes:
+    """From the file of an earlier run that was cut short, if there is one; only else is it ``heard``."""
     path = bench.work / f"{name}.npz"
     if path.exists():
         return Outcomes.load(path)
-    made = outcomes(artifact, dataset, batch=_BATCH)
-    partial = path.with_name(f"partial-{path.name}")
-    made.save(partial)
-    partial.replace(path)
+    made = outcomes(artifact, heard(), batch=_BATCH)
+    unfinished = path.with_name(f"partial-{path.name}")
+    made.save(unfinished)
+    unfinished.replace(path)
     bench.console.print(f"seed {name.replace('-', ', ', 1)}: {len(made):,} clips")
     return made
 

@@ -39,7 +39,7 @@ def draw(rows: Sequence[Row], out: Path) -> Path:
             found = select(rows, task=task)
             _by_ratio(panels[0], found, f"{task}: depth", "layers", "mean layers run")
             panels[0].set_ylim(0.8, rows[0]["layers"] + 0.2)
-            _by_ratio(panels[1], found, f"{task}: accuracy there", "accuracy", "accuracy, %")
+            _by_ratio(panels[1], found, f"{task}: accuracy at that depth", "accuracy", "accuracy, %")
             for panel, snr, name in ((panels[2], CLEAN, "clean"), (panels[3], MEAN, "clean and noisy")):
                 _by_depth(panel, select(found, snr_db=snr), f"{task}, {name}", rows[0]["read at"])
         figure.legend(*axes[0][2].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
