@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tones import RATE_HZ, SPEAKERS, WORDS, tone, tones
 
 from mdi_exit.data import splits
-from mdi_exit.data.espeak import VOICES, speak
+from mdi_exit.data.espeak import VOICES, placed, speak
 from mdi_exit.data.espeak import WORDS as ENGLISH
 from mdi_exit.data.noise import NOISES, Noise, noise_like, noisy, with_noise
 from mdi_exit.data.sound import Clip, read_wav, resampled, wav_bytes
@@ -206,6 +206,53 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "yes" / "1.wav").write_bytes(b"RIFFWAVE")
     with pytest.raises(UsageError, match=r"1\.wav"):
         from_wavs(tmp_path)
+
+
+def spoken(seconds: float, silence_s: float = 0.1) -> Clip:
+    """A tone, as loud in all of it as a word, between silences."""
+    word, silence_T = sine(440.0, seconds), np.zeros(int(silence_s * RATE_HZ), np.int16)
+    return Clip(np.concatenate([silence_T, word.samples_T, silence_T]), RATE_HZ)
+
+
+def test_a_word_stands_whole_in_a_second_of_a_quiet_room() -> None:
+    clip = placed(spoken(0.4), np.random.default_rng(0))
+    assert len(clip.samples_T) == RATE_HZ
+    assert clip.samples_T.dtype == np.int16
+    loud = np.flatnonzero(np.abs(clip.samples_T.astype(int)) > 1_000)
+    first, last = loud[0], loud[-1]
+    assert (last - first) / RATE_HZ == pytest.approx(0.4, abs=0.005)
+    room_T = np.concatenate([clip.samples_T[: first - 100], clip.samples_T[last + 100 :]]).astype(float)
+    room = float(np.sqrt((room_T**2).mean()))
+    assert -71 < 20 * np.log10(room / 2**15) < -54
+    word_T = sine(440.0, 0.4).samples_T.astype(float)
+    apart = min(
+        np.abs(clip.samples_T[at : at + len(word_T)] - word_T).max()
+        for at in range(max(first - 50, 0), min(first + 50, RATE_HZ - len(word_T)))
+    )
+    assert apart < 6 * room
+
+
+def test_the_seed_says_where_a_word_stands() -> None:
+    def begin(seed: int) -> int:
+        clip = placed(spoken(0.4), np.random.default_rng(seed))
+        return int(np.flatnonzero(np.abs(clip.samples_T.astype(int)) > 1_000)[0])
+
+    begins = [begin(seed) for seed in range(40)]
+    assert begins == [begin(seed) for seed in range(40)]
+    assert min(begins) < 0.15 * RATE_HZ
+    assert max(begins) > 0.45 * RATE_HZ
+
+
+def test_a_longer_word_stands_alone() -> None:
+    clip = placed(spoken(1.5, silence_s=0.5), np.random.default_rng(0))
+    assert clip.seconds == pytest.approx(1.5, abs=0.005)
+    assert np.abs(clip.samples_T[: RATE_HZ // 100].astype(int)).max() > 4_000
+
+
+def test_silence_becomes_a_quiet_room() -> None:
+    clip = placed(Clip(np.zeros(4_000, np.int16), RATE_HZ), np.random.default_rng(0))
+    assert len(clip.samples_T) == RATE_HZ
+    assert 0 < np.abs(clip.samples_T.astype(int)).max() < 500
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs the program espeak-ng")
