@@ -34,6 +34,7 @@ from mdi_exit.model.build import TEXT_MODELS, at_equal_cost, built
 from mdi_exit.model.heads import head_for
 from mdi_exit.model.manifest import Measure
 from mdi_exit.model.network import MultiExitNetwork
+from mdi_exit.training.checkpoint import write_checkpoint, write_text
 from mdi_exit.training.config import TrainSettings
 from mdi_exit.training.costs import Costs, costs_of
 from mdi_exit.training.curve import Curve, curve_of, thresholds_for, trace_of
@@ -271,9 +272,7 @@ def _taps(network: MultiExitNetwork, samples: Mapping[str, AnySamples], path: Pa
                 raise UsageError("data", "texts whose features fit in memory", f"{len(part):,} texts")
             say(f"{name}: features of {len(part):,} texts")
             kept[name] = (feed.features, feed.last_NK, feed.last)
-            partial = path.with_suffix(".partial")
-            torch.save(kept, partial)
-            partial.replace(path)
+            write_checkpoint(path, kept)
         features, last_NK, last = kept[name]
         feeds[name] = TapFeed(trainee, tuple(features), last_NK, part.labels_N, device, lambda: off, last)
     return feeds
@@ -355,8 +354,6 @@ def run_study(study: Study, folder: Path, *, data_dir: Path | None, say: Say) ->
                     "epochs": [one.to_plain() for one in epochs],
                     "curves": curves,
                 }
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps(row))
-                partial.replace(path)
+                write_text("row", path, json.dumps(row))
             rows.append(json.loads(path.read_text()))
     return rows

@@ -118,7 +118,7 @@ class CloudWorker:
     async def _begin(self) -> None:
         cut = self.cut = await asyncio.to_thread(self._chosen_cut)
         self.study.fits(cut)
-        network = self.study.network(cut).network
+        network = (await asyncio.to_thread(self.study.network, cut)).network
         peak = self.settings.learning_rate
         part = WholePart(network, peak) if self.settings.scheme == "cloud" else CloudPart(network, cut, peak)
         if self._saved:
@@ -166,14 +166,14 @@ class CloudWorker:
             await self._average()
             if self._save_now or self.keeping.is_time():
                 await self._save()
-            heard_at = (member.heard_at for member in self.members.by_name.values())
-            if time.monotonic() - max(begun, *heard_at) > self.settings.give_up:
-                self.say(f"no edge was heard of for {self.settings.give_up:g} s")
+            heard_at = (member.heard_at for member in self.members.by_name.values() if not member.has_finished)
+            if time.monotonic() - max((begun, *heard_at)) > self.settings.give_up:
+                self.say(f"of edges at work nothing was heard for {self.settings.give_up:g} s")
                 break
         await self._save()
 
     def _all_finished(self) -> bool:
-        return all(member.has_finished for member in self.members.by_name.values())
+        return self.members.have_finished(time.monotonic())
 
     async def _take(self, turn: Turn[Batch]) -> None:
         """Learn from one batch; the credit goes back, and in split learning the gradient."""
@@ -181,7 +181,8 @@ class CloudWorker:
         gradient: NDArray[np.float32] | None = None
         try:
             begin = time.perf_counter()
-            loss, gradient = await asyncio.to_thread(self._learned, *turn.batch)
+            number = sorted(self.flow.edges).index(turn.edge)
+            loss, gradient = await asyncio.to_thread(self._learned, number, *turn.batch)
             self.busy_s += time.perf_counter() - begin
             self._losses.append(loss)
             self.trained += 1
@@ -199,8 +200,11 @@ class CloudWorker:
         self.flow.done(turn)
         self._tell(turn.edge)
 
-    def _learned(self, lesson: Lesson, payload: memoryview) -> tuple[float, NDArray[np.float32] | None]:
-        """Raises ``WireError`` for a batch that is not what it says, or has labels that we do not know."""
+    def _learned(self, number: int, lesson: Lesson, payload: memoryview) -> tuple[float, NDArray[np.float32] | None]:
+        """``number``: of the edge, from 0.
+
+        Raises ``WireError`` for a batch that is not what it says, or has labels that we do not know.
+        """
         part, scheme = self.part, self.settings.scheme
         x_B, labels_B = unpacked(lesson.codec, lesson.shape, lesson.count, payload)
         if (labels_B >= len(self.study.parts.test.classes)).any():
@@ -208,7 +212,7 @@ class CloudWorker:
         progress = min(lesson.place / max(lesson.steps, 1), 1.0)
         if isinstance(part, WholePart):
             samples = Samples(torch.from_numpy(np.array(x_B)), torch.from_numpy(labels_B), self.study.spec)
-            chance = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + lesson.step)
+            chance = self.study.chance(lesson.step, number)
             augmentation: Augmentation = self.settings.augment  # type: ignore[assignment] # one of the choices
             x_BCHW = samples.inputs(torch.arange(len(labels_B)), torch.device("cpu"), augmentation, chance)
             return part.train(x_BCHW, samples.labels_N, progress), None

@@ -20,7 +20,8 @@ from rich.table import Table
 from broker.embedded import embedded_broker
 from mdi_exit.config import resolve
 from mdi_exit.demo.fleet import Fleet
-from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.discovery import answers
+from mdi_exit.errors import MdiExitError, StartError, UsageError
 from mdi_exit.hierarchical.cloud import CloudWorker
 from mdi_exit.hierarchical.config import HierarchicalSettings, Outage, check_use, show_bit_rate
 from mdi_exit.hierarchical.edge import EdgeWorker, train_whole
@@ -117,7 +118,10 @@ def _together(settings: HierarchicalSettings, *, own_broker: bool) -> int:
     for number, scheme in enumerate(settings.schemes):
         out = settings.out if number == 0 else settings.out.with_name(f"{settings.out.name}-{scheme}")
         check_output(out.absolute())
-        cut = settings.cut if settings.cut is not None or not runs else runs[0].cut
+        chosen = next(
+            (run.cut for run in runs if run.scheme != "edge"), None
+        )  # by measurement; the others get the same
+        cut = settings.cut if settings.cut is not None else chosen
         one = replace(settings, schemes=(scheme,), out=out.absolute(), cut=cut, data_dir=settings.data_dir.absolute())
         runs.append(asyncio.run(measured_run(one, console, own_broker=own_broker)))
     _show(console, settings, runs)
@@ -138,15 +142,14 @@ def check_model(settings: HierarchicalSettings) -> None:
 async def measured_run(settings: HierarchicalSettings, console: Console, *, own_broker: bool = True) -> Run:
     """One scheme with real processes, to its end. Raises ``MdiExitError`` if one of them fails."""
     settings.work.mkdir(parents=True, exist_ok=True)
-    fleet = Fleet(settings.work)
+    fleet, log = Fleet(settings.work), settings.work / "edge1.log"
+    earlier = log.stat().st_size if log.exists() else 0  # of a run before this one: the log goes on
     names = [f"edge{number}" for number in range(1, settings.edges + 1)]
     secret = {"MDI_EXIT_PASSWORD": settings.password} if settings.password is not None else {}
     try:
         if settings.scheme == "edge":
-            if settings.edges > 1:
-                raise UsageError("--scheme edge", "--edges 1: there is nobody to average with", settings.edges)
             await fleet.start("edge1", _MODULE, _flags(settings, "edge", "edge1", None, 1))
-            await _ended(fleet, settings)
+            await _ended(fleet)
             return _found(settings, names, "no link")
         async with _broker(settings, own_broker=own_broker) as (url, place):
             async with edge_links(names, settings.link, settings.shaping, place) as links:
@@ -156,7 +159,7 @@ async def measured_run(settings: HierarchicalSettings, console: Console, *, own_
                     await fleet.start(name, _MODULE, flags, inside=links.inside(name), more=secret)
                 link = links.by if settings.link is None else f"{show_bit_rate(settings.link)}, {links.by}"
                 console.print(f"{settings.scheme}: {settings.edges} edge(s), {link}")
-                await _ended_with_outage(fleet, settings, links, console)
+                await _ended_with_outage(fleet, settings, links, console, earlier)
             return _found(settings, names, links.by)
     finally:
         with contextlib.suppress(MdiExitError):  # the first reason is told
@@ -169,6 +172,8 @@ async def _broker(settings: HierarchicalSettings, *, own_broker: bool) -> AsyncI
         address = settings.broker.addresses[0]
         if address.is_auto or address.tls:
             raise UsageError("--broker", "mqtt://HOST:PORT where one command starts all", settings.broker)
+        if not await answers(address):
+            raise StartError(f"broker {address}: expected one that answers, got none")
         yield str(address), (address.host, address.port)
         return
     async with embedded_broker() as broker:
@@ -193,30 +198,34 @@ def _flags(settings: HierarchicalSettings, role: str, name: str, url: str | None
     return [text for flag, value in given.items() if value is not None for text in (f"--{flag}", str(value))]
 
 
-async def _ended(fleet: Fleet, settings: HierarchicalSettings) -> None:
-    """Until all have ended well. Raises ``MdiExitError``."""
+async def _ended(fleet: Fleet) -> None:
+    """Until all have ended well. Raises ``NodeEndedError``."""
     while True:
-        if (fallen := fleet.fallen()) is not None:
-            raise MdiExitError(f"{fallen}: {fleet.complaint(fallen)} (its log: {settings.work / fallen}.log)")
+        fleet.check()
         if all(process.returncode == 0 for process in fleet.processes.values()):
             return
         await asyncio.sleep(_POLL_S)
 
 
-async def _ended_with_outage(fleet: Fleet, settings: HierarchicalSettings, links: EdgeLinks, console: Console) -> None:
-    """As ``_ended``, the link cut meanwhile if that is wanted; an outage that came too late is told."""
+async def _ended_with_outage(
+    fleet: Fleet, settings: HierarchicalSettings, links: EdgeLinks, console: Console, earlier: int = 0
+) -> None:
+    """As ``_ended``, the link cut meanwhile if that is wanted; an outage that came too late is told.
+
+    ``earlier``: bytes of the first edge's log that are not of this run.
+    """
     if settings.outage is None:
-        await _ended(fleet, settings)
+        await _ended(fleet)
         return
     begun = asyncio.Event()
 
     async def cut(outage: Outage) -> None:
-        await _training_is_at(outage.at_share, settings)
+        await _training_is_at(outage.at_share, settings, earlier)
         await links.out(outage, begun)
 
     outage = asyncio.create_task(cut(settings.outage), name="outage")
     try:
-        await _ended(fleet, settings)
+        await _ended(fleet)
     finally:
         outage.cancel()
         await asyncio.gather(outage, return_exceptions=True)
@@ -225,11 +234,11 @@ async def _ended_with_outage(fleet: Fleet, settings: HierarchicalSettings, links
         console.print(f"the outage did not come: edge1 had ended before, after {seconds:.1f} s of training")
 
 
-async def _training_is_at(share: float, settings: HierarchicalSettings) -> None:
+async def _training_is_at(share: float, settings: HierarchicalSettings, earlier: int) -> None:
     """Until the first edge says that it has begun, or done that share."""
     log = settings.work / "edge1.log"
     while True:
-        done = _share_done(log.read_text(errors="replace"))
+        done = _share_done(log.read_bytes()[earlier:].decode(errors="replace"))
         if done is not None and done >= share:
             return
         await asyncio.sleep(_POLL_S)

@@ -197,6 +197,8 @@ class HierarchicalSettings(ServiceSettings):
         ServiceSettings.__post_init__(self)
         if self.slow_edge < 1:
             raise UsageError("--slow-edge", "a number of at least 1", self.slow_edge)
+        if "edge" in self.schemes and self.edges > 1:
+            raise UsageError("--scheme", f"schemes with a cloud for --edges {self.edges}", ",".join(self.schemes))
         if self.role != "all" and len(self.schemes) != 1:
             raise UsageError("--scheme", f"one for --role {self.role}", ",".join(self.schemes))
         if self.role == "edge" and self.shard[1] not in (1, self.edges):

@@ -45,7 +45,6 @@ _TRIAL_S: Final = 60.0
 _FASTEST: Final = 1e10
 _WAITING_S: Final = 10.0  # between lines that say for whom
 _PATIENCE: Final = 2  # times the silence after which an earlier start of ours counts as gone
-_APART: Final = 0x9E3779B1  # torch takes 32 bits of a seed: multiples of this one are far from each other there
 
 T = TypeVar("T")
 Array = NDArray[np.float32]
@@ -89,8 +88,7 @@ class _Lessons:
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs, augmented by chance of the step and the shard, and labels."""
         rows_B = self.rows(step)
-        apart = (self.study.settings.shard[0] - 1) * _APART
-        chance = torch.Generator().manual_seed(self.study.settings.seed * 1_000_003 + step + apart)
+        chance = self.study.chance(step, self.study.settings.shard[0] - 1)
         augmentation: Any = self.study.settings.augment
         return self.samples.inputs(rows_B, torch.device("cpu"), augmentation, chance), self.samples.labels_N[rows_B]
 
@@ -155,6 +153,8 @@ class EdgeWorker:
         torch.set_num_threads(self.settings.threads)
         async with self.post:
             await self._until(lambda: self.post.connected)
+            if self.stop.is_set():
+                return
             if self.settings.cut is None:
                 self.step_s = await asyncio.to_thread(edge_step_s, self.study, self.lessons.batch, self.work.slow)
             await self._measure_link()
@@ -173,20 +173,16 @@ class EdgeWorker:
 
     async def _cut_is_told(self) -> None:
         """Raises ``MdiExitError`` where there is no cloud."""
-        begin = time.monotonic()
         while self.cut is None and not self.stop.is_set():
             log.info("waiting for %s", self.settings.cloud)
-            await self._until(lambda: self.cut is not None, min(_WAITING_S, self.settings.give_up))
-            if time.monotonic() - max(begin, self.flow.heard_at or begin) > self.settings.give_up:
-                raise MdiExitError(f"no word from {self.settings.cloud} for {self.settings.give_up:g} s")
+            await self._until(lambda: self.cut is not None, _WAITING_S)
 
     async def _learn(self) -> None:
         scheme, cut = self.settings.scheme, self.cut
         if cut is None:
             raise MdiExitError("expected a cut, got none")
         if scheme != "cloud":
-            self.study.fits(cut)
-            self.part = EdgePart(self.study.network(cut).network, cut, self.settings.learning_rate)
+            self.part = await asyncio.to_thread(self._new_part, cut)
             self._pieces = Pieces(most_bytes(self.part.state()))
             self._restore(cut)
         step_of = {"hierarchical": self._step, "split": self._split_step, "cloud": self._raw_step}[scheme]
@@ -217,14 +213,21 @@ class EdgeWorker:
         await self._hand_over()
         self._write_figures(first, learned_s, seconds)
 
+    def _new_part(self, cut: int) -> EdgePart:
+        self.study.fits(cut)
+        return EdgePart(self.study.network(cut).network, cut, self.settings.learning_rate)
+
     # --- a step
 
     async def _step(self, step: int) -> None:
         """Train on a batch; send what leaves the cut, if there is a link and as soon as there is a credit."""
         part = self._own_part()
-        x_BCHW, labels_B = self.lessons.batch(step)
-        progress = step / self.lessons.steps
-        features, loss = await asyncio.to_thread(self.work, lambda: part.train(x_BCHW, labels_B, progress))
+
+        def trained() -> tuple[Array, float, torch.Tensor]:
+            x_BCHW, labels_B = self.lessons.batch(step)
+            return *part.train(x_BCHW, labels_B, step / self.lessons.steps), labels_B
+
+        features, loss, labels_B = await asyncio.to_thread(self.work, trained)
         self._losses.append(loss)
         while (offer := self._offer()) is Offer.WAIT and not self.stop.is_set():
             await self.post.wait(_REPORT_S)
@@ -237,8 +240,12 @@ class EdgeWorker:
         part = self._own_part()
         end = time.monotonic() + self.settings.give_up
         while self.missed and not self.stop.is_set() and time.monotonic() < end:
-            x_BCHW, labels_B = self.lessons.batch(self.missed[0])
-            features = await asyncio.to_thread(self.work, lambda x_BCHW=x_BCHW: part.features(x_BCHW))
+
+            def made(step: int = self.missed[0]) -> tuple[Array, torch.Tensor]:
+                x_BCHW, labels_B = self.lessons.batch(step)
+                return part.features(x_BCHW), labels_B
+
+            features, labels_B = await asyncio.to_thread(self.work, made)
             while (offer := self._offer()) is not Offer.SEND and not self.stop.is_set() and time.monotonic() < end:
                 await self.post.wait(_REPORT_S)
             if offer is Offer.SEND and await self._sent(self.step, "features", features, labels_B.numpy()):
@@ -248,8 +255,12 @@ class EdgeWorker:
     async def _split_step(self, step: int) -> None:
         """Forward, there and back, backward: nothing of it at the same time. Without a link it waits."""
         part = self._own_part()
-        x_BCHW, labels_B = self.lessons.batch(step)
-        features, loss = await asyncio.to_thread(self.work, lambda: part.forward(x_BCHW, labels_B))
+
+        def forward() -> tuple[Array, float, torch.Tensor]:
+            x_BCHW, labels_B = self.lessons.batch(step)
+            return *part.forward(x_BCHW, labels_B), labels_B
+
+        features, loss, labels_B = await asyncio.to_thread(self.work, forward)
         self._losses.append(loss)
         self._features, self._gradient = features.shape, None
         if not await self._sent_at_last(step, "features", features, labels_B.numpy()):
@@ -284,7 +295,7 @@ class EdgeWorker:
 
     async def _sent(self, step: int, what: str, x_B: Array | NDArray[np.uint8], labels_B: NDArray[np.int64]) -> bool:
         codec = RAW if what == RAW else self.settings.codec
-        payload = await asyncio.to_thread(packed, codec, x_B, labels_B)
+        payload = await asyncio.to_thread(self.work, lambda: packed(codec, x_B, labels_B))
         run, seq = self.run_number, self.flow.sent + 1
         message = Lesson(
             run, self.post.incarnation, seq, step, self.lessons.steps, what, codec, x_B.shape, len(labels_B), crc32(payload),
@@ -395,12 +406,13 @@ class EdgeWorker:
             case CloudReport() if message.run >= self.run_number:
                 self._heard(message)
             case Lesson(what="gradient") if self._is_ours(message) and message.seq == self.flow.sent:
+                self.flow.heard_at = time.monotonic()
                 if self.settings.scheme != "split" or message.shape != self._features:
                     raise WireError("gradient", f"expected one of {self._features} or none, got {message.shape}")
                 gradient, _ = unpacked(message.codec, message.shape, 0, payload)
                 self._gradient = message.seq, gradient.astype(np.float32, copy=False)
             case Weights() if self._is_ours(message) and self.part is not None:
-                self._piece_at = time.monotonic()
+                self._piece_at = self.flow.heard_at = time.monotonic()  # a report may wait behind many pieces
                 if (whole := self._pieces.added(message, payload)) is not None:
                     self._mean = message.round, state_like(whole, self.part.state())
             case CloudReport() | Lesson() | Weights():
@@ -454,8 +466,14 @@ class EdgeWorker:
         )  # fmt: skip
 
     async def _keep_reporting(self) -> None:
+        """And see that there is a cloud, where nothing can be done without one."""
+        begin = time.monotonic()
         while True:
             self.post.send(self.settings.cloud, self._report())
+            silent_s = time.monotonic() - (begin if self.flow.heard_at is None else self.flow.heard_at)
+            needs_cloud = self.cut is None or self.settings.scheme in ("split", "cloud")
+            if needs_cloud and silent_s > self.settings.give_up:
+                self.post.fail(MdiExitError(f"no word from {self.settings.cloud} for {self.settings.give_up:g} s"))
             await asyncio.sleep(_REPORT_S)
 
     async def _measure_link(self) -> None:

@@ -1,11 +1,11 @@
 """Who may send, who learns next, how old a batch may be: both ends of hierarchical training, without clock or network.
 
-Rules, in the order in which they are applied:
+Rules, at each end in the order in which they are applied:
 
 ======  ==================================================================================================================
 edge    1. no link: train on, send nothing (the batch is *skipped*); 2. a credit is there: send; 3. wait for one
-cloud   1. of the edges with a batch waiting, the one that has had the least for its share of all data goes first;
-        2. a batch older than ``most_stale`` steps of its edge is dropped, and its credit given back
+cloud   1. a batch older than ``most_stale`` steps of its edge is dropped, and its credit given back;
+        2. of the edges with a batch waiting, the one that has had the least for its share of all data goes first
 ======  ==================================================================================================================
 
 Batches are numbered from 1 for each pair of starts (an edge's, the cloud's). An edge may have ``window`` of them on the way:

@@ -6,12 +6,11 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from mdi_exit.errors import MdiExitError, UsageError, WireError
 from mdi_exit.hierarchical.config import HierarchicalSettings
-from mdi_exit.training.checkpoint import read_checkpoint, write_checkpoint
+from mdi_exit.training.checkpoint import read_checkpoint, write_checkpoint, write_text
 
 __all__ = ["Keeping"]
 
@@ -56,13 +55,4 @@ class Keeping:
         self._next_at = time.monotonic() + self._every_s
 
     def write_figures(self, figures: dict[str, Any]) -> None:
-        _write(self.figures_file, json.dumps(figures, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        raise MdiExitError(f"{path}: {error.strerror or error}") from None
+        write_text("figures", self.figures_file, json.dumps(figures, indent=1) + "\n")

@@ -55,6 +55,13 @@ class Members:
     def lives(self, name: str, now: float) -> bool:
         return now - self.by_name[name].heard_at <= self._dead_after_s
 
+    def have_finished(self, now: float) -> bool:
+        """All of them. One that has handed over its last part and is silent has finished: its last word was lost."""
+        return all(
+            member.has_finished or (member.hands_over and not self.lives(name, now))
+            for name, member in self.by_name.items()
+        )
+
     def heard(self, name: str, incarnation: int, now: float) -> bool:
         """Something came of that start of an edge; False: we know no such edge, or another start of it."""
         member = self.by_name.get(name)
@@ -119,19 +126,23 @@ class Members:
         return 0 < self.by_name[name].round <= self.mean
 
     def last_parts(self) -> list[tuple[State, int]]:
-        return [(one.state, one.samples) for one in self.by_name.values() if one.state is not None]
+        """Those of the edges that have come furthest: handed over, or else of the newest round."""
+        members = self.by_name.values()
+        newest = max((one.round for one in members), default=0)
+        last = [one for one in members if one.hands_over] or [one for one in members if one.round == newest]
+        return [(one.state, one.samples) for one in last if one.state is not None]
 
     # --- what a cloud that is started again has to know: nobody will tell it
 
     def kept(self) -> dict[str, Any]:
-        """The edges that have finished, plainly, for a checkpoint."""
+        """The edges that have nothing more to give, plainly, for a checkpoint."""
         return {
             name: {
                 "incarnation": member.report.incarnation, "steps": member.report.steps, "images": member.report.samples,
                 "round": member.round, "samples": member.samples, "state": member.state,
             }
             for name, member in self.by_name.items()
-            if member.has_finished and member.state is not None
+            if (member.has_finished or member.hands_over) and member.state is not None
         }  # fmt: skip
 
     def restore(self, kept: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ __all__ = ["Pieces", "Post"]
 _KEEPALIVE_S: Final = (
     60  # a batch on a slow link takes its time, and one message is not through before its last byte is
 )
-_PIECE_BYTES: Final = 256 * 1024
+_PIECE_BYTES: Final = 64 * 1024  # half a second at 1 Mbit/s: what waits behind it is not taken for silence
 _CONFIRMED_S: Final = 120.0
 
 log = logging.getLogger(__name__)

@@ -30,6 +30,7 @@ __all__ = ["Study"]
 _MEAN: Final = 0.5
 _STD: Final = 0.25
 _ROOM_BYTES: Final = 64 * 1024
+_APART: Final = 0x9E3779B1  # torch takes 32 bits of a seed: multiples of this one are far from each other there
 
 
 class Study:
@@ -78,6 +79,10 @@ class Study:
         if len(own) < self.settings.batch_size:
             raise UsageError("--batch-size", f"at most the {len(own)} samples of this edge", self.settings.batch_size)
         return samples_of(train.subset(own), self.spec)
+
+    def chance(self, step: int, number: int) -> torch.Generator:
+        """What the augmentation of a step is drawn by, at the edge of that ``number``, from 0, or for it."""
+        return torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step + number * _APART)
 
     def steps(self, samples: int) -> tuple[int, int]:
         """Of one epoch, and in all, for an edge of so many samples."""

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.errors import UsageError
+from mdi_exit.training.checkpoint import write_text
 
 __all__ = ["EpochRow", "TensorBoard", "write_csv"]
 
@@ -52,12 +53,7 @@ def write_csv(path: Path, rows: Sequence[EpochRow]) -> None:
         accuracies = [f"{accuracy:.4f}" for accuracy in row.accuracies]
         head = [row.epoch, row.phase, f"{row.learning_rate:.6g}", f"{row.loss:.5f}"]
         writer.writerow([*head, *losses, *accuracies, f"{row.seconds:.2f}"])
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text.getvalue())
-        partial.replace(path)
-    except OSError as error:
-        raise MdiExitError(f"log {path}: {error.strerror or error}") from None
+    write_text("log", path, text.getvalue())
 
 
 class TensorBoard:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 from guarded import production
-from live import Listener, System, run_program
+from live import Listener, Program, System, run_program
 from numpy.typing import NDArray
 
 pytest.importorskip("torch", reason="needs the extra 'torch'")
@@ -323,6 +324,29 @@ async def test_a_worker_that_is_killed_and_started_again_goes_on(
     assert artifact.manifest.exits[1].accuracy > 0.7
 
 
+async def test_an_edge_that_dies_for_good_holds_up_nobody_and_its_old_part_is_not_in_the_artifact(
+    mosquitto: Any, data: Path, tmp_path: Path
+) -> None:
+    both = Both(mosquitto.url, tmp_path / "model", data, edges=2, epochs=4, dead_after=2.0, give_up=8.0)
+    living, dying = both.edges
+    an_epoch, back = dying.lessons.an_epoch, threading.Event()
+    dying.work = Until(lambda: dying.step >= an_epoch + 2, back)  # type: ignore[assignment] # after its first mean
+    cloud = asyncio.create_task(both.cloud.run(), name="cloud")
+    tasks = [asyncio.create_task(edge.run(), name="edge") for edge in both.edges]
+    await until(lambda: dying.step >= an_epoch + 2 or any(task.done() for task in (cloud, *tasks)))
+    tasks[1].cancel()
+    back.set()
+    async with asyncio.timeout(_DEADLINE_S):
+        await asyncio.gather(*tasks, cloud, return_exceptions=True)
+    assert not cloud.exception()
+    assert living.step == living.lessons.steps
+    assert both.cloud.members.by_name["edge2"].round == 1
+    ((state, _),) = both.cloud.members.last_parts()
+    assert living.part is not None
+    assert all(torch.equal(value, state[key]) for key, value in living.part.state().items())
+    assert Artifact.open(tmp_path / "model").manifest.training["learned_by_edge"]["edge2"] > 0
+
+
 async def test_the_same_again_after_a_run_that_ended_well_trains_anew(
     mosquitto: Any, data: Path, tmp_path: Path
 ) -> None:
@@ -457,6 +481,39 @@ async def test_workers_sign_in_by_password_and_by_certificate_and_the_access_lis
         wrong = EdgeWorker(replace(settings, **signed | {"password": "guess"}), Study(settings), asyncio.Event())
         with pytest.raises(StartError, match="wrong password"):
             await wrong.run()
+
+
+@pytest.mark.slow
+def test_processes_that_are_killed_and_started_again_go_on(system: System, data: Path, tmp_path: Path) -> None:
+    def worker(role: str, *more: str) -> Program:
+        flags = (
+            "train-hierarchical", "--role", role, "--broker", system.url, "--deployment", "test", "--data", f"npz:{data}",
+            "--model", "small_vgg11", "--width", "0.125", "--batch-size", "16", "--epochs", "40", "--cut", "2",
+            "--learning-rate", "0.02", "--checkpoint-every", "10ms", "--dead-after", "2s", "--out", str(tmp_path / role),
+        )  # fmt: skip
+        return system.program("mdi_exit.cli", role, *flags, *more)
+
+    cloud, edge = worker("cloud"), worker("edge", "--slow-edge", "4")
+    edge.until_says("step 56 of 560")
+    edge.kill()
+    edge = worker("edge", "--slow-edge", "4")
+    edge.until_says("going on from step ")
+    begun_at = int(edge.log.split("going on from step ")[1].split()[0])
+    assert 0 < begun_at < 560
+    edge.until_says("step 224 of 560")
+    cloud.kill()
+    cloud = worker("cloud")
+    assert edge.until_ends() == 0, edge.log
+    assert cloud.until_ends() == 0, cloud.log
+    gone_on = int(cloud.stdout.split("going on after ")[1].split()[0])
+    assert 0 < gone_on < 560
+    figures = json.loads((tmp_path / "cloud.training" / "cloud.json").read_text())
+    lost = 3 * 4  # two kills, each with a window of batches on its way, and what the cloud has not saved
+    again = 2 * 56  # at most, since what each checkpoint says is that old
+    assert 560 - lost <= figures["batches_trained"] <= 560 + again
+    artifact = Artifact.open(tmp_path / "cloud")
+    assert artifact.manifest.exits[1].accuracy is not None
+    assert artifact.manifest.exits[1].accuracy > 0.7
 
 
 @pytest.mark.slow

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra 'torch'")
 
 from rich.console import Console
 
-from mdi_exit.demo.fleet import Fleet
-from mdi_exit.errors import UsageError
+from mdi_exit.demo.fleet import Fleet, NodeEndedError
+from mdi_exit.errors import StartError, UsageError
 from mdi_exit.hierarchical import command
 from mdi_exit.hierarchical.config import HierarchicalSettings, Outage
 from mdi_exit.hierarchical.link import EdgeLinks
@@ -33,6 +35,10 @@ from mdi_exit.hierarchical.link import EdgeLinks
         ("--scheme edge --outage 20s:30s", "--outage: expected a scheme that has a link, got edge"),
         ("--scheme edge --link 1Mbit", "--link: expected a scheme that has a link, got edge"),
         ("--role edge --shard 1/3 --edges 2", "--shard: expected I/2, as --edges says, or 1/1, got 1/3"),
+        (
+            "--scheme split,edge --edges 2",
+            "--scheme: expected schemes with a cloud for --edges 2, got split,edge",
+        ),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_a_mistake(argv: str, complaint: str, tmp_path: Path) -> None:
@@ -54,6 +60,32 @@ def test_the_environment_may_serve_several_roles(
     monkeypatch.setattr(command, "_worker", worker)
     assert command.main(["--role", role, "--out", str(tmp_path / "model")]) == 0
     assert started == [role]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    rng = np.random.default_rng(0)
+    labels_N, images_NHW = np.arange(360) % 2, rng.integers(0, 255, (360, 16, 16)).astype(np.uint8)
+    path = tmp_path / "noise.npz"
+    np.savez(path, x=images_NHW[:260], y=labels_N[:260], x_test=images_NHW[260:], y_test=labels_N[260:])
+    return f"npz:{path}"
+
+
+def test_a_broker_that_is_not_there_is_told_at_once(data: str, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"mqtt://127.0.0.1:{taken.getsockname()[1]}"
+        argv = ["--data", data, "--model", "small_vgg11", "--width", "0.125", "--broker", url]
+        with pytest.raises(StartError, match=f"broker {url}: expected one that answers, got none"):
+            command.main([*argv, "--out", str(tmp_path / "model")])
+
+
+async def test_what_a_worker_ends_with_all_end_with(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    await fleet.start("edge1", "mdi_exit.hierarchical.command", ["--role", "edge"])
+    with pytest.raises(NodeEndedError, match=r"edge1 ended with status 2: .*--out"):
+        async with asyncio.timeout(60):
+            await command._ended(fleet)
 
 
 def test_a_worker_is_given_flags_that_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,11 +115,14 @@ class Proxy:
         self.said.append("mended")
 
 
+@pytest.mark.parametrize("before", ["", "training begins: 6 steps\nstep 6 of 6\n"])
 @pytest.mark.parametrize("at", [Outage(3600.0, 1.0), Outage(0.0, 1.0, 0.9), Outage(0.0, 3600.0, 0.5)])
-def test_an_outage_that_does_not_come_is_told(at: Outage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outage_that_does_not_come_is_told(
+    at: Outage, before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = HierarchicalSettings(out=tmp_path / "model", name="all", outage=at)
     settings.work.mkdir()
-    (settings.work / "edge1.log").write_text("training begins: 6 steps\nstep 3 of 6\n")
+    (settings.work / "edge1.log").write_text(before + "training begins: 6 steps\nstep 3 of 6\n")
     (settings.work / "edge1.json").write_text(json.dumps({"seconds": 12.0}))
     proxy, console = Proxy(), Console(file=io.StringIO(), width=200)
     links = EdgeLinks("not shaped", {}, lambda _: (), proxy)  # type: ignore[arg-type] # what is used of it
@@ -97,7 +132,7 @@ def test_an_outage_that_does_not_come_is_told(at: Outage, tmp_path: Path, monkey
             await asyncio.sleep(0)
 
     monkeypatch.setattr(command, "_ended", ended)
-    asyncio.run(command._ended_with_outage(Fleet(settings.work), settings, links, console))
+    asyncio.run(command._ended_with_outage(Fleet(settings.work), settings, links, console, len(before)))
     said = console.file.getvalue()  # type: ignore[attr-defined]
     if at.at_share == 0.5:
         assert (proxy.said, said) == (["cut", "mended"], "")

@@ -142,8 +142,8 @@ def test_the_second_of_a_name_waits_until_the_first_is_gone() -> None:
 
 def test_a_cloud_that_starts_again_knows_the_edges_that_have_finished() -> None:
     before = two()
-    for name in ("a", "b"):
-        send(before, name, STEPS + 3, part(1.0))
+    send(before, "a", STEPS + 3, part(1.0))
+    send(before, "b", 2, part(1.0))
     before.reported("a", report(1, "finished"), 1.0)
     after = Members(2, dead_after_s=5.0)
     after.restore(before.kept())
@@ -154,3 +154,31 @@ def test_a_cloud_that_starts_again_knows_the_edges_that_have_finished() -> None:
     assert (state["w"].tolist(), samples) == ([1.0] * 3, 100)
     assert after.reported("a", report(2, "joining"), 0.0)
     assert not after.by_name["a"].has_finished
+
+
+def test_the_artifact_is_made_of_the_edges_that_came_furthest() -> None:
+    members = two()
+    assert members.last_parts() == []
+    send(members, "a", 2, part(1.0))
+    send(members, "b", 3, part(2.0))
+    assert [state["w"].tolist() for state, _ in members.last_parts()] == [[2.0] * 3]
+    send(members, "a", 3, part(4.0))
+    assert [state["w"].tolist() for state, _ in members.last_parts()] == [[4.0] * 3, [2.0] * 3]
+    send(members, "a", STEPS + 3, part(5.0))  # b is never heard of again
+    assert [state["w"].tolist() for state, _ in members.last_parts()] == [[5.0] * 3]
+    send(members, "b", STEPS + 2, part(6.0))
+    assert [state["w"].tolist() for state, _ in members.last_parts()] == [[5.0] * 3, [6.0] * 3]
+
+
+def test_an_edge_whose_last_word_was_lost_has_finished() -> None:
+    members = two()
+    for name in ("a", "b"):
+        send(members, name, STEPS + 3, part(1.0))
+    members.reported("a", report(1, "finished"), 1.0)
+    assert not members.have_finished(4.0)  # it may still say so itself
+    assert members.have_finished(9.0)
+    assert set(members.kept()) == {"a", "b"}
+    silent = two()
+    silent.reported("a", report(1, "finished"), 1.0)
+    send(silent, "b", 2, part(1.0))
+    assert not silent.have_finished(1e9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mdi_exit.hierarchical.cloud import CloudWorker
 from mdi_exit.hierarchical.config import HierarchicalSettings
 from mdi_exit.hierarchical.edge import EdgeWorker
 from mdi_exit.hierarchical.lessons import packed
-from mdi_exit.hierarchical.parts import CloudPart, EdgePart, state_bytes
+from mdi_exit.hierarchical.parts import CloudPart, EdgePart, WholePart, state_bytes
 from mdi_exit.hierarchical.study import Study
 from mdi_exit.limits import MAX_SAMPLES
 from mdi_exit.training.checkpoint import write_checkpoint
@@ -217,7 +218,7 @@ def test_features_that_are_no_numbers_do_not_reach_the_weights(settings: Hierarc
     x_BCHW = np.full(SHAPE, np.inf, np.float32)
     payload = memoryview(packed("float32", x_BCHW, np.zeros(BATCH, np.int64)))
     with pytest.raises(WireError, match="finite"):
-        cloud._learned(cloud.lesson(codec="float32"), payload)
+        cloud._learned(0, cloud.lesson(codec="float32"), payload)
 
 
 def test_the_weight_of_an_edge_has_a_limit(settings: HierarchicalSettings) -> None:
@@ -238,6 +239,44 @@ def test_batches_on_a_slow_link_say_that_an_edge_is_there(settings: Hierarchical
     cloud.members.by_name["edge1"].heard_at = before
     cloud.gets(Weights(RUN, 1, 1, 40, 0, 2, 0), b"half")
     assert cloud.members.by_name["edge1"].heard_at > before
+
+
+def test_weights_and_gradients_on_a_slow_link_say_that_the_cloud_is_there(settings: HierarchicalSettings) -> None:
+    edge = edge_worker(replace(settings, schemes=("split",)))
+    trains(edge)
+    edge._features, own = SHAPE, edge.post.incarnation
+    edge.flow.sending(0)
+    edge.flow.connected, edge.flow.heard_at = True, float("-inf")
+    hears(edge, Weights(RUN, own + 1, 1, 40, 0, 2, 0), b"half")
+    assert not edge.flow.link_is_up(time.monotonic())
+    hears(edge, Weights(RUN, own, 1, 40, 0, 2, 0), b"half")
+    assert edge.flow.link_is_up(time.monotonic())
+    edge.flow.heard_at = float("-inf")
+    payload = packed("float32", np.ones(SHAPE, np.float32), None)
+    hears(edge, Lesson(RUN, own, 1, 0, 30, "gradient", "float32", SHAPE, 0, crc32(payload)), payload)
+    assert edge.flow.link_is_up(time.monotonic())
+
+
+@pytest.mark.parametrize("scheme", ["split", "cloud", "hierarchical"])
+async def test_an_edge_that_can_do_nothing_without_a_cloud_gives_up(
+    settings: HierarchicalSettings, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mdi_exit.hierarchical.edge._REPORT_S", 0.01)
+    edge = edge_worker(replace(settings, schemes=(scheme,), give_up=0.25))
+    said: list[object] = []
+    edge.post.send = lambda *_, **__: said.append(0) or False  # type: ignore[method-assign,func-returns-value]
+    edge.cut, edge.flow.heard_at = CUT, time.monotonic() - 1.0
+    reports = asyncio.create_task(edge._keep_reporting(), name="reports")
+    async with asyncio.timeout(60):
+        while len(said) < 3:
+            await asyncio.sleep(0.01)
+    if scheme == "hierarchical":  # it trains on
+        edge.post.check()
+    else:
+        with pytest.raises(MdiExitError, match="no word from cloud for"):
+            edge.post.check()
+    reports.cancel()
+    await asyncio.gather(reports, return_exceptions=True)
 
 
 def test_two_edges_of_one_name_are_told_apart(settings: HierarchicalSettings) -> None:
@@ -351,6 +390,19 @@ def test_edges_augment_each_by_its_own_chance_and_a_single_one_as_ever(settings:
         rng = np.random.default_rng(0)
         lessons.samples.images_NHWC[:] = torch.from_numpy(images)
     assert not all(torch.equal(both[0].batch(step)[0], both[1].batch(step)[0]) for step in range(4))
+
+
+def test_a_cloud_augments_the_images_of_each_edge_by_a_chance_of_its_own(settings: HierarchicalSettings) -> None:
+    cloud = Cloud(replace(settings, schemes=("cloud",), edges=2, augment="shift"))
+    cloud.part = part = WholePart(cloud.study.network(CUT).network, 0.02)
+    seen: list[torch.Tensor] = []
+    part.train = lambda x_BCHW, *_: seen.append(x_BCHW) or 0.0  # type: ignore[method-assign]
+    images_BHWC = np.random.default_rng(0).integers(0, 256, (BATCH, 16, 16, 1)).astype(np.uint8)
+    payload = memoryview(packed("raw", images_BHWC, np.zeros(BATCH, np.int64)))
+    for number in (0, 1, 0):
+        cloud._learned(number, cloud.lesson(what="raw", codec="raw", shape=images_BHWC.shape), payload)
+    assert torch.equal(seen[0], seen[2])
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_what_the_broker_keeps_is_not_believed(settings: HierarchicalSettings) -> None:
