@@ -107,7 +107,12 @@ def _accuracies(rows: Sequence[Row]) -> Iterator[str]:
         if row["part"] == "accuracy":
             groups.setdefault(_group(row), {})[row["seed"]] = row
     models = list(dict.fromkeys(group[0] for group in groups))
-    for group in sorted(groups, key=lambda one: (models.index(one[0]), -one[1], _ORDER.index(one[2]), one[3])):
+
+    def place(group: _Group) -> tuple[Any, ...]:
+        model, rate, scheme, codec = group
+        return models.index(model), -rate, _ORDER.index(scheme), codec != _BEFORE["codec"], codec
+
+    for group in sorted(groups, key=place):
         model, rate, scheme, codec = group
         last = {seed: 100 * row["accuracy_by_exit"][-1] for seed, row in sorted(groups[group].items())}
         other = groups.get((model, rate, "cloud", ""), {})

@@ -121,7 +121,7 @@ def test_another_codec_or_peak_rate_is_a_row_of_its_own(played: Played, tmp_path
         ("int4", 0.02),
     ]
     assert [line.split(" | ")[1:4] + line.split(" | ")[-1:] for line in accuracies(tmp_path)] == [
-        ["hierarchical", "int4", "0.05", "5.00 |"], ["hierarchical", "int8", "0.05", "5.00 |"], ["cloud", "", "0.05", " |"],
+        ["hierarchical", "int8", "0.05", "5.00 |"], ["hierarchical", "int4", "0.05", "5.00 |"], ["cloud", "", "0.05", " |"],
         ["hierarchical", "int4", "0.02", "5.00 |"], ["cloud", "", "0.02", " |"],
     ]  # fmt: skip
 
