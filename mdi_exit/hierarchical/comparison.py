@@ -5,13 +5,13 @@ part      what is measured
 ========  =========================================================================================================
 time      so many steps of each scheme at each rate, one seed; an epoch is projected from the seconds of a step
 cuts      some steps with each cut of one model at one rate: is the one that the runtime model chose the fastest?
-accuracy  so many epochs of hierarchical training and of training in the cloud (``--judged``), unshaped link, each seed
+accuracy  so many epochs of each scheme (``--judged``), unshaped link, each seed
 outage    as accuracy, the link cut for 30 s in the middle, each seed; the edge made slow (emulated) where all would
           else be over too soon after it
 ========  =========================================================================================================
 
-The cut of each model is what the runtime model chose in the first run at each rate; accuracy and outage take the first
-rate's. Rows are whole runs of real processes.
+The cut of each model is what the runtime model chose in the first run at each rate, with the same codec where there is one;
+accuracy and outage take the first rate's. Rows are whole runs of real processes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rich.console import Console
 from mdi_exit.chaos.rows import Row, RowFile
 from mdi_exit.errors import MdiExitError, StoppedError, UsageError
 from mdi_exit.hierarchical.command import Run, check_model, measured_run
-from mdi_exit.hierarchical.comparison_page import page_of
+from mdi_exit.hierarchical.comparison_page import page_of, told
 from mdi_exit.hierarchical.config import HierarchicalSettings, Outage, bit_rate
 from mdi_exit.hierarchical.keeping import Keeping
 from mdi_exit.hierarchical.parts import CloudPart, EdgePart
@@ -39,14 +39,15 @@ from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.backbones import BACKBONES
 from mdi_exit.outcomes import outcomes
 from mdi_exit.program import run_tidily
-from mdi_exit.values import positive_int
+from mdi_exit.tensors import CODECS
+from mdi_exit.values import positive_float, positive_int
 
 __all__ = ["main"]
 
 _MODELS: Final = "small_vgg16,small_resnet18,resnet18"
 _SCHEMES: Final = "hierarchical,cloud,split,edge"
 _PARTS: Final = ("time", "cuts", "accuracy", "outage")
-_JUDGED: Final = ("hierarchical", "cloud")
+_WITH_FEATURES: Final = ("hierarchical", "split")
 _OUTAGE_S: Final = 30.0
 _OUTAGES: Final = 4  # so many outages long are an edge's steps
 _SLOW_EDGE: Final = 3.0
@@ -56,7 +57,7 @@ _PROOF_ITEMS: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One run. ``link``: as the user wrote it; empty: not shaped. ``cut`` None: the chosen one."""
+    """One run. ``link``: as the user wrote it; empty: not shaped. ``cut`` None: the chosen one. ``rate``: the peak."""
 
     part: str
     model: str
@@ -64,14 +65,18 @@ class _Case:
     link: str
     seed: int
     slow_edge: float
+    codec: str
+    rate: float
     cut: int | None = None
 
     @property
     def key(self) -> dict[str, Any]:
+        """What tells it from others: the codec only where features are sent."""
         key = {
             "part": self.part, "model": self.model, "scheme": self.scheme, "link": self.link, "seed": self.seed,
-            "emulated_slow_edge": self.slow_edge,
+            "emulated_slow_edge": self.slow_edge, "learning_rate": self.rate,
         }  # fmt: skip
+        key |= {"codec": self.codec} if self.scheme in _WITH_FEATURES else {}
         return key | ({"asked_cut": "auto" if self.cut is None else self.cut} if self.part == "cuts" else {})
 
 
@@ -122,11 +127,11 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cuts-link", default="4Mbit", metavar="RATE", help="of the part cuts (%(default)s)")
     parser.add_argument("--cuts-steps", type=int, default=40, metavar="N", help="of the part cuts (%(default)s)")
     parser.add_argument("--epochs", type=int, default=6, metavar="N", help="of accuracy and outage (%(default)s)")
-    parser.add_argument(
-        "--judged", default=",".join(_JUDGED), metavar="NAME,...", help="schemes of the part accuracy (%(default)s)"
-    )
+    parser.add_argument("--judged", default=_SCHEMES, metavar="NAME,...", help="of the part accuracy (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of accuracy and outage (%(default)s)")
     parser.add_argument("--slow-edge", type=float, default=1.0, metavar="X", help="emulated, times (%(default)s)")
+    parser.add_argument("--codec", default="int8", metavar="NAME", help="of the features (%(default)s)")
+    parser.add_argument("--learning-rate", default="0.05", metavar="R", help="peak (%(default)s)")
     parser.add_argument(
         "--outage-at", type=float, default=0.25, metavar="SHARE", help="of the steps, when the link goes (%(default)s)"
     )
@@ -144,52 +149,64 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     for name, known in (("parts", _PARTS), ("schemes", _SCHEMES.split(",")), ("judged", _SCHEMES.split(","))):
         if wrong := [one for one in getattr(args, name).split(",") if one not in known]:
             raise UsageError(f"--{name}", f"of {', '.join(known)}", wrong[0])
-    for name in ("images", "steps", "cuts_steps", "epochs", "seeds", "most"):
+    if args.codec not in CODECS:
+        raise UsageError("--codec", f"one of {', '.join(CODECS)}", args.codec)
+    counts = ("images", "steps", "cuts_steps", "epochs", "seeds", "most")
+    for name, parse in (*((name, positive_int) for name in counts), ("learning_rate", positive_float)):
         try:
             value = getattr(args, name)
-            positive_int(str(1 if value is None else value))
+            parsed = parse(str(1 if value is None else value))
         except UsageError as error:
             raise UsageError(f"--{name.replace('_', '-')}", error.expected, error.got) from None
+        setattr(args, name, value if value is None else parsed)
     return args
 
 
 def _cases(args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[_Case]:
     """In order; those of the part cuts are known once its first row, which says how many there are, is there."""
-    parts, links, models, slow = args.parts.split(","), args.links.split(","), args.models.split(","), args.slow_edge
+    parts, links, models = args.parts.split(","), args.links.split(","), args.models.split(",")
+    alike = (args.slow_edge, args.codec, args.learning_rate)
     for model in models if "time" in parts else ():
         for link in links:
             for scheme in args.schemes.split(","):
                 if scheme != "edge":
-                    yield _Case("time", model, scheme, link, 0, slow)
+                    yield _Case("time", model, scheme, link, 0, *alike)
                 elif link == links[0]:  # no link: once
-                    yield _Case("time", model, scheme, "", 0, slow)
+                    yield _Case("time", model, scheme, "", 0, *alike)
     if "cuts" in parts:
-        asked = _Case("cuts", models[0], "hierarchical", args.cuts_link, 0, slow)
+        asked = _Case("cuts", models[0], "hierarchical", args.cuts_link, 0, *alike)
         yield asked
         for row in rows:
-            if all(row.get(name) == value for name, value in asked.key.items()) and "failed" not in row:
+            if _is_of(row, asked.key) and "failed" not in row:
                 yield from (replace(asked, cut=cut) for cut in range(len(row["cloud"]["expected"])))
     for model in models:
         for seed in range(args.seeds):
             if "accuracy" in parts:
                 for scheme in args.judged.split(","):
-                    yield _Case("accuracy", model, scheme, "", seed, slow)
+                    yield _Case("accuracy", model, scheme, "", seed, *alike)
             if "outage" in parts:
-                yield _Case("outage", model, "hierarchical", "", seed, slow)
+                yield _Case("outage", model, "hierarchical", "", seed, *alike)
 
 
 def _is_there(key: Row, rows: Sequence[Row]) -> bool:
-    return any(all(row.get(name) == value for name, value in key.items()) and "failed" not in row for row in rows)
+    return any(_is_of(row, key) and "failed" not in row for row in rows)
+
+
+def _is_of(row: Row, key: Row) -> bool:
+    return all(told(row, name) == value for name, value in key.items())
 
 
 def _cut(case: _Case, rows: Sequence[Row]) -> int | None:
-    """What the runtime model chose for this model: at this rate, else at the first one measured."""
+    """What the runtime model chose for this model: at this rate and with this codec, else at the first one measured."""
     if case.part == "cuts":
         return case.cut
     chosen = [row for row in rows if row["part"] == "time" and row["model"] == case.model and "failed" not in row]
+    of_codec = [row for row in chosen if told(row, "codec") == case.codec]
     if case.part == "time" and case.link:
         wanted = (case.link, case.slow_edge)
-        chosen = [row for row in chosen if (row["link"], row["emulated_slow_edge"]) == wanted]
+        chosen = [row for row in of_codec if (row["link"], row["emulated_slow_edge"]) == wanted]
+    else:
+        chosen = of_codec or chosen
     return int(chosen[0]["cut"]) if chosen else None
 
 
@@ -208,6 +225,7 @@ def _settings(case: _Case, args: argparse.Namespace, rows: Sequence[Row], out: P
         cut=_cut(case, rows), link=bit_rate(case.link) if case.link else None, limit=args.images,
         steps={"time": args.steps, "cuts": args.cuts_steps}.get(case.part), epochs=args.epochs, seed=case.seed,
         slow_edge=_slow_edge(case, rows), data_dir=args.data_dir.absolute(),
+        codec=case.codec, learning_rate=case.rate,
         outage=Outage(0.0, _OUTAGE_S, args.outage_at) if case.part == "outage" else None,
     )  # fmt: skip
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 from mdi_exit.chaos.rows import Row
 
-__all__ = ["page_of"]
+__all__ = ["page_of", "told"]
 
 _PAPER: Final = {"small_vgg16": 29, "small_resnet18": 61, "resnet18": 61}
 """Per cent less time than in the cloud, CIFAR-10 over a slow link (arXiv 2303.02384)."""
+_BEFORE: Final = {"codec": "int8", "learning_rate": 0.05}
+"""Of rows that do not tell: there was no choice yet."""
+_ORDER: Final = ("hierarchical", "split", "cloud", "edge")
+_WITHOUT_CUT: Final = ("cloud", "edge")
+
+
+def told(row: Row, name: str) -> Any:
+    """What a row says under ``name``, or would have said."""
+    return row.get(name, _BEFORE.get(name))
 
 
 def page_of(rows: Sequence[Row]) -> str:
@@ -34,10 +43,10 @@ def page_of(rows: Sequence[Row]) -> str:
 def _times(rows: Sequence[Row]) -> Iterator[str]:
     timed = [row for row in rows if row["part"] == "time"]
     yield (
-        "| model | edge | link | scheme | cut | B an image | steps | s | s a step | expected | s an epoch | less than cloud "
-        "| paper |"
+        "| model | edge | link | scheme | codec | cut | B an image | steps | s | s a step | expected | s an epoch "
+        "| less than cloud | paper |"
     )
-    yield "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    yield "|---|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     for row in timed:
         edge = row["edges"][0]
         cloud = next((one["step_s"] for one in timed if _is_cloud_of(one, row)), None)
@@ -50,7 +59,8 @@ def _times(rows: Sequence[Row]) -> Iterator[str]:
         images = edge["steps"] * row["images"] / _steps_an_epoch(row)
         yield (
             f"| {row['model']} | {'as the cloud' if slow == 1 else f'{slow:g} times slower (emulated)'} "
-            f"| {row['link'] or 'none'} | {row['scheme']} | {'' if row['scheme'] in ('cloud', 'edge') else row['cut']} "
+            f"| {row['link'] or 'none'} | {row['scheme']} | {_codec(row)} "
+            f"| {'' if row['scheme'] in _WITHOUT_CUT else row['cut']} "
             f"| {edge.get('bytes_sent', 0) / images:.0f} | {edge['steps']} | {row['seconds']:.1f} | {row['step_s']:.3f} "
             f"| {'' if expected is None else f'{expected:.3f}'} | {row['step_s'] * _steps_an_epoch(row):.0f} | {less} "
             f"| {paper} |"
@@ -89,22 +99,44 @@ def _cuts(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _accuracies(rows: Sequence[Row]) -> Iterator[str]:
-    yield "| model | scheme | cut | seeds | exit % | last exit % (each seed) | less than cloud |"
-    yield "|---|---|---:|---:|---:|---|---:|"
-    groups: dict[tuple[str, str], list[Row]] = {}
+    """Against training in the cloud seed by seed, over the seeds that both have."""
+    yield "| model | scheme | codec | peak rate | cut | seeds | exit % | last exit % (each seed) | less than cloud |"
+    yield "|---|---|---|---:|---:|---:|---:|---|---:|"
+    groups: dict[_Group, dict[int, Row]] = {}
     for row in rows:
         if row["part"] == "accuracy":
-            groups.setdefault((row["model"], row["scheme"]), []).append(row)
-    for (model, scheme), group in groups.items():
-        last = [100 * row["accuracy_by_exit"][-1] for row in group]
-        other = [100 * row["accuracy_by_exit"][-1] for row in groups.get((model, "cloud"), ())]
-        less = f"{statistics.mean(other) - statistics.mean(last):.2f}" if other and scheme != "cloud" else ""
-        first = statistics.mean(100 * row["accuracy_by_exit"][0] for row in group)
-        each = ", ".join(f"{share:.2f}" for share in last)
+            groups.setdefault(_group(row), {})[row["seed"]] = row
+    models = list(dict.fromkeys(group[0] for group in groups))
+
+    def place(group: _Group) -> tuple[Any, ...]:
+        model, rate, scheme, codec = group
+        return models.index(model), -rate, _ORDER.index(scheme), codec != _BEFORE["codec"], codec
+
+    for group in sorted(groups, key=place):
+        model, rate, scheme, codec = group
+        last = {seed: 100 * row["accuracy_by_exit"][-1] for seed, row in sorted(groups[group].items())}
+        other = groups.get((model, rate, "cloud", ""), {})
+        drops = [100 * other[seed]["accuracy_by_exit"][-1] - share for seed, share in last.items() if seed in other]
+        less = f"{statistics.mean(drops):.2f}" if drops and scheme != "cloud" else ""
+        first = statistics.mean(100 * row["accuracy_by_exit"][0] for row in groups[group].values())
+        each = ", ".join(f"{share:.2f}" for share in last.values())
         yield (
-            f"| {model} | {scheme} | {group[0]['cut']} | {len(group)} | {first:.2f} | {statistics.mean(last):.2f} ({each}) "
-            f"| {less} |"
+            f"| {model} | {scheme} | {codec} | {rate:g} | {next(iter(groups[group].values()))['cut']} | {len(last)} "
+            f"| {first:.2f} | {statistics.mean(last.values()):.2f} ({each}) | {less} |"
         )
+
+
+_Group = tuple[str, float, str, str]
+
+
+def _group(row: Row) -> _Group:
+    """What the rows that differ by seed only have in common: model, peak rate, scheme, codec."""
+    return row["model"], told(row, "learning_rate"), row["scheme"], _codec(row)
+
+
+def _codec(row: Row) -> str:
+    """Of the features; empty where none are sent."""
+    return "" if row["scheme"] in _WITHOUT_CUT else str(told(row, "codec"))
 
 
 def _outages(rows: Sequence[Row]) -> Iterator[str]:
@@ -118,7 +150,7 @@ def _outages(rows: Sequence[Row]) -> Iterator[str]:
             edge, kept = row["edges"][0], row["checkpoints"]
             uncut = [
                 100 * one["accuracy_by_exit"][-1] for one in rows
-                if one["part"] == "accuracy" and one["scheme"] == "hierarchical" and one["model"] == row["model"]
+                if one["part"] == "accuracy" and _group(one) == _group(row)
             ]  # fmt: skip
             first, last = (100 * row["accuracy_by_exit"][at] for at in (0, -1))
             spread = f"{min(uncut):.2f} to {max(uncut):.2f}" if uncut else ""
