@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +39,15 @@ from mdi_exit.training.daisy.hearing import Hearing, calibration_clips, clips_at
 from mdi_exit.training.daisy.units import ABSENT, units_of, with_slope
 
 SIZES = SpeechSizes(layers=3, width=16, heads=4, inner=32, bands=12, frames=16, units=6, near=5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """What is this small is slower on several, and very slow on several that have to wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
