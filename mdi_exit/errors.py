@@ -17,6 +17,7 @@ __all__ = [
     "Refused",
     "RequestError",
     "StartError",
+    "StoppedError",
     "TransportError",
     "UsageError",
     "WireError",
@@ -50,6 +51,10 @@ class StartError(MdiExitError):
     """The program is configured well but could not start (port taken, name taken, no broker binary)."""
 
     exit_status = 3
+
+
+class StoppedError(MdiExitError):
+    """Somebody asked the program to end before it was done."""
 
 
 class EngineError(MdiExitError):

@@ -7,6 +7,9 @@ in order, so a jump in the sequence numbers is a loss; a loss at the tail is fou
 By the delays measured no more is on its way than the link carries in a tenth of a second, or in two round trips where these
 are longer, but two tasks at least: what waits at the sender can still be run there or go elsewhere, what waits in a
 radio's queue delays everything behind it.
+
+A slow sample keeps work away, and with it newer samples: a probe is empty and says nothing of B. So a link that has carried
+no task for a while is taken to be as good as its last probe, until one task has tried it.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ _AHEAD_S: Final = 0.1
 _AHEAD_TRIPS: Final = 2
 _AHEAD_BYTES: Final = 1 << 18
 _AHEAD_TASKS: Final = 2
+_DOUBT_AFTER_S: Final = 10.0
+_DOUBT_AFTER_AT_MOST_S: Final = 320.0
 
 
 @dataclass(slots=True)
@@ -39,11 +44,12 @@ class DelayModel:
     A sample is one message of b bytes there and one small acknowledgement back, so its intercept holds both
     directions; half of it is a. That the two directions are alike is an assumption, and its error is half of their
     difference. Old samples are forgotten exponentially. ``least_s``: the shortest round trip of all, which no queue of the
-    sender's own making has lengthened.
+    sender's own making has lengthened; ``empty_s``: that of the last empty message, None: there was none.
     """
 
     initial_s: float = 0.002
     least_s: float = math.inf
+    empty_s: float | None = None
     _n: float = 0.0
     _b: float = 0.0
     _bb: float = 0.0
@@ -58,6 +64,15 @@ class DelayModel:
         self._n, self._b, self._bb = self._n * _FORGET + 1, self._b * _FORGET + b, self._bb * _FORGET + b * b
         self._y, self._by = self._y * _FORGET + y, self._by * _FORGET + b * y
         self._fitted = None
+        if size_bytes == 0:
+            self.empty_s = y
+
+    def forget(self) -> None:
+        """Keep nothing but ``least_s`` and the last empty message."""
+        self._n = self._b = self._bb = self._y = self._by = 0.0
+        self._fitted = None
+        if self.empty_s is not None:
+            self.add(0, self.empty_s)
 
     def _line(self) -> tuple[float, float]:
         """Intercept (s) and slope (s per megabyte), both at least 0."""
@@ -77,6 +92,15 @@ class DelayModel:
             self._fitted = self._line()
         intercept, slope = self._fitted
         return intercept / 2 + slope * size_bytes / 1e6
+
+    def expected_s(self, size_bytes: int) -> float:
+        """Expected round trip, seconds, of a message of ``size_bytes``: there, and an empty one back."""
+        return self.delay_s(size_bytes) + self.delay_s(0)
+
+    def least_delay_s(self, size_bytes: int) -> float:
+        """One-way seconds if nothing but the last empty message counts; no more than ``delay_s``."""
+        empty_s = 2 * self.initial_s if self.empty_s is None else self.empty_s
+        return min(empty_s / 2, self.delay_s(size_bytes))
 
     @property
     def bytes_per_s(self) -> float:
@@ -107,6 +131,8 @@ class Outbound:
     """The sender's view of a link to one incarnation of a neighbour.
 
     ``measured_from``: what was sent before says nothing of the delay, since the neighbour was away meanwhile.
+    ``used_at``: when the last task was sent; ``doubt_after_s``: so much later the delay known is in doubt; ``trying``: a task
+    was sent in doubt, and its round trip is not known yet.
     """
 
     incarnation: int
@@ -125,6 +151,9 @@ class Outbound:
     lost: int = 0
     sent_bytes: int = 0
     measured_from: float = float("-inf")
+    used_at: float = float("-inf")
+    doubt_after_s: float = _DOUBT_AFTER_S
+    trying: bool = False
     on_way_bytes: int = 0
     _released: dict[int, int] = field(default_factory=dict)
 
@@ -141,8 +170,25 @@ class Outbound:
         known = self.delay.bytes_per_s
         return self.on_way_bytes < (known * max(_AHEAD_S, _AHEAD_TRIPS * self.delay.least_s) if known else _AHEAD_BYTES)
 
+    def _in_doubt(self, now: float) -> bool:
+        return not self.unacknowledged and now - max(self.used_at, self.measured_from) > self.doubt_after_s
+
+    def delay_s(self, now: float, size_bytes: int) -> float:
+        """D_nm: expected one-way seconds for a task of ``size_bytes``.
+
+        Optimism in the face of uncertainty: what no task has measured for ten seconds is in doubt, and the last probe counts.
+        While the one that tries the link is on its way, what was known holds for the others. Where no other has followed,
+        the next trial waits twice as long, so that few items are late by a link that is slow in truth.
+        """
+        return self.delay.least_delay_s(size_bytes) if self._in_doubt(now) else self.delay.delay_s(size_bytes)
+
     def sent(self, now: float, layer: int, item: int, size_bytes: int) -> int:
         """Record a send; returns its sequence number."""
+        if self._in_doubt(now):
+            self.trying, self.doubt_after_s = True, min(2 * self.doubt_after_s, _DOUBT_AFTER_AT_MOST_S)
+        else:
+            self.doubt_after_s = _DOUBT_AFTER_S
+        self.used_at = now
         self.seq += 1
         self.sent_bytes += size_bytes
         self.on_way_bytes += size_bytes
@@ -182,7 +228,7 @@ class Outbound:
             else:
                 newest = entry
         if newest is not None and newest.seq == ack.seq and not answered and newest.at >= self.measured_from:
-            self.delay.add(newest.size_bytes, now - newest.at - ack.hold_s)
+            self._measured(newest.size_bytes, now - newest.at - ack.hold_s)
         if answered and self.probe_at is not None:
             if self.probe_at >= self.measured_from:
                 self.delay.add(0, now - self.probe_at)
@@ -197,6 +243,13 @@ class Outbound:
                 self._released[layer] = total
                 self.used[layer] = max(self.used[layer] - freed, 0)
         self.reported(now, ack.inputs, ack.backlog_s, ack.seq)
+
+    def _measured(self, size_bytes: int, round_trip_s: float) -> None:
+        """A task's round trip. A trial that took less than half of what was expected ends all that was known before."""
+        if self.trying and 2 * round_trip_s < self.delay.expected_s(size_bytes):
+            self.delay.forget()
+        self.trying = False
+        self.delay.add(size_bytes, round_trip_s)
 
     def _lose_all(self) -> None:
         for entry in self.unacknowledged:

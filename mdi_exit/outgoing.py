@@ -115,7 +115,7 @@ class Outgoing(NodeState):
             if peer.out.is_open(layer):
                 speed = peer.telemetry.speed_s if peer.telemetry else {}
                 inputs, backlog_s = peer.out.load(now, speed, self.config.unmeasured_s)
-                found.append(Candidate(peer.name, inputs, backlog_s, peer.out.delay.delay_s(size)))
+                found.append(Candidate(peer.name, inputs, backlog_s, peer.out.delay_s(now, size)))
         return found
 
     def _send(self, now: float, layer: int, to: str) -> None:

@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
 
 from mdi_exit.driver import NodeDriver
-from mdi_exit.errors import StartError
+from mdi_exit.errors import StartError, StoppedError
 from mdi_exit.metrics import serve_metrics
 from mdi_exit.settings import NodeSettings
 from mdi_exit.transport import Handler, Will
 from mdi_exit.transport.mqtt import MAX_PENDING_BYTES, MqttTransport
 
-__all__ = ["joined", "stop_requested", "transport_of"]
+__all__ = ["joined", "run_tidily", "stop_requested", "transport_of"]
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -71,3 +74,21 @@ def stop_requested() -> asyncio.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, event.set)
     return event
+
+
+def run_tidily(work: Coroutine[Any, Any, T]) -> T:
+    """Run it; SIGTERM ends it as Ctrl-C does: what was started ends, what was changed on the machine is put back.
+
+    Raises ``StoppedError`` then.
+    """
+
+    async def watched() -> T:
+        task = asyncio.current_task()
+        if task is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(watched())
+    except asyncio.CancelledError:
+        raise StoppedError("ended by SIGTERM") from None

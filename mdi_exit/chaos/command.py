@@ -18,12 +18,12 @@ from mdi_exit import values
 from mdi_exit.chaos.faults import FAULTS, NETWORK_FAULTS, Fault, FaultKind, planned, trouble_of
 from mdi_exit.chaos.proxy import FaultProxy
 from mdi_exit.chaos.rows import RowFile
-from mdi_exit.chaos.scene import run_tidily
 from mdi_exit.chaos.table import render, run_all, sound
 from mdi_exit.chaos.verdict import rate_between, recovery_s
 from mdi_exit.config import nearest, resolve, setting
 from mdi_exit.errors import MdiExitError, UsageError
 from mdi_exit.observer import Observer
+from mdi_exit.program import run_tidily
 from mdi_exit.settings import BrokerSettings
 from mdi_exit.wire import SourceReport
 

@@ -13,9 +13,10 @@ from typing import Final
 
 from mdi_exit.chaos.rows import Row, RowFile
 from mdi_exit.chaos.run import reference
-from mdi_exit.chaos.scene import SOURCE, Scene, Setting, run_tidily
+from mdi_exit.chaos.scene import SOURCE, Scene, Setting
 from mdi_exit.chaos.verdict import judged
 from mdi_exit.errors import MdiExitError
+from mdi_exit.program import run_tidily
 
 __all__ = ["killed_run", "main", "text_of"]
 

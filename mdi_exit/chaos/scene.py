@@ -13,19 +13,19 @@ import contextlib
 import json
 import math
 import signal
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 from broker.embedded import EmbeddedBroker, embedded_broker
 from mdi_exit.chaos.proxy import FaultProxy
 from mdi_exit.demo.fleet import Fleet
 from mdi_exit.errors import MdiExitError
 
-__all__ = ["AGENTS", "DEPLOYMENT", "PROFILE", "SOURCE", "Scene", "Setting", "run_tidily"]
+__all__ = ["AGENTS", "DEPLOYMENT", "PROFILE", "SOURCE", "Scene", "Setting"]
 
 DEPLOYMENT: Final = "chaos"
 AGENTS: Final[Mapping[str, str]] = {"front": "0-5", "back": "3-8", "whole": "0-8"}
@@ -36,26 +36,6 @@ _AGAIN_S: Final = 0.5
 _START_S: Final = 60.0
 _TRIES: Final = 5
 _SAID: Final = 3
-
-T = TypeVar("T")
-
-
-def run_tidily(work: Coroutine[Any, Any, T]) -> T:
-    """Run it; SIGTERM ends it as Ctrl-C does: what stands still is continued and ended, what is mounted is taken away.
-
-    Raises ``MdiExitError`` then.
-    """
-
-    async def watched() -> T:
-        task = asyncio.current_task()
-        if task is not None:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        return await work
-
-    try:
-        return asyncio.run(watched())
-    except asyncio.CancelledError:
-        raise MdiExitError("ended by SIGTERM") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,11 @@ from mdi_exit.chaos.inject import inflicted, why_not
 from mdi_exit.chaos.packets import Trouble
 from mdi_exit.chaos.rows import Row, RowFile
 from mdi_exit.chaos.run import reference
-from mdi_exit.chaos.scene import AGENTS, Scene, Setting, run_tidily
+from mdi_exit.chaos.scene import AGENTS, Scene, Setting
 from mdi_exit.chaos.verdict import judged, rate_between
 from mdi_exit.chaos.watch import Sample, growth, watched
 from mdi_exit.errors import MdiExitError
+from mdi_exit.program import run_tidily
 
 __all__ = ["VARIANTS", "main", "soaked", "text_of"]
 

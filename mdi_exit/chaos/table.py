@@ -18,9 +18,9 @@ from mdi_exit.chaos.faults import FAULTS, FaultKind
 from mdi_exit.chaos.inject import why_not
 from mdi_exit.chaos.rows import Row, RowFile
 from mdi_exit.chaos.run import reference, run_fault
-from mdi_exit.chaos.scene import run_tidily
 from mdi_exit.errors import MdiExitError
 from mdi_exit.items import percentile
+from mdi_exit.program import run_tidily
 
 __all__ = ["main", "render", "run_all", "sound", "table_rows", "text_of"]
 

@@ -81,7 +81,8 @@ class Fleet:
         if (fallen := self.fallen()) is not None:
             status = self.processes[fallen].returncode or 0
             log = self.folder / f"{fallen}.log"
-            raise NodeEndedError(f"{fallen} ended with status {status}: {self.complaint(fallen)} (log: {log})", status)
+            how = f"ended with status {status}:" if status > 0 else f"was killed by signal {-status}, its last line:"
+            raise NodeEndedError(f"{fallen} {how} {self.complaint(fallen)} (log: {log})", status)
 
     async def stop(self) -> None:
         """Ask every node to drain, the source first, then insist. Raises ``NodeEndedError`` if one ends with an error."""

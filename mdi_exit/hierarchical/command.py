@@ -8,13 +8,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from rich import box
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from broker.embedded import embedded_broker
@@ -29,7 +30,7 @@ from mdi_exit.hierarchical.link import EdgeLinks, edge_links
 from mdi_exit.hierarchical.study import Study
 from mdi_exit.logs import configure
 from mdi_exit.model.artifact import check_output
-from mdi_exit.program import stop_requested
+from mdi_exit.program import run_tidily, stop_requested
 
 __all__ = ["Run", "check_model", "main", "measured_run"]
 
@@ -78,6 +79,36 @@ async def _worker(settings: HierarchicalSettings) -> None:
 # --- all on this machine
 
 
+class _Progress:
+    """How far the first edge is, by its log, of which what is there already is of an earlier run."""
+
+    def __init__(self, log: Path, bar: Progress, text: str) -> None:
+        self._log, self._bar = log, bar
+        self._earlier = log.stat().st_size if log.exists() else 0
+        self._task = bar.add_task(text, total=1.0)
+
+    def share(self) -> float | None:
+        """Of the steps; None: training has not begun."""
+        try:
+            text = self._log.read_bytes()[self._earlier :].decode(errors="replace")
+        except OSError:
+            return None
+        if "training begins" not in text:
+            return None
+        steps = _STEP.findall(text)
+        return int(steps[-1][0]) / int(steps[-1][1]) if steps else 0.0
+
+    def tell(self) -> None:
+        self._bar.update(self._task, completed=self.share() or 0.0)
+
+    async def until(self, share: float) -> None:
+        while True:
+            done = self.share()
+            if done is not None and done >= share:
+                return
+            await asyncio.sleep(_POLL_S)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """What one scheme came to. ``edges``: figures of each; ``cloud``: None for the scheme without one."""
@@ -112,7 +143,6 @@ class Run:
 def _together(settings: HierarchicalSettings, *, own_broker: bool) -> int:
     """Every scheme after the other; the first one's artifact is ``--out``, those to compare with lie beside it."""
     console = Console()
-    check_output(settings.out.absolute())
     check_model(settings)
     runs: list[Run] = []
     for number, scheme in enumerate(settings.schemes):
@@ -123,7 +153,7 @@ def _together(settings: HierarchicalSettings, *, own_broker: bool) -> int:
         )  # by measurement; the others get the same
         cut = settings.cut if settings.cut is not None else chosen
         one = replace(settings, schemes=(scheme,), out=out.absolute(), cut=cut, data_dir=settings.data_dir.absolute())
-        runs.append(asyncio.run(measured_run(one, console, own_broker=own_broker)))
+        runs.append(run_tidily(measured_run(one, console, own_broker=own_broker)))
     _show(console, settings, runs)
     return 0
 
@@ -142,14 +172,16 @@ def check_model(settings: HierarchicalSettings) -> None:
 async def measured_run(settings: HierarchicalSettings, console: Console, *, own_broker: bool = True) -> Run:
     """One scheme with real processes, to its end. Raises ``MdiExitError`` if one of them fails."""
     settings.work.mkdir(parents=True, exist_ok=True)
-    fleet, log = Fleet(settings.work), settings.work / "edge1.log"
-    earlier = log.stat().st_size if log.exists() else 0  # of a run before this one: the log goes on
+    fleet = Fleet(settings.work)
     names = [f"edge{number}" for number in range(1, settings.edges + 1)]
     secret = {"MDI_EXIT_PASSWORD": settings.password} if settings.password is not None else {}
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    progress = _Progress(settings.work / "edge1.log", bar, settings.scheme)
+    bar.start()
     try:
         if settings.scheme == "edge":
             await fleet.start("edge1", _MODULE, _flags(settings, "edge", "edge1", None, 1))
-            await _ended(fleet)
+            await _ended(fleet, progress.tell)
             return _found(settings, names, "no link")
         async with _broker(settings, own_broker=own_broker) as (url, place):
             async with edge_links(names, settings.link, settings.shaping, place) as links:
@@ -158,10 +190,11 @@ async def measured_run(settings: HierarchicalSettings, console: Console, *, own_
                     flags = _flags(settings, "edge", name, links.urls[name], number)
                     await fleet.start(name, _MODULE, flags, inside=links.inside(name), more=secret)
                 link = links.by if settings.link is None else f"{show_bit_rate(settings.link)}, {links.by}"
-                console.print(f"{settings.scheme}: {settings.edges} edge(s), {link}")
-                await _ended_with_outage(fleet, settings, links, console, earlier)
+                console.print(f"{settings.scheme}: {settings.edges} edge(s), {link}; logs in {settings.work}")
+                await _ended_with_outage(fleet, settings, links, console, progress)
             return _found(settings, names, links.by)
     finally:
+        bar.stop()
         with contextlib.suppress(MdiExitError):  # the first reason is told
             await fleet.stop()
 
@@ -198,9 +231,10 @@ def _flags(settings: HierarchicalSettings, role: str, name: str, url: str | None
     return [text for flag, value in given.items() if value is not None for text in (f"--{flag}", str(value))]
 
 
-async def _ended(fleet: Fleet) -> None:
-    """Until all have ended well. Raises ``NodeEndedError``."""
+async def _ended(fleet: Fleet, tell: Callable[[], None]) -> None:
+    """Until all have ended well; ``tell`` is called all the time. Raises ``NodeEndedError``."""
     while True:
+        tell()
         fleet.check()
         if all(process.returncode == 0 for process in fleet.processes.values()):
             return
@@ -208,48 +242,27 @@ async def _ended(fleet: Fleet) -> None:
 
 
 async def _ended_with_outage(
-    fleet: Fleet, settings: HierarchicalSettings, links: EdgeLinks, console: Console, earlier: int = 0
+    fleet: Fleet, settings: HierarchicalSettings, links: EdgeLinks, console: Console, progress: _Progress
 ) -> None:
-    """As ``_ended``, the link cut meanwhile if that is wanted; an outage that came too late is told.
-
-    ``earlier``: bytes of the first edge's log that are not of this run.
-    """
+    """As ``_ended``, the link cut meanwhile if that is wanted; an outage that came too late is told."""
     if settings.outage is None:
-        await _ended(fleet)
+        await _ended(fleet, progress.tell)
         return
     begun = asyncio.Event()
 
     async def cut(outage: Outage) -> None:
-        await _training_is_at(outage.at_share, settings, earlier)
+        await progress.until(outage.at_share)
         await links.out(outage, begun)
 
     outage = asyncio.create_task(cut(settings.outage), name="outage")
     try:
-        await _ended(fleet)
+        await _ended(fleet, progress.tell)
     finally:
         outage.cancel()
         await asyncio.gather(outage, return_exceptions=True)
     if not begun.is_set():
         seconds = _read(settings.work / "edge1.json")["seconds"]
         console.print(f"the outage did not come: edge1 had ended before, after {seconds:.1f} s of training")
-
-
-async def _training_is_at(share: float, settings: HierarchicalSettings, earlier: int) -> None:
-    """Until the first edge says that it has begun, or done that share."""
-    log = settings.work / "edge1.log"
-    while True:
-        done = _share_done(log.read_bytes()[earlier:].decode(errors="replace"))
-        if done is not None and done >= share:
-            return
-        await asyncio.sleep(_POLL_S)
-
-
-def _share_done(text: str) -> float | None:
-    """Of the steps, by an edge's log; None: training has not begun."""
-    if "training begins" not in text:
-        return None
-    steps = _STEP.findall(text)
-    return int(steps[-1][0]) / int(steps[-1][1]) if steps else 0.0
 
 
 def _found(settings: HierarchicalSettings, names: Sequence[str], shaped_by: str) -> Run:

@@ -17,7 +17,6 @@ rate's. Rows are whole runs of real processes.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ import numpy as np
 from rich.console import Console
 
 from mdi_exit.chaos.rows import Row, RowFile
-from mdi_exit.errors import MdiExitError, UsageError
+from mdi_exit.errors import MdiExitError, StoppedError, UsageError
 from mdi_exit.hierarchical.command import Run, check_model, measured_run
 from mdi_exit.hierarchical.comparison_page import page_of
 from mdi_exit.hierarchical.config import HierarchicalSettings, Outage, bit_rate
@@ -39,6 +38,7 @@ from mdi_exit.hierarchical.study import Study
 from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.backbones import BACKBONES
 from mdi_exit.outcomes import outcomes
+from mdi_exit.program import run_tidily
 from mdi_exit.values import positive_int
 
 __all__ = ["main"]
@@ -220,8 +220,10 @@ def _measured(case: _Case, args: argparse.Namespace, rows: Sequence[Row]) -> Row
     with tempfile.TemporaryDirectory(prefix="mdi-exit-hierarchical-") as folder:
         settings = _settings(case, args, rows, Path(folder) / "model")
         try:
-            run: Run = asyncio.run(measured_run(settings, Console(stderr=True)))
+            run: Run = run_tidily(measured_run(settings, Console(stderr=True)))
             proof = _proof(settings, run) if case.part == "outage" else {}
+        except StoppedError:
+            raise
         except MdiExitError as error:
             return {**case.key, "failed": str(error)}
     return {

@@ -104,13 +104,16 @@ def train_whole(settings: HierarchicalSettings, study: Study, say: Callable[[str
     cut = settings.cut if settings.cut is not None else study.layer_count // 2
     lessons, part = _Lessons(study), WholePart(study.network(cut).network, settings.learning_rate)
     work, losses = _Work(settings.slow_edge), LatestLosses()
-    begin = time.monotonic()
+    begin, tenth = time.monotonic(), max(lessons.steps // 10, 1)
+    log.info("training begins: %d steps, all layers", lessons.steps)
     for step in range(lessons.steps):
 
         def once(step: int = step) -> float:
             return part.train(*lessons.batch(step), step / lessons.steps)
 
         losses.append(work(once))
+        if (step + 1) % tenth == 0:
+            log.info("step %d of %d", step + 1, lessons.steps)
     seconds = time.monotonic() - begin
     figures = {
         "scheme": "edge", "cut": cut, "steps": lessons.steps, "seconds": seconds, "busy_s": work.busy_s,

@@ -74,6 +74,7 @@ __all__ = [
 
 _USUAL_DEVICE: Final = "jetson-nano"
 _BANDWIDTH = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kMG]?)(bit|B)/s")
+_LINK_KEYS: Final = ("bandwidth", "up", "down", "delay", "loss", "medium")
 _UNIT: Final = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -441,11 +442,12 @@ def _change(row: Table, links: Mapping[str, Link]) -> Change:
     at_s = row.needed("at", _instant)
     speed = row.get("speed", values.positive_float)
     alive = row.get("alive", values.switch)
-    link = _link(row, links[node])
+    link = _link(row, links[node])  # perhaps the one of the beginning, which an earlier change has taken away
     row.done()
-    if speed is None and alive is None and link == links[node]:
+    is_of_link = not row.content.keys().isdisjoint(_LINK_KEYS)
+    if speed is None and alive is None and not is_of_link:
         raise UsageError(row.place, "a change: speed, alive, bandwidth, delay or loss", "none")
-    return Change(at_s, node, speed, alive, None if link == links[node] else link)
+    return Change(at_s, node, speed, alive, link if is_of_link else None)
 
 
 def _instant(text: str) -> float:

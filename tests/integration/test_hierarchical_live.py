@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,9 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import pytest
 from guarded import production
 from live import Listener, Program, System, run_program
+from live import until as live_until
 from numpy.typing import NDArray
 
 pytest.importorskip("torch", reason="needs the extra 'torch'")
@@ -514,6 +518,27 @@ def test_processes_that_are_killed_and_started_again_go_on(system: System, data:
     artifact = Artifact.open(tmp_path / "cloud")
     assert artifact.manifest.exits[1].accuracy is not None
     assert artifact.manifest.exits[1].accuracy > 0.7
+
+
+def test_sigterm_ends_workers_and_links(system: System, data: Path, tmp_path: Path) -> None:
+    def left_over() -> set[str]:
+        spaces = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=False).stdout if ip else ""
+        return {line.split()[0] for line in spaces.splitlines()}
+
+    ip = shutil.which("ip")
+    before, out = left_over(), tmp_path / "model"
+    program = system.program(
+        "mdi_exit.cli", "all", "train-hierarchical", "--data", f"npz:{data}", "--model", "small_vgg11", "--width", "0.125",
+        "--batch-size", "16", "--epochs", "1000", "--cut", "2", "--link", "4Mbit", "--out", str(out),
+    )  # fmt: skip
+    log = tmp_path / "model.training" / "edge1.log"
+    live_until(lambda: log.exists() and "training begins" in log.read_text(), lambda: program.log + program.stdout)
+    children = psutil.Process(program.process.pid).children(recursive=True)
+    assert sum("--role" in child.cmdline() for child in children) == 2
+    assert program.stop() == 1
+    assert program.log == "mdi-exit train-hierarchical: error: ended by SIGTERM\n"
+    assert not [child for child in children if child.is_running()]
+    assert left_over() == before
 
 
 @pytest.mark.slow

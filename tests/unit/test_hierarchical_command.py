@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra 'torch'")
 
 from rich.console import Console
+from rich.progress import Progress
 
 from mdi_exit.demo.fleet import Fleet, NodeEndedError
 from mdi_exit.errors import StartError, UsageError
@@ -85,7 +86,7 @@ async def test_what_a_worker_ends_with_all_end_with(tmp_path: Path) -> None:
     await fleet.start("edge1", "mdi_exit.hierarchical.command", ["--role", "edge"])
     with pytest.raises(NodeEndedError, match=r"edge1 ended with status 2: .*--out"):
         async with asyncio.timeout(60):
-            await command._ended(fleet)
+            await command._ended(fleet, lambda: None)
 
 
 def test_a_worker_is_given_flags_that_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +123,13 @@ def test_an_outage_that_does_not_come_is_told(
 ) -> None:
     settings = HierarchicalSettings(out=tmp_path / "model", name="all", outage=at)
     settings.work.mkdir()
-    (settings.work / "edge1.log").write_text(before + "training begins: 6 steps\nstep 3 of 6\n")
+    (settings.work / "edge1.log").write_text(before)
+    bar = Progress(console=Console(file=io.StringIO()))
+    progress = command._Progress(settings.work / "edge1.log", bar, "hierarchical")
+    with (settings.work / "edge1.log").open("a") as log:
+        log.write("training begins: 6 steps\nstep 3 of 6\n")
+    progress.tell()
+    assert bar.tasks[0].completed == 0.5
     (settings.work / "edge1.json").write_text(json.dumps({"seconds": 12.0}))
     proxy, console = Proxy(), Console(file=io.StringIO(), width=200)
     links = EdgeLinks("not shaped", {}, lambda _: (), proxy)  # type: ignore[arg-type] # what is used of it
@@ -132,7 +139,7 @@ def test_an_outage_that_does_not_come_is_told(
             await asyncio.sleep(0)
 
     monkeypatch.setattr(command, "_ended", ended)
-    asyncio.run(command._ended_with_outage(Fleet(settings.work), settings, links, console, len(before)))
+    asyncio.run(command._ended_with_outage(Fleet(settings.work), settings, links, console, progress))
     said = console.file.getvalue()  # type: ignore[attr-defined]
     if at.at_share == 0.5:
         assert (proxy.said, said) == (["cut", "mended"], "")

@@ -165,6 +165,125 @@ def test_the_expected_delay_is_never_negative_whatever_was_measured(
     assert model.delay_s(2 * size) >= model.delay_s(size)
 
 
+class Timed:
+    """A link on which a byte takes ``byte_s`` and an empty message a millisecond each way; it is probed every two seconds."""
+
+    def __init__(self, byte_s: float) -> None:
+        self.out, self.into, self.now, self.byte_s = Outbound(9, 16), Inbound(1), 0.0, byte_s
+        self.out.measured_from = 0.0
+
+    def carry(self, size: int) -> None:
+        seq = self.out.sent(self.now, 4, 1, size)
+        self.now += 0.002 + size * self.byte_s
+        self.into.receive(self.now, seq)
+        self._back()
+
+    def idle(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.now + 2.0 <= end:
+            self.now += 2.0
+            self.into.probe = self.out.probe(self.now - 0.002)
+            self._back()
+        self.now = end
+
+    def _back(self) -> None:
+        self.out.acknowledged(self.now, self.into.ack(self.now, 9, 0, 0.0))
+
+    def delay_s(self, size: int = 2000) -> float:
+        return self.out.delay_s(self.now, size)
+
+
+def test_what_was_slow_is_tried_again_by_one_task_when_it_was_not_used_for_a_while() -> None:
+    link = Timed(byte_s=2e-4)
+    link.idle(2.0)
+    link.carry(2000)
+    link.idle(9.0)
+    assert link.delay_s() == pytest.approx(0.401, abs=0.01), "probes are fast, but say nothing of bytes"
+    link.byte_s = 1e-7
+    link.idle(2.0)
+    assert link.delay_s() == pytest.approx(0.001), "as the last probe has it"
+    link.out.sent(link.now, 4, 1, 2000)
+    assert link.delay_s() == pytest.approx(0.401, abs=0.01), "one task tries it, no others"
+    link.now += 0.0022
+    link.into.receive(link.now, link.out.seq)
+    link._back()
+    assert link.delay_s() == pytest.approx(0.0012, rel=0.01), "nothing is left of the slow sample"
+    assert not link.out.trying
+
+
+def test_a_first_probe_that_was_slow_is_doubted_like_a_task() -> None:
+    """As of a neighbour that was loading its model."""
+    link = Timed(byte_s=1e-7)
+    link.into.probe = link.out.probe(0.0)
+    link.now = 1.5
+    link._back()
+    link.idle(6.0)
+    assert link.delay_s() > 0.1
+    link.idle(3.0)
+    assert link.delay_s() == pytest.approx(0.001)
+    link.carry(2000)
+    assert link.delay_s() == pytest.approx(0.0012, rel=0.01)
+
+
+def test_what_is_slow_in_truth_is_tried_ever_more_seldom() -> None:
+    link, waits = Timed(byte_s=2e-4), []
+    link.carry(2000)
+    for _ in range(8):
+        since = link.now
+        while link.delay_s() > 0.1:
+            link.idle(2.0)
+        waits.append(link.now - since)
+        link.carry(2000)
+        assert link.delay_s() == pytest.approx(0.401, abs=0.01)
+    assert waits == pytest.approx([10, 20, 40, 80, 160, 320, 320, 320], abs=2.5)
+    link.carry(2000)
+    link.idle(12.0)
+    assert link.delay_s() < 0.1, "it was used again, without a doubt"
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.0, 9.0), st.integers(0, 10**6), st.floats(0.0, 0.9), st.booleans()),
+        min_size=1,
+        max_size=60,
+    )
+)
+def test_a_link_in_steady_use_is_never_in_doubt(steps: list[tuple[float, int, float, bool]]) -> None:
+    """Its delay is that of all samples, and nothing is forgotten, however slow or fast they are."""
+    out, into, plain, now = Outbound(9, 4, measured_from=0.0), Inbound(1), DelayModel(), 0.0
+    for pause_s, size, round_trip_s, probed in steps:
+        now += pause_s
+        assert out.delay_s(now, size) == plain.delay_s(size)
+        if probed:
+            into.probe = out.probe(now)
+            out.acknowledged(now + round_trip_s, into.ack(now, 9, 0, 0.0))
+            plain.add(0, now + round_trip_s - now)
+        seq = out.sent(now, 4, 1, size)
+        into.receive(now, seq)
+        into.released[4] += 1
+        out.acknowledged(now + round_trip_s, into.ack(now, 9, 0, 0.0))
+        plain.add(size, now + round_trip_s - now)
+        now += round_trip_s
+        assert out.delay == plain
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 30.0), st.booleans()), max_size=80))
+def test_doubt_only_lowers_what_is_expected_and_is_over_with_one_task(steps: list[tuple[float, bool]]) -> None:
+    link, trials = Timed(byte_s=2e-4), 0
+    for pause_s, asked in steps:
+        link.idle(pause_s)
+        known_s = link.out.delay.delay_s(2000)
+        assert 0.0 <= link.delay_s() <= known_s
+        if asked and link.delay_s() < known_s:
+            trials += 1
+            link.out.sent(link.now, 4, 1, 2000)
+            assert link.delay_s() == known_s
+            link.now += 0.402
+            link.into.receive(link.now, link.out.seq)
+            link._back()
+    assert trials <= 1 + link.now / 10
+
+
 def test_a_report_need_not_repeat_what_was_seen_and_cannot_have_seen_what_was_not_sent() -> None:
     link = Outbound(1, 16)
     for item in range(4):

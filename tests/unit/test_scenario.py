@@ -103,7 +103,9 @@ def test_links_media_and_the_broker(folder: Path) -> None:
         MODEL + '[links]\nbandwidth = "20Mbit/s"\ndelay = "2ms"\nmedium = "wifi"\n'
         '[[media]]\nname = "wifi"\nbandwidth = "54Mbit/s"\nframe = "100ms"\n[broker]\nmessages = "500/s"\n'
         '[source]\nlayers = "0"\nup = "1MB/s"\n[[agents]]\nname = "a"\nlayers = "1-2"\nloss = 0.1\n'
-        '[[changes]]\nat = "5s"\nnode = "a"\nbandwidth = "2Mbit/s"\n',
+        '[[changes]]\nat = "5s"\nnode = "a"\nbandwidth = "2Mbit/s"\n'
+        '[[changes]]\nat = "9s"\nnode = "a"\nbandwidth = "20Mbit/s"\n'
+        '[[changes]]\nat = "9s"\nnode = "a"\nspeed = 0.5\n',
     )
     source, agent = found.nodes
     assert (source.link.up_bytes_per_s, source.link.down_bytes_per_s) == (1e6, 2.5e6)
@@ -113,6 +115,7 @@ def test_links_media_and_the_broker(folder: Path) -> None:
     change = found.changes[0].link
     assert change is not None
     assert (change.up_bytes_per_s, change.loss) == (2.5e5, 0.1)
+    assert [change.link for change in found.changes[1:]] == [agent.link, None]  # as in the beginning, and as it is
 
 
 def test_groups_are_repeated_and_know_their_neighbours(folder: Path) -> None:

@@ -192,6 +192,22 @@ def test_a_slower_node_and_a_slower_link_take_effect_when_they_change(tmp_path: 
     assert found.timeline[38].completed_per_s == pytest.approx(20_000 / 2240, rel=0.25)
 
 
+@pytest.mark.parametrize("offloading", ["paper", "never", "drift-plus-penalty"])
+def test_a_neighbour_whose_only_samples_were_slow_gets_work_again(tmp_path: Path, offloading: str) -> None:
+    """Its link is slow for a second, in which it does not leave; its equal alone could do all the work, but not as soon."""
+    agents = node("a", "1-2", (9, 0.01, 0.02)) + node("b", "1-2", (9, 0.01, 0.02), 'bandwidth = "{}"\n')
+    text = node("source", "0", (0.01, 9, 9)) + agents
+    change = '[[changes]]\nat = "1s"\nnode = "b"\nbandwidth = "50Mbit/s"\n'
+    load = f'rate = "15/s"\narrivals = "poisson"\nexit_threshold = 1\noffloading = "{offloading}"\nduration = "60s"\n'
+    found = {}
+    for at_first in ("20kbit/s", "40Mbit/s"):
+        records = run(tmp_path, text.format(at_first), load + change).records
+        later = records[len(records) // 2 :]
+        found[at_first] = sum("b" in record.row.path for record in later) / len(later)
+    assert found["40Mbit/s"] > 0.4
+    assert found["20kbit/s"] == pytest.approx(found["40Mbit/s"], abs=0.05)
+
+
 def test_cells_are_deployments_of_their_own_on_one_broker(tmp_path: Path) -> None:
     one = run(tmp_path, TWO, 'rate = "20/s"\nduration = "5s"\n')
     three = run(tmp_path, TWO, 'rate = "20/s"\nduration = "5s"\ncells = 3\n')

@@ -72,6 +72,22 @@ def test_two_channels_become_one() -> None:
     assert read_wav(wav(raw, width=2, channels=2)).samples_T.tolist() == [200, 0]
 
 
+def long_form(raw: bytes, kind: int) -> bytes:
+    """The same file with a header of the long form, behind a chunk that means nothing; ``kind`` 1: PCM, 3: float."""
+    junk, guid = b"JUNK\x03\0\0\0abc\0", bytes([kind]) + bytes.fromhex("00000000001000800000aa00389b71")
+    form = b"fmt " + (40).to_bytes(4, "little") + b"\xfe\xff" + raw[22:36] + bytes([22, 0, 24, 0, 4, 0, 0, 0]) + guid
+    body = b"WAVE" + junk + form + raw[36:]
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+def test_a_header_of_the_long_form_is_read_where_the_sound_is_pcm() -> None:
+    raw = wav(b"\x00\x00\x40" * 50, width=3)
+    for data in (long_form(raw, 1), memoryview(long_form(raw, 1))):
+        assert read_wav(data).samples_T.tolist() == [0x4000] * 50
+    with pytest.raises(ValueError, match="a WAV file of PCM"):
+        read_wav(long_form(raw, 3))
+
+
 @pytest.mark.parametrize("raw", [b"", b"RIFF", b"\x89PNG", wav_bytes(sine(500))[:30], wav(b"", width=2)])
 def test_what_is_no_sound_is_refused(raw: bytes) -> None:
     with pytest.raises(ValueError, match="sound: expected"):

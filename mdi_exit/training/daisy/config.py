@@ -25,7 +25,7 @@ class SpeechSettings:
 
     data: Path = setting(
         REQUIRED, help="spoken words: WORD/SPEAKER_nohash_N.wav, as in Speech Commands; mdi-exit speak makes some",
-        parse=values.path, metavar="DIR",
+        parse=lambda text: values.path(text.removeprefix("wav:")), metavar="DIR",
     )  # fmt: skip
     out: Path = setting(
         REQUIRED, help="folder of the two artifacts, keyword and voice", parse=values.path, metavar="DIR"
