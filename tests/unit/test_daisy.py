@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from mdi_exit.benchmark.command import main as benchmark
 from mdi_exit.benchmark.daisy_page import sheets_of
 from mdi_exit.benchmark.daisy_rows import depth_within, first_at, ranked, told_apart
 from mdi_exit.confidence import judge
-from mdi_exit.data import splits
+from mdi_exit.data import Dataset, splits
 from mdi_exit.engine import make_engine
 from mdi_exit.errors import ArtifactError, UsageError
 from mdi_exit.modality import modality_of
@@ -28,7 +29,7 @@ from mdi_exit.model.artifact import Artifact
 from mdi_exit.model.compose import Composer
 from mdi_exit.model.manifest import Calibration
 from mdi_exit.model.speech import SpeechSizes, UnitBranch, present
-from mdi_exit.outcomes import measures_of, outcomes
+from mdi_exit.outcomes import Outcomes, measures_of, outcomes
 from mdi_exit.padding import stacked
 from mdi_exit.segments import SegmentKey
 from mdi_exit.trace import Trace
@@ -38,6 +39,15 @@ from mdi_exit.training.daisy.hearing import Hearing, calibration_clips, clips_at
 from mdi_exit.training.daisy.units import ABSENT, units_of, with_slope
 
 SIZES = SpeechSizes(layers=3, width=16, heads=4, inner=32, bands=12, frames=16, units=6, near=5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """What is this small is slower on several, and very slow on several that have to wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -318,6 +328,29 @@ def test_the_table_has_every_seed_ratio_rule_and_depth_for_each_task(
     assert not list(tmp_path.glob("*.unfinished"))
     page = next(tmp_path.glob("daisy-*.md")).read_text()
     assert all(f"\n{sheet.title}:\n" in page for sheet in sheets_of(rows))
+
+
+def test_a_run_that_was_cut_short_hears_no_clip_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+
+    def until(most: int) -> Callable[..., Outcomes]:
+        def listened(artifact: Artifact, dataset: Dataset, batch: int) -> Outcomes:
+            if len(heard) == most:
+                raise KeyboardInterrupt
+            heard.append(len(dataset))
+            return outcomes(artifact, dataset, batch=batch)
+
+        return listened
+
+    flags = ["daisy", "--model", str(folder / "made"), "--snrs", "0", "--out", str(tmp_path)]
+    monkeypatch.setattr("mdi_exit.benchmark.daisy.outcomes", until(4))
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(flags, {})
+    monkeypatch.setattr("mdi_exit.benchmark.daisy.outcomes", until(6))
+    assert benchmark(flags, {}) == 0
+    assert heard == 2 * [4 * 5, 14, 14]
 
 
 def test_what_cannot_be_compared_is_refused(folder: Path, second: Path) -> None:
