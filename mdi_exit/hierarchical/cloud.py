@@ -117,7 +117,7 @@ class CloudWorker:
 
     async def _begin(self) -> None:
         cut = self.cut = await asyncio.to_thread(self._chosen_cut)
-        self.study.fits(cut)
+        await asyncio.to_thread(self.study.fits, cut)
         network = (await asyncio.to_thread(self.study.network, cut)).network
         peak = self.settings.learning_rate
         part = WholePart(network, peak) if self.settings.scheme == "cloud" else CloudPart(network, cut, peak)

@@ -89,6 +89,16 @@ async def test_what_a_worker_ends_with_all_end_with(tmp_path: Path) -> None:
             await command._ended(fleet, lambda: None)
 
 
+async def test_a_worker_that_was_killed_is_said_to_have_been(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    await fleet.start("edge1", "timeit", ["-n", "1", "import time; time.sleep(60)"])
+    fleet.processes["edge1"].kill()
+    await fleet.processes["edge1"].wait()
+    with pytest.raises(NodeEndedError, match="edge1 was killed by signal 9, its last line: nothing") as caught:
+        fleet.check()
+    assert caught.value.exit_status == 1
+
+
 def test_a_worker_is_given_flags_that_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[HierarchicalSettings] = []
 
