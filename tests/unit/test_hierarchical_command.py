@@ -136,6 +136,7 @@ def test_an_outage_that_does_not_come_is_told(
     (settings.work / "edge1.log").write_text(before)
     bar = Progress(console=Console(file=io.StringIO()))
     progress = command._Progress(settings.work / "edge1.log", bar, "hierarchical")
+    assert progress.share() is None  # what is there is of an earlier run
     with (settings.work / "edge1.log").open("a") as log:
         log.write("training begins: 6 steps\nstep 3 of 6\n")
     progress.tell()
